@@ -1,0 +1,8 @@
+"""Glimmer: a server for GLM-4.7-Flash.
+
+frontend/   HTTP: text in, text out          scheduler/  which tokens run in which step
+workers/    one GPU (or CPU) rank: the model  kernels/    the ops it is made of
+shared/     what all processes agree on       deploy/     the CLI, the launcher, how to operate it
+"""
+
+__version__ = "0.1.0"

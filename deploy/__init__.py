@@ -1,0 +1,1 @@
+"""Everything that starts or operates the system. Start at `cli.py`, then `launch.py`."""

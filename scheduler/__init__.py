@@ -1,0 +1,1 @@
+"""The scheduler process: every request, every page number. Start at `core.py`."""

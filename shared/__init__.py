@@ -1,0 +1,1 @@
+"""What all processes agree on: messages, config, errors. Start at `messages.py`."""

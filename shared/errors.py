@@ -1,0 +1,93 @@
+"""Everything that can go wrong, as a tree; each leaf knows its exit code or HTTP status.
+
+GlimmerError
+  StartError            the server cannot start; `exit_code` says why to the caller
+    UsageError    2     bad command line
+    ConfigError   3     values that do not fit together or this machine
+    ModelError    4     checkpoint missing, truncated, inconsistent
+    PortError     5     address or runtime directory already in use
+    GpuError      6     GPU lost or unusable
+  RequestError   400    the client's mistake; `field` names the parameter
+    TooLargeError 413   body over the size limit
+    NotFoundError 404   no such model or route
+  OverloadedError 429   queue full; `retry_after_s`
+  UnavailableError 503  draining, starting or engine lost; `retry_after_s`
+  EngineError    500    ours
+  CodecError            a malformed message from a peer: counted and dropped
+"""
+
+
+class GlimmerError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class StartError(GlimmerError):
+    """Cannot start. One line saying what was found and what to change."""
+
+    exit_code = 1
+
+
+class UsageError(StartError):
+    exit_code = 2
+
+
+class ConfigError(StartError):
+    exit_code = 3
+
+
+class ModelError(StartError):
+    exit_code = 4
+
+
+class PortError(StartError):
+    exit_code = 5
+
+
+class GpuError(StartError):
+    exit_code = 6
+
+
+class HttpError(GlimmerError):
+    """An error that becomes an HTTP reply (or a last SSE event)."""
+
+    status = 500
+    type = "InternalServerError"
+
+    def __init__(self, message: str, field: str | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+class RequestError(HttpError):
+    """The client's mistake. `field` is the parameter's path, such as `parameters.top_p`."""
+
+    status = 400
+    type = "BadRequestError"
+
+
+class TooLargeError(RequestError):
+    status = 413
+
+
+class NotFoundError(RequestError):
+    status = 404
+    type = "NotFoundError"
+
+
+class OverloadedError(HttpError):
+    status = 429
+    type = "RateLimitError"
+
+
+class UnavailableError(HttpError):
+    status = 503
+    type = "ServiceUnavailableError"
+
+
+class EngineError(HttpError):
+    status = 500
+
+
+class CodecError(GlimmerError):
+    """A malformed message from a peer."""

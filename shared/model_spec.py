@@ -1,0 +1,150 @@
+"""Dimensions of the model, read from a checkpoint's `config.json`.
+
+The single place that knows the Hugging Face key names of `glm4_moe_lite`. Source of the formats:
+transformers `configuration_glm4_moe_lite.py`; values of GLM-4.7-Flash in the docstring below.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Dimensions of one `Glm4MoeLiteForCausalLM` (in brackets: GLM-4.7-Flash)."""
+
+    vocab_size: int  # rows of embedding and head [154880]
+    num_token_ids: int  # ids the tokenizer knows; rows above are padding, never sampled [154856]
+    hidden_size: int  # [2048]
+    num_layers: int  # without NextN layers [47]
+    num_nextn_layers: int  # MTP layers behind the main ones [1]
+    num_heads: int  # [20]
+    q_lora_rank: int  # [768]
+    kv_lora_rank: int  # [512]
+    qk_nope_head_dim: int  # [192]
+    qk_rope_head_dim: int  # [64]
+    v_head_dim: int  # [256]
+    intermediate_size: int  # of the dense first layers [10240]
+    moe_intermediate_size: int  # of one expert [1536]
+    num_experts: int  # [64]
+    num_experts_per_token: int  # [4]
+    num_shared_experts: int  # [1]
+    num_expert_groups: int  # n_group [1]
+    num_groups_per_token: int  # topk_group [1]
+    first_dense_layers: int  # first_k_dense_replace [1]
+    routed_scaling_factor: float  # [1.8]
+    norm_topk_prob: bool  # [True]
+    rope_theta: float  # [1e6]
+    rope_interleave: bool  # [True]
+    rms_norm_eps: float  # [1e-5]; the two MLA norms use 1e-6 as transformers does
+    max_position_embeddings: int  # [202752]
+    eos_token_ids: tuple[int, ...]  # [154820, 154827, 154829]
+    dtype: str  # of the checkpoint [bfloat16]
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of one query or key head [256]."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def latent_dim(self) -> int:
+        """Width of one cached token in one layer: compressed KV and rope key [576]."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def softmax_scale(self) -> float:
+        """1/sqrt(qk_head_dim); the family uses no yarn factor."""
+        return self.qk_head_dim**-0.5
+
+
+def load_model_spec(model_dir: Path) -> ModelSpec:
+    """Read and check `config.json`. Raises ModelError naming the key that is missing or wrong."""
+    path = model_dir / "config.json"
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ModelError(f"{model_dir} has no config.json: not a model directory") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    if not isinstance(raw, dict) or raw.get("model_type") != "glm4_moe_lite":
+        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ModelError(f"{path}: model_type is {found!r}; this server runs 'glm4_moe_lite' only")
+    return _spec_from_config(raw, path)
+
+
+def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
+    def integer(key: str, default: int | None = None, least: int = 1) -> int:
+        value = raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ModelError(f"{path}: {key} is {value!r}, needs a whole number >= {least}")
+        return value
+
+    def number(key: str, default: float) -> float:
+        value = raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ModelError(f"{path}: {key} is {value!r}, needs a number > 0")
+        return float(value)
+
+    rope = raw.get("rope_parameters") or {}  # transformers 5 moved rope_theta in there
+    kind = rope.get("rope_type", "default")
+    scaling = raw.get("rope_scaling")
+    if kind != "default" or (scaling and scaling.get("rope_type", "default") != "default"):
+        raise ModelError(f"{path}: rope scaling {scaling or rope} is not supported")
+    if number("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise ModelError(f"{path}: partial_rotary_factor must be 1.0")
+    fixed = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}
+    for key, wanted in fixed.items():
+        if raw.get(key, wanted) != wanted:
+            raise ModelError(f"{path}: {key} is {raw[key]!r}, only {wanted!r} is supported")
+    eos = raw.get("eos_token_id", [])
+    eos_ids = tuple(eos if isinstance(eos, list) else [eos] if eos is not None else [])
+    spec = ModelSpec(
+        vocab_size=integer("vocab_size"),
+        num_token_ids=min(_count_token_ids(path.parent), integer("vocab_size")),
+        hidden_size=integer("hidden_size"),
+        num_layers=integer("num_hidden_layers"),
+        num_nextn_layers=integer("num_nextn_predict_layers", 0, least=0),
+        num_heads=integer("num_attention_heads"),
+        q_lora_rank=integer("q_lora_rank"),
+        kv_lora_rank=integer("kv_lora_rank"),
+        qk_nope_head_dim=integer("qk_nope_head_dim"),
+        qk_rope_head_dim=integer("qk_rope_head_dim"),
+        v_head_dim=integer("v_head_dim"),
+        intermediate_size=integer("intermediate_size"),
+        moe_intermediate_size=integer("moe_intermediate_size"),
+        num_experts=integer("n_routed_experts"),
+        num_experts_per_token=integer("num_experts_per_tok"),
+        num_shared_experts=integer("n_shared_experts", 1, least=0),
+        num_expert_groups=integer("n_group", 1),
+        num_groups_per_token=integer("topk_group", 1),
+        first_dense_layers=integer("first_k_dense_replace", 1, least=0),
+        routed_scaling_factor=number("routed_scaling_factor", 1.8),
+        norm_topk_prob=bool(raw.get("norm_topk_prob", True)),
+        rope_theta=number("rope_theta", rope.get("rope_theta", 1e6)),
+        rope_interleave=bool(raw.get("rope_interleave", True)),
+        rms_norm_eps=number("rms_norm_eps", 1e-5),
+        max_position_embeddings=integer("max_position_embeddings"),
+        eos_token_ids=eos_ids,
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
+    )
+    if spec.num_experts_per_token > spec.num_experts:
+        raise ModelError(f"{path}: num_experts_per_tok exceeds n_routed_experts")
+    if any(not isinstance(i, int) or not 0 <= i < spec.vocab_size for i in eos_ids):
+        raise ModelError(f"{path}: eos_token_id {eos!r} is outside vocab_size {spec.vocab_size}")
+    return spec
+
+
+def _count_token_ids(model_dir: Path) -> int:
+    """Largest id in `tokenizer.json` + 1; a checkpoint without one pads nothing."""
+    path = model_dir / "tokenizer.json"
+    if not path.exists():
+        return 1 << 62
+    try:
+        raw = json.loads(path.read_text())
+        ids = [*raw["model"]["vocab"].values(), *(token["id"] for token in raw["added_tokens"])]
+        return int(max(ids)) + 1
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: not a tokenizer file ({error!r})") from error

@@ -1,0 +1,45 @@
+"""How one request wants its tokens chosen.
+
+Made by the frontend from a validated body, carried unchanged by the scheduler, read by the
+worker's sampler. Every value is final here: defaults applied, seed drawn, ids checked against
+the model's vocabulary, lists bounded. Formulas live in `kernels/sampling.py`.
+"""
+
+import msgspec
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Sampling parameters of one sequence (a request with n > 1 is n submits).
+
+    `temperature` 0 means greedy: top_k, top_p and min_p are then ignored, penalties are not.
+    `seed` is always set (the frontend draws one), so a replayed request repeats its tokens:
+    the random number for output position i depends on (seed, i) alone.
+    """
+
+    max_new_tokens: int
+    min_new_tokens: int = 0  # stop ids are masked until so many tokens came out
+    temperature: float = 0.0
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    input_penalty: bool = False  # prompt tokens count for the penalties too
+    decay_start: int = 1  # exponential_decay_length_penalty = [decay_start, decay_factor]
+    decay_factor: float = 1.0
+    seed: int = 0
+    stop_token_ids: tuple[int, ...] = ()  # end the request; the model's EOS ids unless ignore_eos
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); <= -100 bans the id
+    allowed_token_ids: tuple[int, ...] = ()  # empty: all
+    num_logprobs: int = -1  # -1 none; 0 the chosen token's; k also the k likeliest
+    num_prompt_logprobs: int = -1  # the same for prompt tokens; turns prefix reuse off
+
+    @property
+    def uses_penalties(self) -> bool:
+        """Whether the sampler needs token counts for this row."""
+        return (
+            self.presence_penalty != 0
+            or self.frequency_penalty != 0
+            or self.repetition_penalty != 1
+        )

@@ -1,0 +1,1 @@
+"""One tensor-parallel rank: weights, KV bytes, the step. Start at `runner.py`."""
