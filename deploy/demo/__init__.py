@@ -1,0 +1,1 @@
+"""The demo model: a tiny checkpoint in the real layout, for a first look and for tests."""
