@@ -58,6 +58,7 @@ class Receiver:
         try:
             socket.bind(address)
         except zmq.ZMQError as error:
+            socket.close()
             raise PortError(f"cannot bind {address}: {error}") from error
         finally:
             os.umask(umask)

@@ -164,17 +164,32 @@ def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
     `config_overrides` replace keys of `tiny_config`. Float tensors are bf16, routing biases
     float32; scales are chosen so that logits differ clearly and routing spreads over experts.
     """
-    import torch
-    from safetensors.torch import save_file
-
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
     tokenizer.save(str(path / "tokenizer.json"))
     eos = [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|user|>", "<|observation|>")]
+    ends = {"eos_token_id": eos, "pad_token_id": eos[0]}
     vocab = tokenizer.get_vocab_size() + _PAD_ROWS
-    config = tiny_config(
-        **{"vocab_size": vocab, "eos_token_id": eos, "pad_token_id": eos[0], **config_overrides}
-    )
+    config = tiny_config(**{"vocab_size": vocab, **ends, **config_overrides})
+    _write_json(path / "config.json", config)
+    _write_json(path / "generation_config.json", {**ends, "temperature": 1.0})
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config["max_position_embeddings"],
+    }
+    _write_json(path / "tokenizer_config.json", tokenizer_config)
+    shutil.copyfile(CHAT_TEMPLATE, path / "chat_template.jinja")
+    _write_weights(path, config, seed)
+
+
+def _write_weights(path: Path, config: dict[str, Any], seed: int) -> None:
+    import torch
+    from safetensors.torch import save_file
+
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in tensor_shapes(config).items():
@@ -186,15 +201,10 @@ def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
         else:
             scale = 1.0 if "embed_tokens" in name else shape[1] ** -0.5
             tensors[name] = (noise * scale).bfloat16()
-    nextn = f"model.layers.{config['num_hidden_layers']}."
-    tensors |= {  # the real checkpoint repeats both, too
-        name: tensors[main].clone()
-        for name, main in (
-            (f"{nextn}embed_tokens.weight", "model.embed_tokens.weight"),
-            (f"{nextn}shared_head.head.weight", "lm_head.weight"),
-        )
-        if name in tensors
-    }
+    for layer in range(config["num_nextn_predict_layers"]):  # the real one repeats both, too
+        nextn = f"model.layers.{config['num_hidden_layers'] + layer}"
+        tensors[f"{nextn}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
+        tensors[f"{nextn}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     shards = [sorted(tensors)[0::2], sorted(tensors)[1::2]]
     weight_map = {}
     for number, names in enumerate(shards, 1):
@@ -202,27 +212,8 @@ def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
         save_file({n: tensors[n] for n in names}, str(path / file), metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     size = sum(t.numel() * t.element_size() for t in tensors.values())
-    _write_json(
-        path / "model.safetensors.index.json",
-        {"metadata": {"total_size": size}, "weight_map": weight_map},
-    )
-    _write_json(path / "config.json", config)
-    _write_json(
-        path / "generation_config.json",
-        {"eos_token_id": eos, "pad_token_id": eos[0], "temperature": 1.0},
-    )
-    _write_json(
-        path / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": "<|endoftext|>",
-            "pad_token": "<|endoftext|>",
-            "padding_side": "left",
-            "clean_up_tokenization_spaces": False,
-            "model_max_length": 8192,
-        },
-    )
-    shutil.copyfile(CHAT_TEMPLATE, path / "chat_template.jinja")
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(path / "model.safetensors.index.json", index)
 
 
 def _write_json(path: Path, value: Any) -> None:

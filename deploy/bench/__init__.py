@@ -1,0 +1,1 @@
+"""Benchmarks that users run: `glimmer bench ...`. Each prints numbers with where they came from."""

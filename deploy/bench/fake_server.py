@@ -1,0 +1,8 @@
+"""`glimmer serve` with the fake worker in the workers' place; started by `overhead.py`."""
+
+import sys
+
+from ..cli import serve
+
+if __name__ == "__main__":
+    sys.exit(serve(sys.argv[1:], worker_module="glimmer.deploy.bench.fake_worker"))

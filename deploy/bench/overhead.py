@@ -1,0 +1,186 @@
+"""`glimmer bench overhead`: the whole system with a worker that answers at once.
+
+Streams N requests at a time through real HTTP, frontend, scheduler and sockets, and prints what a
+scheduler step and a streamed token cost when the model costs nothing. The load generator counts
+events in raw bytes so that it takes as little as possible of the cores it shares.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from ...shared.errors import StartError
+from ..demo.checkpoint import make_checkpoint
+
+_EVENT = b"data:"
+_METRICS = {
+    "steps": "glimmer_scheduler_steps_total",
+    "step_s": "glimmer_scheduler_step_seconds_total",
+}
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the table; times in seconds, CPU as a share of one core."""
+
+    running: int
+    tokens: int
+    seconds: float
+    steps: float
+    step_us: float
+    cpu: dict[str, float]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Streamed events that reached the client, per second."""
+        return self.tokens / self.seconds
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and print the table (and JSON with --output)."""
+    parser = argparse.ArgumentParser(prog="glimmer bench overhead", description=__doc__)
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 32, 256, 512])
+    parser.add_argument("--seconds", type=float, default=5.0, help="about, per row of the table")
+    parser.add_argument("--port", type=int, default=8999)
+    parser.add_argument("--output", type=Path, help="write the results as JSON")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as directory, _serve(Path(directory), args.port) as server:
+        results = []
+        for running in args.running:
+            rough = _measure(server, args.port, running, max(8, 2000 // running))
+            tokens = int(max(16, min(4000, rough.tokens_per_s * args.seconds / running)))
+            results.append(_measure(server, args.port, running, tokens))
+    _print(results)
+    if args.output:
+        rows = [{**vars(r), "tokens_per_s": r.tokens_per_s} for r in results]
+        args.output.write_text(json.dumps({"cores": os.cpu_count(), "results": rows}, indent=1))
+    return 0
+
+
+@contextlib.contextmanager
+def _serve(directory: Path, port: int) -> Iterator[int]:
+    """Start the server with the fake worker; yields the launcher's process id once ready."""
+    make_checkpoint(directory)
+    command = [sys.executable, "-m", __package__ + ".fake_server", "--model_dir", str(directory)]
+    command += ["--port", str(port), "--running_max_req_size", "512", "--log_level", "warning"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not _is_ready(port):
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise StartError(f"the server for the benchmark did not start on port {port}")
+            time.sleep(0.1)
+        yield server.pid
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(30)
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        return bool(_get(port, "/readiness"))
+    except OSError:
+        return False
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+        return str(reply.read().decode())
+
+
+def _measure(server: int, port: int, running: int, tokens: int) -> Result:
+    """Stream `running` requests of `tokens` tokens each, all at once."""
+    time.sleep(1.1)  # the counters come with the scheduler's heartbeat
+    before, cpu_before = _counters(port), _cpu_seconds(server)
+    start = time.monotonic()
+    events = asyncio.run(_load(port, running, tokens))
+    seconds = time.monotonic() - start
+    cpu_after = _cpu_seconds(server)
+    time.sleep(1.1)
+    after = _counters(port)
+    steps = after["steps"] - before["steps"]
+    cpu = {k: (cpu_after[k] - cpu_before.get(k, 0.0)) / seconds for k in cpu_after}
+    step_us = (after["step_s"] - before["step_s"]) / max(steps, 1) * 1e6
+    return Result(running, events, seconds, steps, step_us, cpu)
+
+
+def _counters(port: int) -> dict[str, float]:
+    text = _get(port, "/metrics")
+    found = {
+        k: re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M) for k, name in _METRICS.items()
+    }
+    return {k: float(match[1]) if match else 0.0 for k, match in found.items()}
+
+
+def _cpu_seconds(server: int) -> dict[str, float]:
+    """CPU seconds so far of this process and each of the server's, by role."""
+    seconds = {"client": time.process_time()}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+            if int(fields[1]) != server:
+                continue
+            command = stat.with_name("cmdline").read_bytes().decode().split("\0")
+            module = next((a for a in command if a.startswith("glimmer.")), "other")
+            role = module.removeprefix("glimmer.").removeprefix("deploy.bench.").split(".")[-1]
+            used = (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+            seconds[role] = seconds.get(role, 0.0) + used
+    return seconds
+
+
+async def _load(port: int, running: int, tokens: int) -> int:
+    return sum(await asyncio.gather(*(_stream(port, i, tokens) for i in range(running))))
+
+
+async def _stream(port: int, number: int, tokens: int) -> int:
+    """One streamed request; returns the events received. Raises if the stream broke off."""
+    parameters = {"max_new_tokens": tokens, "ignore_eos": True}
+    prompt = [100 + (number * 7 + i) % 100 for i in range(16)]
+    body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = "POST /generate_stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    writer.write(
+        f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
+    writer.write(body)
+    events, tail = 0, b""
+    while data := await reader.read(1 << 16):
+        tail += data
+        events += tail.count(_EVENT)
+        tail = tail[-len(_EVENT) + 1 :]
+    writer.close()
+    if events != tokens:
+        raise StartError(f"a stream broke off after {events} of {tokens} tokens")
+    return events
+
+
+def _print(results: list[Result]) -> None:
+    table = Table(title=f"overhead with a worker that answers at once, {os.cpu_count()} cores")
+    for column in ("running", "tokens/s", "steps/s", "scheduler us/step", "CPU by process"):
+        table.add_column(column, justify="right")
+    for r in results:
+        cpu = sorted(r.cpu.items(), key=lambda item: -item[1])
+        table.add_row(
+            str(r.running),
+            f"{r.tokens_per_s:,.0f}",
+            f"{r.steps / r.seconds:,.0f}",
+            f"{r.step_us:,.0f}",
+            " ".join(f"{role} {share:.0%}" for role, share in cpu if share >= 0.01),
+        )
+    Console(width=110).print(table)

@@ -1,0 +1,104 @@
+"""Dimensions are read from config.json, and a broken one is named."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glimmer.deploy.demo.checkpoint import tiny_config
+from glimmer.shared.errors import ModelError
+from glimmer.shared.model_spec import load_model_spec
+
+FLASH: dict[str, Any] = {
+    "model_type": "glm4_moe_lite",
+    "hidden_size": 2048,
+    "num_hidden_layers": 47,
+    "num_nextn_predict_layers": 1,
+    "num_attention_heads": 20,
+    "vocab_size": 154880,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 256,
+    "intermediate_size": 10240,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 4,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.8,
+    "rope_theta": 1000000,
+    "rope_scaling": None,
+    "partial_rotary_factor": 1.0,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 202752,
+    "eos_token_id": [154820, 154827, 154829],
+    "dtype": "bfloat16",
+}
+
+
+def write(path: Path, config: object) -> Path:
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+def test_the_real_model(tmp_path: Path) -> None:
+    spec = load_model_spec(write(tmp_path, FLASH))
+    assert (spec.latent_dim, spec.qk_head_dim, spec.softmax_scale) == (576, 256, 1 / 16)
+    assert spec.eos_token_ids == (154820, 154827, 154829)
+    assert spec.rope_interleave
+    assert spec.num_token_ids == spec.vocab_size  # no tokenizer beside it: nothing is padding
+
+
+def test_rope_theta_may_sit_in_rope_parameters(tmp_path: Path) -> None:
+    config = {k: v for k, v in FLASH.items() if k not in ("rope_theta", "rope_scaling")}
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5000.0}
+    assert load_model_spec(write(tmp_path, config)).rope_theta == 5000.0
+
+
+@pytest.mark.parametrize("key", [k for k, v in FLASH.items() if isinstance(v, int)])
+def test_a_wrong_number_is_named(tmp_path: Path, key: str) -> None:
+    for value in (-1, "many", True):
+        with pytest.raises(ModelError, match=key):
+            load_model_spec(write(tmp_path, {**FLASH, key: value}))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "llama"}, "llama"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"num_experts_per_tok": 65}, "num_experts_per_tok"),
+        ({"eos_token_id": [154880]}, "eos_token_id"),
+    ],
+)
+def test_what_is_not_supported_is_refused(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ModelError, match=named):
+        load_model_spec(write(tmp_path, {**FLASH, **change}))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "null"])
+def test_a_broken_file_is_a_model_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_model_spec(tmp_path)
+
+
+def test_an_empty_directory_is_not_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="not a model directory"):
+        load_model_spec(tmp_path)
+
+
+def test_a_broken_tokenizer_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {**tiny_config(), "vocab_size": 600})
+    (tmp_path / "tokenizer.json").write_text('{"model": {}}')
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        load_model_spec(tmp_path)
