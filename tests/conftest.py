@@ -12,3 +12,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny"
     make_checkpoint(path)
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Sizes of the long runs."""
+    parser.addoption("--soak", type=int, default=150, help="requests in tests/e2e/test_soak.py")

@@ -1,0 +1,138 @@
+"""Random traffic with aborts and disconnects: every request gets one ending, nothing leaks.
+
+`pytest tests/e2e/test_soak.py --soak 1000 -s` is the long run.
+"""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from server import RunningServer, running_server, wait_until
+
+CONCURRENCY = 48
+MAX_PROMPT = 700
+
+
+def random_request(rng: random.Random, prefixes: list[list[int]]) -> tuple[str, dict[str, Any]]:
+    """Route and body of one request."""
+    prompt = rng.choice(prefixes) if rng.random() < 0.6 else []
+    length = rng.choice((1, 3, 40, rng.randrange(1, MAX_PROMPT)))
+    prompt = (prompt + [rng.randrange(500) for _ in range(length)])[:MAX_PROMPT]
+    tokens = rng.choice((1, 5, 30, rng.randrange(1, 120)))
+    if rng.random() < 0.5:
+        parameters: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": rng.random() < 0.7}
+        if rng.random() < 0.4:
+            parameters |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 20}
+        if rng.random() < 0.2:
+            parameters |= {"frequency_penalty": 0.5, "repetition_penalty": 1.2}
+        route = rng.choice(("/generate", "/generate_stream"))
+        return route, {"inputs": prompt, "parameters": parameters}
+    body = {"model": "x", "max_tokens": tokens, "stream": rng.random() < 0.5}
+    if rng.random() < 0.5:
+        return "/v1/completions", {**body, "prompt": prompt}
+    words = " ".join(rng.choice(("what", "is", "this", "model", "Hello")) for _ in range(length))
+    n = rng.choice((1, 1, 2))
+    return "/v1/chat/completions", {
+        **body,
+        "n": n,
+        "messages": [{"role": "user", "content": words[:1500]}],
+    }
+
+
+async def one_request(
+    session: aiohttp.ClientSession, url: str, rng: random.Random, prefixes: list[list[int]]
+) -> str:
+    """Send it, read all of it or leave at a random moment; returns how it ended."""
+    route, body = random_request(rng, prefixes)
+    patience = rng.random() * 0.4 if rng.random() < 0.3 else None
+    streams = route == "/generate_stream" or body.get("stream", False)
+    try:
+        async with asyncio.timeout(patience), session.post(url + route, json=body) as reply:
+            text = await reply.text()
+    except TimeoutError:
+        return "left"
+    assert reply.status == 200, (reply.status, text)
+    if not streams:
+        json.loads(text)
+        return "answered"
+    events = [line for line in text.split("\n") if line.startswith("data:")]
+    if route == "/generate_stream":
+        finished = [json.loads(event[5:])["finished"] for event in events]
+        assert finished[-1], text[-300:]
+        assert not any(finished[:-1]), text[-300:]
+    else:
+        assert events[-1] == "data: [DONE]"
+        reasons = [
+            choice["finish_reason"]
+            for event in events[:-1]
+            for choice in json.loads(event[6:])["choices"]
+            if choice["finish_reason"]
+        ]
+        assert len(reasons) == body.get("n", 1), text[-300:]
+    return "streamed"
+
+
+async def soak(server: RunningServer, requests: int, seed: int) -> Counter[str]:
+    """Run `requests` of them, a bounded number at a time; counts the endings."""
+    rng = random.Random(seed)
+    prefixes = [[rng.randrange(500) for _ in range(rng.randrange(64, 400))] for _ in range(5)]
+    gate = asyncio.Semaphore(CONCURRENCY)
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=240)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+
+        async def gated(i: int) -> str:
+            async with gate:
+                return await one_request(session, server.url, random.Random(seed + i), prefixes)
+
+        return Counter(await asyncio.gather(*(gated(i) for i in range(requests))))
+
+
+def memory_mb(server: RunningServer) -> dict[str, float]:
+    """Resident memory by process."""
+    return {
+        name: psutil.Process(pid).memory_info().rss / 2**20
+        for name, pid in server.processes().items()
+    }
+
+
+def check_all_is_free(server: RunningServer) -> None:
+    wait_until(lambda: server.metric("lightllm_num_running_reqs") == 0, 20, "nothing runs")
+    wait_until(
+        lambda: (
+            server.metric("glimmer_kv_pages", state="free")
+            + server.metric("glimmer_kv_pages", state="cached")
+            == server.metric("glimmer_kv_pages", state="total")
+        ),
+        5,
+        "every page is free or only cached",
+    )
+    assert json.loads(server.get("/token_load")[1])["current_load"] == 0
+
+
+def test_random_traffic_leaves_nothing_behind(
+    tiny_model: Path, tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
+    requests = pytestconfig.getoption("--soak")
+    flags = ("--max_total_token_num", "16384", "--running_max_req_size", "32")
+    with running_server(tiny_model, tmp_path, *flags) as server:
+        asyncio.run(soak(server, min(requests, 200), seed=1))
+        check_all_is_free(server)
+        pids, before = server.processes(), memory_mb(server)
+        endings = asyncio.run(soak(server, requests, seed=2))
+        assert endings.total() == requests
+        check_all_is_free(server)
+        assert server.processes() == pids, "a process died and was replaced"
+        after = memory_mb(server)
+        growth = {name: round(after[name] - before[name], 1) for name in before}
+        preemptions = server.metric("glimmer_preemptions_total")
+        print(f"\n{requests} requests: {dict(endings)}, {preemptions:.0f} preemptions so far")
+        print(f"memory growth in MB: {growth}")
+        assert all(mb < 64 for mb in growth.values()), growth
+        assert "Traceback" not in server.log.read_text()

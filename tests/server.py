@@ -1,0 +1,145 @@
+"""Starts `glimmer serve` as a user would and looks at it from outside; for end-to-end tests."""
+
+import contextlib
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+START_TIMEOUT_S = 90.0
+
+
+@dataclass
+class RunningServer:
+    """One server under test."""
+
+    launcher: subprocess.Popen[bytes]
+    port: int
+    runtime_dir: Path
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def processes(self) -> dict[str, int]:
+        """Name such as "worker-0" -> process id, from the children's command lines."""
+        found = {}
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.launcher.pid).children():
+                with contextlib.suppress(psutil.Error):
+                    found[_role(child.cmdline())] = child.pid
+        return found
+
+    def get(self, path: str, timeout_s: float = 10.0) -> tuple[int, str]:
+        """Status and body; status 0 when the connection fails."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=timeout_s) as reply:
+                return reply.status, reply.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def post(self, path: str, body: Any, timeout_s: float = 60.0) -> tuple[int, Any]:
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.url + path, data, {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def generate(self, prompt: list[int] | str, **parameters: Any) -> dict[str, Any]:
+        """/generate, which must succeed."""
+        parameters = {"return_details": True, **parameters}
+        status, reply = self.post("/generate", {"inputs": prompt, "parameters": parameters})
+        assert status == 200, reply
+        assert isinstance(reply, dict)
+        return reply
+
+    def token_ids(self, prompt: list[int] | str, **parameters: Any) -> list[int]:
+        """Ids that /generate produced."""
+        reply = self.generate(prompt, **parameters)
+        return [token["id"] for token in reply["tokens"]]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Current value of one sample on /metrics."""
+        for line in self.get("/metrics")[1].splitlines():
+            match = re.fullmatch(rf"{re.escape(name)}(?:{{(.*)}})? (\S+)", line)
+            if match and all(f'{k}="{v}"' in (match[1] or "") for k, v in labels.items()):
+                return float(match[2])
+        raise AssertionError(f"no metric {name} {labels}")
+
+    def is_ready(self) -> bool:
+        return self.get("/readiness", 2.0)[0] == 200
+
+
+def _role(command: list[str]) -> str:
+    module = next((a for a in command if a.startswith("glimmer.")), "other")
+    role = {"workers": "worker"}.get(module.split(".")[-1], module.split(".")[-1])
+    index = command[command.index("--index") + 1] if "--index" in command else "0"
+    return f"{role}-{index}"
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    """Poll; fails with `what` after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running_server(
+    model_dir: Path, directory: Path, *flags: str, port: int | None = None
+) -> Iterator[RunningServer]:
+    """Serve `model_dir` on a free port; on the way out stops it and checks that nothing is left."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port, runtime_dir, log = port or free_port(), directory / "run", directory / "server.log"
+    command = [sys.executable, "-m", "glimmer", "serve", "--model_dir", str(model_dir)]
+    command += ["--port", str(port), "--runtime_dir", str(runtime_dir), *flags]
+    with log.open("wb") as output:
+        launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    server = RunningServer(launcher, port, runtime_dir, log)
+    try:
+        wait_until(
+            lambda: launcher.poll() is not None or server.is_ready(),
+            START_TIMEOUT_S,
+            "server ready",
+        )
+        assert launcher.poll() is None, log.read_text()
+        yield server
+    finally:
+        pids = list(server.processes().values())
+        if launcher.poll() is None:
+            launcher.send_signal(signal.SIGTERM)
+            try:
+                launcher.wait(30)
+            except subprocess.TimeoutExpired:
+                launcher.kill()
+                launcher.wait()
+        wait_until(lambda: not any(map(psutil.pid_exists, pids)), 10, "all processes gone")
+        wait_until(lambda: not runtime_dir.exists(), 10, "runtime directory gone")
