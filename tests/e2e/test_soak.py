@@ -23,7 +23,7 @@ def random_request(rng: random.Random, prefixes: list[list[int]]) -> tuple[str, 
     """Route and body of one request."""
     prompt = rng.choice(prefixes) if rng.random() < 0.6 else []
     length = rng.choice((1, 3, 40, rng.randrange(1, MAX_PROMPT)))
-    prompt = (prompt + [rng.randrange(500) for _ in range(length)])[:MAX_PROMPT]
+    prompt = (prompt + [rng.randrange(400) for _ in range(length)])[:MAX_PROMPT]
     tokens = rng.choice((1, 5, 30, rng.randrange(1, 120)))
     if rng.random() < 0.5:
         parameters: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": rng.random() < 0.7}
@@ -81,7 +81,7 @@ async def one_request(
 async def soak(server: RunningServer, requests: int, seed: int) -> Counter[str]:
     """Run `requests` of them, a bounded number at a time; counts the endings."""
     rng = random.Random(seed)
-    prefixes = [[rng.randrange(500) for _ in range(rng.randrange(64, 400))] for _ in range(5)]
+    prefixes = [[rng.randrange(400) for _ in range(rng.randrange(64, 400))] for _ in range(5)]
     gate = asyncio.Semaphore(CONCURRENCY)
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=240)
