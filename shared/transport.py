@@ -6,8 +6,10 @@ dead peer is dropped with its socket. No TCP, no pickle.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import zmq
 import zmq.asyncio
@@ -48,7 +50,7 @@ class Receiver:
         self.malformed = 0
 
     @classmethod
-    def bind(cls, address: str) -> "Receiver":
+    def bind(cls, address: str) -> Self:
         """Create the socket file, private to this user. Raises PortError if it cannot."""
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
@@ -76,6 +78,16 @@ class Receiver:
                     break
                 self._decode_into(messages, data)
         return messages
+
+    def wait(self, fds: Iterable[int], timeout_s: float) -> list[int]:
+        """Wait until a message is there, one of `fds` is readable or the time is over. Returns
+        the readable ones."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        for fd in fds:
+            poller.register(fd, zmq.POLLIN)
+        events = poller.poll(int(timeout_s * 1000) + 1)
+        return [fd for fd, _ in events if isinstance(fd, int)]
 
     def _decode_into(self, messages: list[AnyMessage], data: bytes) -> None:
         try:

@@ -1,0 +1,253 @@
+"""The HTTP application and the life of its process: load, wait for the engine, listen, drain.
+
+Routes are in `_GENERATING` and `_OTHER`. Every error becomes LightLLM's and OpenAI's envelope in
+one middleware. The port opens when the scheduler says that the engine is ready.
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from ..shared.config import ServeConfig
+from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
+from ..shared.lifecycle import Child
+from ..shared.messages import Progress, Ready
+from ..shared.model_spec import load_model_spec
+from . import ops
+from .client import EngineClient
+from .completions import completions
+from .generate import generate, generate_either, generate_stream
+from .job import FRONTEND, Frontend, clean_id
+from .metrics import Metrics
+from .openai import chat
+from .params import ModelFacts, load_defaults
+from .sse import CONTEXT, RequestContext
+from .tokenize import Tokenizer
+
+_BACKLOG = 4096
+_SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
+_END_S = 2.0  # for the last events after the time to drain has passed
+Generating = Callable[[Frontend, web.Request, bytes], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+log = logging.getLogger(__name__)
+
+_GENERATING: dict[str, Generating] = {
+    "/": generate_either,
+    "/generate": generate,
+    "/generate_stream": generate_stream,
+    "/v1/chat/completions": chat,
+    "/v1/completions": completions,
+}
+_OTHER: tuple[tuple[str, str, Handler], ...] = (
+    ("GET", "/v1/models", ops.models),
+    ("GET", "/health", ops.health),
+    ("GET", "/healthz", ops.health),
+    ("GET POST", "/liveness", ops.liveness),
+    ("GET POST", "/readiness", ops.readiness),
+    ("GET", "/metrics", ops.metrics),
+    ("GET", "/token_load", ops.token_load),
+    ("GET POST", "/tokens", ops.tokens),
+    ("GET POST", "/get_model_name", ops.model_name),
+)
+
+
+def create_app(frontend: Frontend) -> web.Application:
+    """The routes over one Frontend, whose client must be running."""
+    max_bytes = int(frontend.config.max_body_mb * (1 << 20))
+    app = web.Application(middlewares=[_middleware], client_max_size=max_bytes)
+    app[FRONTEND] = frontend
+    app.on_response_prepare.append(_add_headers)
+    for path, generating in _GENERATING.items():
+        app.router.add_post(path, _admit(generating))
+    for methods, path, handler in _OTHER:
+        for method in methods.split():
+            app.router.add_route(method, path, handler)
+            if method == "GET":
+                app.router.add_route("HEAD", path, handler)
+    return app
+
+
+def load(config: ServeConfig, client: EngineClient) -> Frontend:
+    """Read what this process needs from the model directory. Takes seconds (transformers).
+    Raises ModelError or ConfigError."""
+    model_dir = Path(config.model_dir)
+    spec = load_model_spec(model_dir)
+    tokenizer = Tokenizer(model_dir, spec.vocab_size, config.chat_template)
+    facts = ModelFacts(config, spec, load_defaults(model_dir), tokenizer.vocabulary.added_ids)
+    max_len = config.max_req_total_len or spec.max_position_embeddings
+    metrics = Metrics(config.model_name, max_len, client)
+    return Frontend(config, facts, tokenizer, client, metrics)
+
+
+async def serve(child: Child) -> None:
+    """Run one HTTP process until it has drained. Raises StartError when it cannot start."""
+    client = EngineClient(child.runtime_dir, child.index, child.hello())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the launcher decides
+    loop.add_signal_handler(
+        signal.SIGTERM, lambda: client.begin_shutdown(child.config.drain_timeout_s)
+    )
+    link = asyncio.create_task(client.run())
+    life = asyncio.create_task(_live(child, client))
+    done, _ = await asyncio.wait({link, life}, return_when=asyncio.FIRST_COMPLETED)
+    for task in (life, link):
+        task.cancel()
+    await asyncio.gather(link, life, return_exceptions=True)
+    for task in done:
+        task.result()  # raises what ended it
+
+
+async def _live(child: Child, client: EngineClient) -> None:
+    child.launcher.send(Progress("frontend", child.index, "loading tokenizer"))
+    with _bind(child) as listener:
+        frontend = await asyncio.to_thread(load, child.config, client)
+        child.launcher.send(Progress("frontend", child.index, "waiting for the engine"))
+        state = client.state
+        if not await _first_of(state.became_ready, state.shutdown):
+            return
+        runner = await listen(frontend, listener)
+        child.launcher.send(Ready("frontend", child.index, state.last_epoch))
+        stalls = asyncio.create_task(frontend.stalls.run())
+        try:
+            await state.shutdown.wait()
+            await _drain(frontend)
+        finally:
+            stalls.cancel()
+            await runner.cleanup()
+            frontend.tokenizer.close()
+
+
+async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
+    """Accept connections on a bound socket. A client that goes away cancels its handler."""
+    runner = web.AppRunner(
+        create_app(frontend),
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=75.0,
+        shutdown_timeout=_END_S,
+    )
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    return runner
+
+
+async def _first_of(wanted: asyncio.Event, otherwise: asyncio.Event) -> bool:
+    waits = [asyncio.create_task(event.wait()) for event in (wanted, otherwise)]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waits:
+            task.cancel()
+    return wanted.is_set() and not otherwise.is_set()
+
+
+async def _drain(frontend: Frontend) -> None:
+    """Wait for open requests; when time is up, end the rest with an error."""
+    log.info("draining, %d requests open", frontend.num_open)
+    state = frontend.client.state
+    while frontend.num_open and time.monotonic() < state.shutdown_at:
+        await asyncio.sleep(0.02)
+    frontend.client.fail_all("the server is shutting down")
+    deadline = time.monotonic() + _END_S
+    while frontend.num_open and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+
+
+def _bind(child: Child) -> socket.socket:
+    """The HTTP socket, bound but not listening, so that clients are refused until ready."""
+    if child.listen_fd is not None:
+        listener = socket.socket(fileno=child.listen_fd)
+    else:
+        host, port = child.config.host, child.config.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            listener.close()
+            raise PortError(f"cannot bind {host}:{port}: {error.strerror}") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    listener.setblocking(False)
+    return listener
+
+
+def _admit(handler: Generating) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        frontend = request.app[FRONTEND]
+        frontend.check_accepting()
+        length = request.content_length
+        if length is not None and length > frontend.config.max_body_mb * (1 << 20):
+            raise _too_large(frontend.config)
+        data = await ops.read_body(request)
+        with frontend.admitted():
+            return await handler(frontend, request, data)
+
+    return handle
+
+
+@web.middleware
+async def _middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    request_id = clean_id(request.headers.get("X-Request-Id", "")) or secrets.token_hex(16)
+    context = request[CONTEXT] = RequestContext(request_id, time.monotonic())
+    try:
+        return await handler(request)
+    except HttpError as error:
+        return await _fail(request, error)
+    except web.HTTPRequestEntityTooLarge:
+        return await _fail(request, _too_large(request.app[FRONTEND].config))
+    except web.HTTPException as error:
+        return error_response(error.status, _HTTP_TYPES.get(error.status), error.text or "")
+    except ConnectionError:  # the client went away while we wrote; nobody sees this reply
+        return context.stream.response if context.stream else web.Response(status=499)
+    except Exception:
+        log.exception("request %s failed", request_id)
+        internal = EngineError(f"internal error; request id {request_id}")
+        return await _fail(request, internal)
+    finally:
+        if context.stream is not None:
+            context.stream.close()
+
+
+_HTTP_TYPES = {404: "NotFoundError", 405: "BadRequestError", 408: "BadRequestError"}
+
+
+async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
+    """An error as the last event of the open stream, or as the whole reply."""
+    stream = request[CONTEXT].stream
+    if stream is not None and stream.is_open:
+        with contextlib.suppress(ConnectionError):
+            await stream.fail(error)
+        return stream.response
+    response = error_response(error.status, error.type, str(error), error.field)
+    if error.retry_after_s:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status in (413, 503):
+        response.force_close()
+    return response
+
+
+def error_response(
+    status: int, kind: str | None, message: str, field: str | None = None
+) -> web.Response:
+    """OpenAI's error object plus the top-level `message` that LightLLM's older clients read."""
+    error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}
+    return ops.reply({"error": error, "message": message}, status)
+
+
+def _too_large(config: ServeConfig) -> TooLargeError:
+    return TooLargeError(f"the request body exceeds {config.max_body_mb:g} MB (--max_body_mb)")
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Request-Id"] = request[CONTEXT].request_id
+    response.headers["Server"] = "glimmer"

@@ -1,0 +1,187 @@
+"""LightLLM's routes: /generate, /generate_stream, and / which is either.
+
+Greedy unless do_sample. The text is not templated, the stop text stays in the output, and a stream
+has exactly one `data:` event per token (clients count them) and no [DONE].
+"""
+
+from typing import Any
+
+from aiohttp import web
+
+from ..shared.errors import RequestError
+from ..shared.messages import TokenLogprob
+from .detokenize import Piece
+from .job import Frontend, Job, Sequence
+from .params import generate_spec
+from .schema import GenerateBody, GenerateParameters, decode_body
+from .sse import EventStream, encode_json
+
+Json = dict[str, Any]
+_PREFIX = b"data:"
+
+
+async def generate(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+    """POST /generate: all text at once."""
+    return await _whole(frontend, request, decode_body(data, GenerateBody))
+
+
+async def generate_stream(
+    frontend: Frontend, request: web.Request, data: bytes
+) -> web.StreamResponse:
+    """POST /generate_stream: one event per token."""
+    return await _stream(frontend, request, decode_body(data, GenerateBody))
+
+
+async def generate_either(
+    frontend: Frontend, request: web.Request, data: bytes
+) -> web.StreamResponse:
+    """POST /: `stream` in the body chooses."""
+    body = decode_body(data, GenerateBody)
+    return await (_stream if body.stream else _whole)(frontend, request, body)
+
+
+async def _start(frontend: Frontend, request: web.Request, body: GenerateBody) -> Job:
+    spec = generate_spec(body, frontend.facts)
+    max_total = frontend.client.max_req_total_len
+    if isinstance(body.inputs, str):
+        special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+        prompt = await frontend.tokenizer.encode(body.inputs, "inputs", max_total, special)
+    else:
+        prompt = body.inputs
+        frontend.tokenizer.check_ids(prompt, "inputs")
+    return Job(frontend, request, [prompt], spec, "inputs")
+
+
+async def _whole(
+    frontend: Frontend, request: web.Request, body: GenerateBody
+) -> web.StreamResponse:
+    with await _start(frontend, request, body) as job:
+        await job.run()
+        formatter = _Formatter(frontend, job)
+        pieces = [sequence.stream.take_pieces() for sequence in job.sequences]
+
+        def per_sequence(values: list[Any]) -> Any:
+            return values if len(values) > 1 else values[0]
+
+        reply: Json = {
+            "generated_text": [sequence.text for sequence in job.sequences],
+            "count_output_tokens": per_sequence([s.stream.num_tokens for s in job.sequences]),
+            "finish_reason": per_sequence([s.finish_reason for s in job.sequences]),
+            "prompt_tokens": len(job.prompts[0]),
+            "logprobs": per_sequence(
+                [[formatter.logprobs(p.logprob) for p in ps] for ps in pieces]
+            ),
+            "input_usage": formatter.input_usage,
+        }
+        if body.parameters is not None and body.parameters.return_details:
+            reply["tokens"] = per_sequence(
+                [formatter.details(s, ps) for s, ps in zip(job.sequences, pieces, strict=True)]
+            )
+        reply |= formatter.prompt_logprobs(job.sequences[0])
+    return web.Response(body=encode_json(reply), content_type="application/json")
+
+
+async def _stream(
+    frontend: Frontend, request: web.Request, body: GenerateBody
+) -> web.StreamResponse:
+    parameters = body.parameters or GenerateParameters()
+    if (parameters.best_of or parameters.n or 1) != 1:
+        raise RequestError("parameters.best_of: must be 1 for streams", "parameters.best_of")
+    with await _start(frontend, request, body) as job:
+        formatter = _Formatter(frontend, job)
+        stream = EventStream(request, frontend.stalls, _PREFIX)
+        sequence, num_sent = job.sequences[0], 0
+        while job.is_open:
+            await job.receive()
+            pieces = sequence.stream.take_pieces()
+            events = []
+            for piece in pieces:
+                num_sent += 1
+                is_last = piece is pieces[-1] and sequence.stream.finish_reason is not None
+                events.append(formatter.event(sequence, piece, num_sent, is_last))
+            if sequence.finished is not None and sequence.stream.finish_reason is None:
+                events.append(formatter.event(sequence, None, num_sent, True))  # aborted
+            if events:
+                await stream.write(b"".join(events))
+        await stream.end()
+    return stream.response
+
+
+class _Formatter:
+    """LightLLM's JSON for the tokens of one job."""
+
+    def __init__(self, frontend: Frontend, job: Job) -> None:
+        self._vocabulary = frontend.tokenizer.vocabulary
+        self._prompt = job.prompts[0]
+        self._wants_prompt = job.spec.sampling.num_prompt_logprobs >= 0
+        self.input_usage = {
+            "input_text_tokens": len(self._prompt),
+            "input_audio_tokens": 0,
+            "input_image_tokens": 0,
+        }
+
+    def logprobs(self, entry: TokenLogprob | None) -> Json | None:
+        """{token id: {logprob, rank, decoded_token}} for a token and its likeliest rivals."""
+        if entry is None:
+            return None
+        result: Json = {
+            str(token_id): self._logprob(token_id, logprob, rank)
+            for rank, (token_id, logprob) in enumerate(entry.top, 1)
+        }
+        result[str(entry.token_id)] = self._logprob(entry.token_id, entry.logprob, entry.rank)
+        return result
+
+    def event(self, sequence: Sequence, piece: Piece | None, count: int, is_last: bool) -> bytes:
+        """One event of a stream: `count` is the token's number; no piece: ended without one."""
+        logprob = piece.logprob if piece else None
+        event: Json = {
+            "token": {
+                "id": piece.token_id if piece else None,
+                "text": piece.text if piece else "",
+                "logprob": logprob.logprob if logprob else None,
+                "special": piece is not None and piece.token_id in self._vocabulary.special_ids,
+                "count_output_tokens": count,
+                "prompt_tokens": len(self._prompt),
+                "logprobs": self.logprobs(logprob),
+            },
+            "generated_text": None,
+            "finished": is_last,
+            "finish_reason": sequence.finish_reason if is_last else None,
+            "details": None,
+            "input_usage": self.input_usage,
+        }
+        if is_last:
+            event |= self.prompt_logprobs(sequence)
+        return _PREFIX + encode_json(event) + b"\n\n"
+
+    def details(self, sequence: Sequence, pieces: list[Piece]) -> list[Json]:
+        """`tokens` of return_details; cumlogprob is the running mean, as in LightLLM."""
+        finished, result, total = sequence.finished, [], 0.0
+        for count, piece in enumerate(pieces, 1):
+            total += piece.logprob.logprob if piece.logprob else 0.0
+            result.append(
+                {
+                    "id": piece.token_id,
+                    "logprob": piece.logprob.logprob if piece.logprob else None,
+                    "cumlogprob": total / count,
+                    "special": piece.token_id in self._vocabulary.special_ids,
+                    "count_output_tokens": count,
+                    "prompt_cache_len": finished.num_cached_tokens if finished else 0,
+                    "mtp_accepted_token_num": finished.mtp_accepted_tokens if finished else 0,
+                    "prompt_tokens": len(self._prompt),
+                    "text": piece.text,
+                    "logprobs": self.logprobs(piece.logprob),
+                }
+            )
+        return result
+
+    def prompt_logprobs(self, sequence: Sequence) -> Json:
+        """`prompt_token_ids` and `prompt_logprobs` when they were asked for."""
+        if not self._wants_prompt:
+            return {}
+        entries = [None, *map(self.logprobs, sequence.prompt_logprobs)]
+        return {"prompt_token_ids": self._prompt, "prompt_logprobs": entries}
+
+    def _logprob(self, token_id: int, logprob: float, rank: int) -> Json:
+        text = self._vocabulary.text(token_id)
+        return {"logprob": logprob, "rank": rank, "decoded_token": text}

@@ -1,0 +1,230 @@
+"""Prometheus metrics: LightLLM's names and types, aliases that gateways look for, our own.
+
+What requests did is observed here when they end; what the engine does comes from the scheduler's
+last heartbeat when `/metrics` is read. The registry is this process's own.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ..shared.messages import Heartbeat
+from .client import EngineClient
+
+_SECONDS = [0.0015 * 1.5**k for k in range(35)]
+_RATIOS = [k / 10 for k in range(11)]
+_ACCEPTED = [1 + k / 10 for k in range(71)]  # tokens per step; at most 7 drafts
+_COUNTERS = {
+    "request_count": "requests received",
+    "request_success": "requests answered",
+    "request_failure": "requests that ended in an error of the server or were refused",
+    "prompt_tokens": "prompt tokens of answered requests",
+    "generation_tokens": "tokens generated for answered requests",
+}
+_TIMES = {
+    "request_duration": "from arrival to the last byte",
+    "request_validation_duration": "from arrival to being handed to the scheduler",
+    "request_inference_duration": "from being handed to the scheduler to the end",
+    "request_mean_time_per_token_duration": "after the first token, per token",
+    "request_first_token_duration": "from arrival to the first token",
+    "request_queue_duration_bucket": "from being handed to the scheduler to the first step",
+}
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """What one ended request contributes; also its log line."""
+
+    submitted_s: float = 0.0  # times are durations since arrival
+    first_token_s: float = 0.0
+    total_s: float = 0.0
+    queue_s: float = 0.0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+    max_new_tokens: int = 0
+    tokens_per_step: float = 1.0
+
+    @property
+    def per_token_s(self) -> float:
+        """Mean time of a token after the first."""
+        return (self.total_s - self.first_token_s) / max(1, self.num_output_tokens - 1)
+
+    @property
+    def cache_ratio(self) -> float:
+        """Part of the prompt that the prefix cache held."""
+        return self.num_cached_tokens / max(1, self.num_prompt_tokens)
+
+
+class Metrics:
+    """All metrics of this process. `render` is the body of `/metrics`."""
+
+    def __init__(self, model_name: str, max_req_total_len: int, client: EngineClient) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._labels = {"model_name": model_name}
+        lengths = [max_req_total_len * k / 100 for k in range(101)]
+        self._counters = {
+            name: Counter(
+                f"lightllm_{name}", text, list(self._labels), registry=self._registry
+            ).labels(**self._labels)
+            for name, text in _COUNTERS.items()
+        }
+        self._times = {
+            name: self._histogram(name, text + ", s", _SECONDS) for name, text in _TIMES.items()
+        }
+        self._input_length = self._histogram("request_input_length", "prompt tokens", lengths)
+        self._generated = self._histogram("request_generated_tokens", "output tokens", lengths)
+        self._max_new = self._histogram("request_max_new_tokens", "output limit", lengths)
+        self._cache_length = self._histogram("cache_length", "prompt tokens found", lengths)
+        self._cache_ratio = self._histogram("cache_ratio", "part of prompt found", _RATIOS)
+        self._tokens_per_step = self._histogram(
+            "request_mtp_avg_token_per_step", "tokens per decode step", _ACCEPTED
+        )
+        self._declare_batch_metrics()
+        self._hit_rate = Gauge(
+            "lightllm_cache_hit_rate",
+            "part of the last request's prompt found in the prefix cache",
+            list(self._labels),
+            registry=self._registry,
+        ).labels(**self._labels)
+        self._registry.register(_EngineCollector(client, self._labels))
+
+    def count(self, name: str) -> None:
+        """Count one request: "request_count" or "request_failure"."""
+        self._counters[name].inc()
+
+    def observe(self, record: RequestRecord) -> None:
+        """One request was answered."""
+        times = {
+            "request_duration": record.total_s,
+            "request_validation_duration": record.submitted_s,
+            "request_inference_duration": record.total_s - record.submitted_s,
+            "request_mean_time_per_token_duration": record.per_token_s,
+            "request_first_token_duration": record.first_token_s,
+            "request_queue_duration_bucket": record.queue_s,
+        }
+        for name, seconds in times.items():
+            self._times[name].observe(seconds)
+        self._counters["request_success"].inc()
+        self._counters["prompt_tokens"].inc(record.num_prompt_tokens)
+        self._counters["generation_tokens"].inc(record.num_output_tokens)
+        self._input_length.observe(record.num_prompt_tokens)
+        self._generated.observe(record.num_output_tokens)
+        self._max_new.observe(record.max_new_tokens)
+        self._cache_length.observe(record.num_cached_tokens)
+        self._cache_ratio.observe(record.cache_ratio)
+        self._hit_rate.set(record.cache_ratio)
+        self._tokens_per_step.observe(record.tokens_per_step)
+
+    def render(self) -> bytes:
+        """Prometheus text format."""
+        return generate_latest(self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
+        return Histogram(
+            f"lightllm_{name}",
+            text,
+            list(self._labels),
+            buckets=list(buckets),
+            registry=self._registry,
+        ).labels(**self._labels)
+
+    def _declare_batch_metrics(self) -> None:
+        """LightLLM's per-batch metrics, which it never fills: heartbeats do not carry them, so
+        they stay at zero here as well. Steps and batch size are in the engine's own metrics."""
+        self._histogram("batch_next_size", "requests in the next batch", range(1, 129))
+        labels = [*self._labels, "method"]
+        count = Counter(
+            "lightllm_batch_inference_count", "steps run", labels, registry=self._registry
+        )
+        duration = Histogram(
+            "lightllm_batch_inference_duration_bucket",
+            "time of a step, s",
+            labels,
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        for method in ("prefill", "decode"):
+            count.labels(**self._labels, method=method)
+            duration.labels(**self._labels, method=method)
+
+
+class _EngineCollector(Collector):
+    """Reads the client's state when `/metrics` is rendered."""
+
+    def __init__(self, client: EngineClient, labels: dict[str, str]) -> None:
+        self._client = client
+        self._names, self._values = list(labels), list(labels.values())
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges and counters of the scheduler's last heartbeat; nothing before the first."""
+        ready = 0.0 if self._client.state.why_not_ready() else 1.0
+        yield self._gauge("glimmer_ready", "whether new requests are accepted", ready)
+        heartbeat = self._client.state.heartbeat
+        if heartbeat is None:
+            return
+        gauges = _gauges(heartbeat, self._client.state.generated_per_s)
+        for name, (text, value) in gauges.items():
+            yield self._gauge(name, text, value)
+        for name, (text, value) in _counters(heartbeat, self._client.malformed).items():
+            family = CounterMetricFamily(name, text, labels=self._names)
+            family.add_metric(self._values, value)
+            yield family
+
+    def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(name, text, labels=self._names)
+        family.add_metric(self._values, value)
+        return family
+
+
+def _gauges(beat: Heartbeat, generated_per_s: float) -> dict[str, tuple[str, float]]:
+    in_use = kv_usage(beat)
+    return {
+        "lightllm_batch_current_size": ("running requests", beat.num_running),
+        "lightllm_batch_pause_size": ("preempted requests", beat.num_paused),
+        "lightllm_queue_size": ("waiting requests", beat.num_waiting),
+        "lightllm_batch_current_max_tokens": ("estimated peak tokens", beat.estimated_peak_tokens),
+        "lightllm_num_running_reqs": ("running requests", beat.num_running),
+        "lightllm_gen_throughput": ("tokens generated per second", generated_per_s),
+        "vllm:num_requests_running": ("running requests", beat.num_running),
+        "vllm:num_requests_waiting": ("waiting requests", beat.num_waiting + beat.num_paused),
+        "vllm:kv_cache_usage_perc": ("used part of the KV pages, 0..1", in_use),
+        "vllm:gpu_cache_usage_perc": ("used part of the KV pages, 0..1", in_use),
+        "glimmer_pages": ("KV pages", beat.pages_total),
+        "glimmer_pages_free": ("KV pages never or no longer used", beat.pages_free),
+        "glimmer_pages_cached": ("KV pages of the prefix cache alone", beat.pages_cached),
+        "glimmer_schedule_seconds": ("mean time to plan one step", beat.step_us / 1e6),
+    }
+
+
+def _counters(beat: Heartbeat, malformed: int) -> dict[str, tuple[str, float]]:
+    return {
+        "glimmer_steps": ("steps run", beat.steps),
+        "glimmer_preemptions": ("requests preempted", beat.preemptions),
+        "glimmer_prefix_queries": ("prompt tokens looked up", beat.prefix_queries),
+        "glimmer_prefix_hits": ("prompt tokens found", beat.prefix_hits),
+        "vllm:prefix_cache_queries": ("prompt tokens looked up", beat.prefix_queries),
+        "vllm:prefix_cache_hits": ("prompt tokens found", beat.prefix_hits),
+        "glimmer_generated_tokens": ("tokens generated", beat.generated_tokens),
+        "glimmer_malformed_messages": (
+            "messages dropped by the scheduler and here",
+            beat.malformed_messages + malformed,
+        ),
+    }
+
+
+def kv_usage(beat: Heartbeat) -> float:
+    """Part of the KV pages that requests hold; pages of the prefix cache alone are not used."""
+    used = beat.pages_total - beat.pages_free - beat.pages_cached
+    return used / max(1, beat.pages_total)

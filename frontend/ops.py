@@ -1,0 +1,99 @@
+"""Small routes for people and machines that operate the server: probes, metrics, names, counts.
+
+All answered from memory: a probe never queues behind generation.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from .job import FRONTEND
+from .metrics import kv_usage
+from .schema import GenerateParameters, TokensBody, decode_body
+from .sse import encode_json
+
+BODY_TIMEOUT_S = 60.0
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A JSON response."""
+    return web.Response(body=encode_json(value), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body; a client that takes too long to send it is told so (408)."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text="the request body did not arrive in time") from None
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health: 503 when the scheduler is silent, or busy without progress."""
+    frontend = request.app[FRONTEND]
+    now, limit_s = time.monotonic(), frontend.config.health_timeout_s
+    if frontend.client.state.is_healthy(now, limit_s):
+        return reply({"message": "Ok"})
+    return reply({"message": "Error"}, 503)
+
+
+async def liveness(request: web.Request) -> web.Response:
+    """GET /liveness: this process's event loop runs."""
+    return reply({"status": "ok"})
+
+
+async def readiness(request: web.Request) -> web.Response:
+    """GET /readiness: 503 with the reason while new requests should go elsewhere."""
+    reason = request.app[FRONTEND].client.state.why_not_ready()
+    return reply({"status": reason}, 503) if reason else reply({"status": "ok"})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics."""
+    body = request.app[FRONTEND].metrics.render()
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def token_load(request: web.Request) -> web.Response:
+    """GET /token_load: used part of the KV pages now, and at the estimated peak."""
+    frontend = request.app[FRONTEND]
+    heartbeat = frontend.client.state.heartbeat
+    current = peak = 0.0
+    if heartbeat is not None:
+        current = kv_usage(heartbeat)
+        capacity = heartbeat.pages_total * frontend.config.page_size
+        peak = heartbeat.estimated_peak_tokens / max(1, capacity)
+    return reply({"current_load": current, "logical_max_load": 0.0, "dynamic_max_load": peak})
+
+
+async def model_name(request: web.Request) -> web.Response:
+    """GET /get_model_name."""
+    return reply({"model_name": request.app[FRONTEND].config.model_name})
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v1/models."""
+    frontend = request.app[FRONTEND]
+    model = {
+        "id": frontend.config.model_name,
+        "object": "model",
+        "created": frontend.created,
+        "owned_by": frontend.config.model_owner or "lightllm",
+        "max_model_len": frontend.client.max_req_total_len,
+    }
+    return reply({"object": "list", "data": [model]})
+
+
+async def tokens(request: web.Request) -> web.Response:
+    """GET or POST /tokens: how many tokens a text has."""
+    frontend = request.app[FRONTEND]
+    body = decode_body(await read_body(request), TokensBody)
+    special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+    ids = await frontend.tokenizer.encode(
+        body.text, "text", frontend.client.max_req_total_len, special
+    )
+    return reply({"ntokens": len(ids)})

@@ -1,0 +1,152 @@
+"""Request bodies: JSON bytes -> typed structs with every number, text and list bounded.
+
+Every rejection is a RequestError that names the field and its limit. Unknown fields are ignored,
+as other servers of these two interfaces do. What the fields mean: `params.py`.
+"""
+
+import re
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..shared.errors import RequestError
+
+_BIG = 2**31 - 1
+_MAX_SEED = 2**63 - 1
+
+Count = Annotated[int, Meta(ge=1, le=_BIG)]
+TokenId = Annotated[int, Meta(ge=0, le=_BIG)]
+Samples = Annotated[int, Meta(ge=1, le=8)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+LightllmPenalty = Annotated[float, Meta(ge=0, le=100)]
+StopString = Annotated[str, Meta(max_length=1024)]
+StopIds = Annotated[list[TokenId], Meta(min_length=1, max_length=256)]
+StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]
+StopSequences = StopString | Annotated[list[StopString | StopIds], Meta(max_length=64)]
+Ids = Annotated[list[TokenId], Meta(max_length=1024)]
+Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]], Meta(max_length=1024)]
+Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
+Body = TypeVar("Body")
+
+
+class SamplingFields(Struct):
+    """Sampling parameters that both interfaces spell the same way. None: not given."""
+
+    do_sample: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_BIG)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Samples | None = None
+    best_of: Samples | None = None
+    seed: Annotated[int, Meta(ge=-1, le=_MAX_SEED)] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Bias | None = None
+    allowed_token_ids: Ids | None = None
+    skip_special_tokens: bool | None = None
+    guided_json: Any = None
+    guided_grammar: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
+    regular_constraint: Any = None
+
+
+class GenerateParameters(SamplingFields):
+    """`parameters` of /generate."""
+
+    presence_penalty: LightllmPenalty | None = None
+    frequency_penalty: LightllmPenalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=1, le=100)] | None = None
+    input_penalty: bool | None = None
+    exponential_decay_length_penalty: (
+        tuple[Annotated[int, Meta(ge=0, le=_BIG)], Annotated[float, Meta(ge=1, le=100)]] | None
+    ) = None
+    max_new_tokens: Count | None = None
+    min_new_tokens: Count | None = None
+    stop_sequences: StopSequences | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=1024)] | None = None
+    disable_prompt_cache: bool | None = None
+    return_details: bool | None = None
+
+
+class GenerateBody(Struct):
+    """Body of /generate, /generate_stream and /."""
+
+    inputs: str | list[int]
+    parameters: GenerateParameters | None = None
+    multimodal_params: dict[str, Any] | None = None
+    stream: bool | None = None  # read by / only
+
+
+class StreamOptions(Struct):
+    """`stream_options` of the OpenAI routes."""
+
+    include_usage: bool | None = None
+
+
+class OpenAiBody(SamplingFields):
+    """What chat and completion requests have in common, with the extensions users know."""
+
+    model: Annotated[str, Meta(max_length=256)] = "default"
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_BIG)] | None = None
+    stop: StopStrings | None = None
+    stop_token_ids: Ids | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+
+
+class ChatBody(OpenAiBody, kw_only=True):
+    """Body of /v1/chat/completions."""
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    function_call: Any = None
+    functions: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(OpenAiBody, kw_only=True):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class TokensBody(Struct):
+    """Body of /tokens."""
+
+    text: str
+    parameters: GenerateParameters | None = None
+
+
+def decode_body(data: bytes, kind: type[Body]) -> Body:
+    """JSON -> struct. Raises RequestError naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        missing = re.search(r"missing required field `(\w+)`", problem)
+        path = re.search(r"`\$\.?([^`]*)`", place)
+        field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
+        raise RequestError(f"{field or 'body'}: {problem}", field=field or None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"body is not valid JSON: {error}") from None

@@ -1,0 +1,282 @@
+"""The process: when it listens, what it refuses before reading, how it drains and stops."""
+
+import asyncio
+import gzip
+import json
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from glimmer.frontend import app
+from glimmer.shared.config import ServeConfig
+from glimmer.shared.errors import ModelError, PortError
+from glimmer.shared.lifecycle import Child
+from glimmer.shared.messages import Progress, Ready, Shutdown
+from glimmer.shared.transport import Receiver, Sender, launcher_address
+
+
+async def test_unknown_routes_and_methods_have_the_error_envelope(server: Any) -> None:
+    async with server.session.get(server.url + "/nope") as reply:
+        body = await reply.json()
+        assert (reply.status, body["error"]["type"]) == (404, "NotFoundError")
+        assert body["error"]["code"] == 404
+        assert body["message"]
+    async with server.session.get(server.url + "/generate") as reply:
+        assert reply.status == 405
+        assert (await reply.json())["error"]["code"] == 405
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions", "/"])
+async def test_malformed_json_is_a_400(server: Any, path: str) -> None:
+    for data in (b"", b"{", b"\xff", b'{"x": ' + b"[" * 100_000, b'{"inputs": NaN}'):
+        async with server.session.post(server.url + path, data=data) as reply:
+            assert reply.status == 400, data[:20]
+            assert "JSON" in (await reply.json())["message"]
+    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
+
+
+async def test_large_bodies_are_refused_before_they_are_read(server: Any) -> None:
+    port = int(server.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)  # not a byte of it was sent
+    assert head.startswith(b"HTTP/1.1 413")
+    assert b"Connection: close" in head
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_large_chunked_bodies_are_refused_on_the_way(server: Any) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(64):
+            yield b" " * (1 << 16)
+
+    async with server.session.post(server.url + "/generate", data=body()) as reply:
+        assert reply.status == 413
+        assert "1 MB" in (await reply.json())["message"]
+    bomb = gzip.compress(b" " * (8 << 20))
+    headers = {"Content-Encoding": "gzip"}
+    async with server.session.post(server.url + "/generate", data=bomb, headers=headers) as reply:
+        assert reply.status == 413
+    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
+
+
+async def test_bodies_that_never_arrive_time_out(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.ops, "BODY_TIMEOUT_S", 0.05)
+    port = int(server.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    assert head.startswith(b"HTTP/1.1 408")
+    assert server.frontend.num_open == 0
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_request_ids_come_back_also_on_streams_and_errors(server: Any) -> None:
+    headers = {"X-Request-Id": "mine-1"}
+    for path, body in (
+        ("/generate", {"inputs": "x"}),
+        ("/generate_stream", {"inputs": "x"}),
+        ("/generate", {}),
+    ):
+        async with server.session.post(server.url + path, json=body, headers=headers) as reply:
+            assert reply.headers["X-Request-Id"] == "mine-1"
+            assert reply.headers["Server"] == "glimmer"
+    async with server.session.get(server.url + "/health") as reply:
+        assert len(reply.headers["X-Request-Id"]) == 32
+
+
+async def test_our_own_bugs_are_a_500_with_the_request_id(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(server.frontend.client, "submit", fail)
+    headers = {"X-Request-Id": "abc"}
+    status, reply = await server.post("/generate", {"inputs": "x"}, headers=headers)
+    assert (status, reply["error"]["type"]) == (500, "InternalServerError")
+    assert "abc" in reply["message"]
+    assert "secret" not in json.dumps(reply)
+    monkeypatch.undo()
+    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
+
+
+async def test_no_route_asks_for_a_key_and_none_is_forgotten(server: Any) -> None:
+    routes = {r.resource.canonical for r in app.create_app(server.frontend).router.routes()}
+    assert routes == {
+        *("/", "/generate", "/generate_stream", "/v1/chat/completions", "/v1/completions"),
+        *("/v1/models", "/tokens", "/token_load", "/get_model_name", "/metrics"),
+        *("/health", "/healthz", "/liveness", "/readiness"),
+    }
+
+
+class Process:
+    """`serve` as the launcher runs it, in this event loop."""
+
+    def __init__(self, directory: Path, model: Path, engine: Any, **changes: Any) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        values = {"model_dir": str(model), "port": port, "max_req_total_len": 512, **changes}
+        self.config = ServeConfig(**values)
+        self.url = f"http://127.0.0.1:{self.config.port}"
+        self.engine = engine
+        self.inbox = Receiver.bind(launcher_address(str(directory)))
+        self.launcher = Sender.connect(launcher_address(str(directory)))
+        self.directory = directory
+        self.seen: list[Any] = []
+
+    def start(self, listen_fd: int | None = None) -> "asyncio.Task[None]":
+        child = Child("frontend", 0, 0, str(self.directory), listen_fd, self.config, self.launcher)
+        return asyncio.create_task(app.serve(child))
+
+    async def heard(self, wanted: Callable[[Any], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not any(wanted(message) for message in self.seen):
+                self.seen += self.inbox.receive(0)
+                await asyncio.sleep(0.01)
+
+    async def get(self, path: str) -> int:
+        async with aiohttp.ClientSession() as session:
+            try:
+                async with session.get(self.url + path) as reply:
+                    return reply.status
+            except aiohttp.ClientConnectorError:
+                return 0
+
+    async def post(self, path: str, body: Any) -> tuple[int, bytes]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.url + path, json=body) as reply,
+        ):
+            return reply.status, await reply.read()
+
+
+@pytest.fixture
+async def process(
+    tiny_model: Path, tmp_path: Path, fake_engine: Any
+) -> AsyncIterator[Callable[..., Process]]:
+    made: list[Process] = []
+
+    def make(**changes: Any) -> Process:
+        made.append(Process(tmp_path, tiny_model, fake_engine, **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.inbox.close()
+        one.launcher.close()
+
+
+def is_ready(message: Any) -> bool:
+    return isinstance(message, Ready) and message.role == "frontend"
+
+
+async def waits_for_engine(process: Process) -> None:
+    await process.heard(lambda m: isinstance(m, Progress) and "engine" in m.stage)
+
+
+@pytest.mark.parametrize("inherited", [False, True])
+async def test_the_port_opens_when_the_engine_is_ready_and_closes_after_the_drain(
+    process: Callable[..., Process], inherited: bool
+) -> None:
+    one = process()
+    listen_fd = None
+    if inherited:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", one.config.port))
+            listen_fd = os.dup(bound.fileno())
+    serving = one.start(listen_fd)
+    await waits_for_engine(one)
+    assert await one.get("/liveness") == 0, "refused before ready"
+    one.engine.ready(epoch=7)
+    await one.heard(is_ready)
+    assert next(m for m in one.seen if is_ready(m)).epoch == 7
+    assert await one.get("/readiness") == 200
+    assert (await one.post("/generate", {"inputs": "x"}))[0] == 200
+    one.engine.manual = True
+    stream = asyncio.create_task(one.post("/generate_stream", {"inputs": "x"}))
+    submit = (await one.engine.submitted(2))[1]
+    one.engine.send(Shutdown(30.0))
+    async with asyncio.timeout(10):
+        while await one.get("/readiness") == 200:
+            await asyncio.sleep(0.01)
+    status, body = await one.post("/generate", {"inputs": "x"})
+    assert status == 503
+    assert b"draining" in body
+    assert not serving.done()
+    one.engine.tokens(submit, [275])
+    one.engine.finish(submit, "stop", 1)
+    assert (await stream)[0] == 200
+    await asyncio.wait_for(serving, 10)
+    assert await one.get("/liveness") == 0
+
+
+async def test_when_the_time_to_drain_is_over_streams_end_with_an_error(
+    process: Callable[..., Process],
+) -> None:
+    one = process()
+    serving = one.start()
+    await waits_for_engine(one)
+    one.engine.manual = True
+    one.engine.ready()
+    await one.heard(is_ready)
+    body = {"prompt": "x", "stream": True}
+    stream = asyncio.create_task(one.post("/v1/completions", body))
+    plain = asyncio.create_task(one.post("/generate", {"inputs": "x"}))
+    submits = await one.engine.submitted(2)
+    for submit in submits:
+        one.engine.tokens(submit, [275])
+    one.engine.send(Shutdown(60.0))
+    one.engine.send(Shutdown(0.05))
+    data = (await stream)[1]
+    assert b"the server is shutting down" in data
+    assert b"[DONE]" not in data
+    assert (await plain)[0] == 503
+    await asyncio.wait_for(serving, 10)
+
+
+async def test_shutdown_before_the_engine_is_ready(process: Callable[..., Process]) -> None:
+    one = process()
+    serving = one.start()
+    await waits_for_engine(one)
+    one.engine.send(Shutdown(0.0))
+    await asyncio.wait_for(serving, 10)
+    assert not any(is_ready(message) for message in one.seen)
+
+
+async def test_a_port_in_use_is_known_before_anything_is_loaded(
+    process: Callable[..., Process],
+) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        one = process(port=other.getsockname()[1])
+        with pytest.raises(PortError, match=str(one.config.port)):
+            await one.start()
+
+
+async def test_a_bad_model_directory_is_a_start_error(
+    process: Callable[..., Process], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        await process(model_dir=str(tmp_path)).start()
+
+
+async def test_sigterm_drains(process: Callable[..., Process]) -> None:
+    one = process(drain_timeout_s=0.0)
+    serving = one.start()
+    await waits_for_engine(one)
+    one.engine.ready()
+    await one.heard(is_ready)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(serving, 10)

@@ -1,0 +1,223 @@
+"""The link to the scheduler: exactly one end per sequence, aborts in batches, loss and return."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glimmer.frontend.client import EngineClient, EngineState, Event
+from glimmer.shared.errors import OverloadedError, UnavailableError
+from glimmer.shared.messages import (
+    Finished,
+    Heartbeat,
+    Hello,
+    PeerLost,
+    Ready,
+    Shutdown,
+    TokenRow,
+    Tokens,
+)
+from glimmer.shared.messages import TokenLogprob as Logprob
+from glimmer.shared.sampling import SamplingParams
+
+PARAMS = SamplingParams(5)
+BEAT: dict[str, Any] = {
+    "steps": 1,
+    "num_running": 1,
+    "num_waiting": 0,
+    "num_paused": 0,
+    "pages_total": 10,
+    "pages_free": 5,
+    "pages_cached": 0,
+    "worker_ready": True,
+    "preemptions": 0,
+    "prefix_queries": 0,
+    "prefix_hits": 0,
+    "generated_tokens": 0,
+    "malformed_messages": 0,
+}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, clock: Clock) -> AsyncIterator[EngineClient]:
+    """Not running: the tests call `_handle` as its loop does."""
+    one = EngineClient(str(tmp_path), 0, Hello("frontend", 0, 1, "hash"), clock)
+    task = asyncio.create_task(one.run())
+    yield one
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def submit(client: EngineClient, count: int = 1) -> tuple[Any, list[int]]:
+    generation = client.submit([([1, 2], PARAMS)] * count)
+    return generation, generation.open_ids()
+
+
+async def test_what_nobody_took_yet_joins_and_sequences_stay_apart(client: EngineClient) -> None:
+    generation, ids = submit(client, 2)
+    entry = Logprob(7, -1.0, 1, [])
+    client._handle(Tokens([TokenRow(ids[0], [7], [entry]), TokenRow(ids[1], [8])]))
+    client._handle(Tokens([TokenRow(ids[0], [9], [entry], [entry])]))
+    client._handle(Finished(ids[0], "stop"))
+    first, second = await generation.receive()
+    assert first == Event(0, [7, 9], [entry, entry], [entry], Finished(ids[0], "stop"))
+    assert second == Event(1, [8], [], [])
+    assert generation.is_open
+    client._handle(Finished(ids[1], "length"))
+    assert await generation.receive() == [Event(1, [], [], [], Finished(ids[1], "length"))]
+    assert not generation.is_open
+
+
+async def test_messages_for_unknown_requests_change_nothing(client: EngineClient) -> None:
+    client._handle(Tokens([TokenRow(5, [1])]))
+    client._handle(Finished(5, "stop"))
+    client._handle(Hello("worker", 0, 1, "x"))
+
+
+async def test_leaving_early_aborts_in_one_message(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(client._sender, "send", sent.append)
+    ids = []
+    for _ in range(100):
+        with client.submit([([1], PARAMS)] * 2) as generation:
+            ids += generation.open_ids()
+    sent.clear()
+    await asyncio.sleep(0)
+    assert [sorted(message.request_ids) for message in sent] == [sorted(ids)]
+    await asyncio.sleep(0)
+    assert len(sent) == 1
+    client._handle(Tokens([TokenRow(ids[0], [1])]))
+    client._handle(Finished(ids[0], "abort"))
+
+
+async def test_what_is_finished_is_not_aborted(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client.submit([([1], PARAMS)]) as generation:
+        client._handle(Finished(generation.open_ids()[0], "stop"))
+        generation.abort(0)
+    sent: list[Any] = []
+    monkeypatch.setattr(client._sender, "send", sent.append)
+    await asyncio.sleep(0)
+    assert sent == []
+
+
+async def test_request_ids_are_62_bit_and_distinct(client: EngineClient) -> None:
+    ids = [i for _ in range(50) for i in submit(client, 20)[1]]
+    assert len(set(ids)) == 1000
+    assert all(0 <= i < 2**62 for i in ids)
+    assert max(ids) > 2**56
+
+
+async def test_a_full_link_refuses_instead_of_losing_a_request(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(message: object) -> None:
+        client._sender.dropped += 1
+
+    monkeypatch.setattr(client._sender, "send", drop)
+    with pytest.raises(OverloadedError):
+        submit(client)
+    assert client._generations == {}
+
+
+async def test_losing_the_scheduler_ends_everything_until_the_next_epoch(
+    client: EngineClient,
+) -> None:
+    with pytest.raises(UnavailableError, match="starting"):
+        _ = client.max_req_total_len
+    client._handle(Ready("scheduler", 0, 3, 10, 512))
+    assert client.max_req_total_len == 512
+    generation, ids = submit(client, 2)
+    client._handle(PeerLost("scheduler", 0, "SIGKILL"))
+    events = await generation.receive()
+    assert [e.finished.reason for e in events if e.finished] == ["unavailable"] * 2
+    assert not generation.is_open
+    assert client.state.why_not_ready() == "engine lost"
+    client._handle(Ready("scheduler", 0, 3, 10, 512))  # sent before it died
+    assert client.state.why_not_ready() == "engine lost"
+    client._handle(Ready("scheduler", 0, 4, 10, 256))
+    assert client.state.why_not_ready() == ""
+    assert client.max_req_total_len == 256
+    client._handle(Finished(ids[0], "stop"))
+
+
+async def test_a_restarted_engine_updates_what_fits(client: EngineClient) -> None:
+    client._handle(Ready("scheduler", 0, 0, 10, 512))
+    client._handle(Ready("scheduler", 0, 1, 10, 300))
+    assert client.max_req_total_len == 300
+
+
+async def test_a_long_wait_returns_empty_handed(client: EngineClient, clock: Clock) -> None:
+    generation, _ = submit(client)
+    client.now = clock.now
+    waiting = asyncio.create_task(generation.receive())
+    await asyncio.sleep(0)
+    generation.wake_if_idle(clock.now + 14)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    generation.wake_if_idle(clock.now + 16)
+    assert await waiting == []
+    assert generation.is_open
+
+
+def test_health_is_heartbeats_and_progress_while_busy() -> None:
+    state = EngineState()
+    assert not state.is_healthy(0.0, 200)
+    state.on_heartbeat(Heartbeat(**BEAT), 0.0)
+    assert state.is_healthy(9.0, 200)
+    assert not state.is_healthy(11.0, 200), "the scheduler is silent"
+    for second in range(1, 202):
+        state.on_heartbeat(Heartbeat(**BEAT), float(second))
+        assert state.is_healthy(second, 200) == (second <= 200), "busy without a step"
+    state.on_heartbeat(Heartbeat(**{**BEAT, "steps": 2}), 202.0)
+    assert state.is_healthy(202.0, 200)
+    idle = Heartbeat(**{**BEAT, "steps": 2, "num_running": 0})
+    for second in range(203, 600):
+        state.on_heartbeat(idle, float(second))
+    assert state.is_healthy(600.0, 200), "idle is healthy"
+
+
+def test_throughput_is_tokens_between_heartbeats() -> None:
+    state = EngineState()
+    state.on_heartbeat(Heartbeat(**BEAT), 10.0)
+    state.on_heartbeat(Heartbeat(**{**BEAT, "generated_tokens": 500}), 12.0)
+    assert state.generated_per_s == 250
+    state.on_heartbeat(Heartbeat(**BEAT), 13.0)  # a restarted scheduler counts from zero
+    assert state.generated_per_s == 0
+
+
+async def test_shutdown_shortens_but_never_lengthens_the_drain(
+    client: EngineClient, clock: Clock
+) -> None:
+    client._handle(Shutdown(30.0))
+    assert client.state.why_not_ready() == "draining"
+    assert client.state.shutdown_at == clock.now + 30
+    client._handle(Shutdown(0.0))
+    assert client.state.shutdown_at == clock.now
+    client._handle(Shutdown(60.0))
+    assert client.state.shutdown_at == clock.now
+
+
+async def test_workers_that_restart_are_seen_in_readiness(client: EngineClient) -> None:
+    client._handle(Ready("scheduler", 0, 0, 10, 512))
+    client._handle(Heartbeat(**{**BEAT, "worker_ready": False}))
+    assert client.state.why_not_ready() == "engine restarting"
+    client._handle(Heartbeat(**BEAT))
+    assert client.state.why_not_ready() == ""

@@ -1,0 +1,104 @@
+"""/metrics: every LightLLM name with its type, and values that are true."""
+
+from typing import Any
+
+import pytest
+from glimmer.shared.messages import Finished
+from prometheus_client.parser import text_string_to_metric_families
+
+COUNTERS = "request_count request_success request_failure prompt_tokens generation_tokens"
+HISTOGRAMS = (
+    "request_duration request_validation_duration request_inference_duration "
+    "request_mean_time_per_token_duration request_first_token_duration "
+    "request_queue_duration_bucket request_input_length request_generated_tokens "
+    "request_max_new_tokens cache_length cache_ratio request_mtp_avg_token_per_step "
+    "batch_inference_duration_bucket batch_next_size"
+)
+GAUGES = (
+    "batch_current_size batch_pause_size queue_size batch_current_max_tokens cache_hit_rate "
+    "gen_throughput num_running_reqs"
+)
+
+
+async def families(server: Any) -> dict[str, Any]:
+    async with server.session.get(server.url + "/metrics") as reply:
+        assert reply.status == 200
+        assert reply.headers["Content-Type"].startswith("text/plain; version=")
+        text = await reply.text()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def value(found: dict[str, Any], sample: str, **labels: str) -> float:
+    for family in found.values():
+        for one in family.samples:
+            if one.name == sample and labels.items() <= one.labels.items():
+                return one.value
+    raise AssertionError(f"no sample {sample} {labels}")
+
+
+async def test_every_name_has_its_type_and_the_model_label(server: Any) -> None:
+    found = await families(server)
+    for kind, names in (("counter", COUNTERS), ("histogram", HISTOGRAMS), ("gauge", GAUGES)):
+        for name in names.split():
+            family = found[f"lightllm_{name}"]
+            assert family.type == kind, name
+            assert family.samples, name
+            assert all(s.labels["model_name"] == "tiny" for s in family.samples)
+    methods = {s.labels["method"] for s in found["lightllm_batch_inference_count"].samples}
+    assert methods == {"prefill", "decode"}
+
+
+async def test_requests_are_counted_with_their_tokens(server: Any) -> None:
+    await server.post("/generate", {"inputs": [1, 2, 3, 4], "parameters": {"max_new_tokens": 4}})
+    await server.post("/v1/completions", {"prompt": "the", "max_tokens": 2})
+    found = await families(server)
+    assert value(found, "lightllm_request_count_total") == 2
+    assert value(found, "lightllm_request_success_total") == 2
+    assert value(found, "lightllm_request_failure_total") == 0
+    assert value(found, "lightllm_prompt_tokens_total") == 5
+    assert value(found, "lightllm_generation_tokens_total") == 6
+    assert value(found, "lightllm_request_first_token_duration_count") == 2
+    assert value(found, "lightllm_request_max_new_tokens_sum") == 6
+    assert value(found, "lightllm_cache_length_sum") == 4
+    assert value(found, "lightllm_cache_hit_rate") == 1.0
+    assert value(found, "lightllm_request_queue_duration_bucket_count") == 2
+
+
+async def test_failures_are_counted(start: Any) -> None:
+    server = await start()
+    server.engine.refusal = Finished(0, "error", message="boom")
+    assert (await server.post("/generate", {"inputs": "x"}))[0] == 500
+    found = await families(server)
+    assert value(found, "lightllm_request_failure_total") == 1
+    assert value(found, "lightllm_request_success_total") == 0
+
+
+async def test_the_engines_numbers_are_those_of_its_last_heartbeat(server: Any) -> None:
+    server.engine.beat(num_running=4, num_waiting=3, num_paused=2, steps=9)
+    state = server.frontend.client.state
+    await server.settle(lambda: state.heartbeat.steps == 9)
+    found = await families(server)
+    expected = {
+        "lightllm_batch_current_size": 4,
+        "lightllm_num_running_reqs": 4,
+        "lightllm_queue_size": 3,
+        "lightllm_batch_pause_size": 2,
+        "lightllm_batch_current_max_tokens": 3200,
+        "vllm:num_requests_running": 4,
+        "vllm:num_requests_waiting": 5,
+        "vllm:kv_cache_usage_perc": 0.25,
+        "vllm:gpu_cache_usage_perc": 0.25,
+        "vllm:prefix_cache_hits_total": 250,
+        "vllm:prefix_cache_queries_total": 1000,
+        "glimmer_preemptions_total": 2,
+        "glimmer_ready": 1,
+    }
+    for name, number in expected.items():
+        assert value(found, name) == pytest.approx(number), name
+
+
+async def test_metrics_work_before_the_first_heartbeat(start: Any) -> None:
+    server = await start(ready=False)
+    found = await families(server)
+    assert value(found, "glimmer_ready") == 0
+    assert "lightllm_request_count" in found
