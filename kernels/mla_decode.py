@@ -1,0 +1,87 @@
+"""Absorbed MLA attention: queries meet the cached latents directly, all heads share one key.
+
+For decode rows and for short extensions of a cached prefix, where reading each latent once costs
+less than up-projecting it.
+"""
+
+import torch
+from torch import Tensor
+
+from .attend import MAX_SCORES, attend, merge_
+
+
+def mla_decode(
+    queries: Tensor,
+    kv: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    max_query_len: int,
+    max_length: int,
+    value_dim: int,
+    scale: float,
+) -> Tensor:
+    """Causal attention of the newest tokens of each row over all the row's latents.
+
+    queries [num_tokens, num_heads, latent_dim], rows one after the other
+    kv [num_pages, page_size, latent_dim], the new tokens already written; queries' type
+    page_table [num_rows, pages] int, pages >= ceil(max_length / page_size)
+    query_starts [num_rows + 1] int64; lengths [num_rows] int64, new tokens included
+    max_query_len, max_length: host bounds on both; value_dim: leading part of a latent that is
+    its value (kv_lora_rank)
+    -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space.
+    """
+    if max_query_len == 1:
+        return _one_query_per_row(queries, kv, page_table, lengths, max_length, value_dim, scale)
+    output = queries.new_empty(*queries.shape[:2], value_dim)
+    starts = query_starts.tolist()
+    for row, length in enumerate(lengths.tolist()):
+        span = slice(starts[row], starts[row + 1])
+        output[span] = _one_row(queries[span], kv, page_table[row], length, value_dim, scale)
+    return output
+
+
+def _one_query_per_row(
+    queries: Tensor,
+    kv: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+    max_length: int,
+    value_dim: int,
+    scale: float,
+) -> Tensor:
+    """Rows padded to the longest, as many at a time as fit the block size."""
+    pages = page_table[:, : -(-max_length // kv.shape[1])]
+    positions = torch.arange(pages.shape[1] * kv.shape[1], device=kv.device)
+    step = max(1, MAX_SCORES // max(1, len(positions) * max(kv.shape[2], queries.shape[1])))
+    parts = []
+    for begin in range(0, len(queries), step):
+        rows = slice(begin, begin + step)
+        latents = kv[pages[rows]].flatten(1, 2).float()  # [rows, positions, latent_dim]
+        visible = (positions < lengths[rows, None])[:, None]
+        part, _ = attend(queries[rows].float(), latents, latents[..., :value_dim], visible, scale)
+        parts.append(part)
+    if not parts:
+        return queries.new_empty(*queries.shape[:2], value_dim)
+    return torch.cat(parts).to(queries.dtype)
+
+
+def _one_row(
+    queries: Tensor, kv: Tensor, pages: Tensor, length: int, value_dim: int, scale: float
+) -> Tensor:
+    """Several queries of one row, over blocks of its pages."""
+    count, heads, _ = queries.shape
+    wide = queries.float().transpose(0, 1).contiguous()  # [heads, count, latent_dim]
+    output = wide.new_zeros(heads, count, value_dim)
+    lse = wide.new_full((heads, count), -torch.inf)
+    page_size = kv.shape[1]
+    step = max(1, MAX_SCORES // max(1, heads * count * page_size))  # pages per block
+    last = torch.arange(length - count, length, device=kv.device)[:, None]  # each query's position
+    for begin in range(0, -(-length // page_size), step):
+        latents = kv[pages[begin : begin + step]].flatten(0, 1).float()
+        first = begin * page_size
+        latents = latents[: length - first]
+        positions = torch.arange(first, first + len(latents), device=kv.device)
+        visible = positions <= last
+        merge_(output, lse, *attend(wide, latents, latents[:, :value_dim], visible, scale))
+    return output.transpose(0, 1).to(queries.dtype)

@@ -1,0 +1,33 @@
+"""Random numbers as a function of (seed, position): the same on every device and in every batch.
+
+Two rounds of splitmix64, in int64 arithmetic that wraps.
+"""
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
+
+
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """seeds, positions [n] int64 -> [n] float64 in [0, 1), 53 random bits each."""
+    bits = _mix(_mix(seeds + _GAMMA) + (positions + 1) * _GAMMA)
+    return _shift(bits, 11).double() * 2.0**-53
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, count: int) -> Tensor:
+    """Logical shift right: torch's own repeats the sign bit."""
+    return torch.bitwise_right_shift(x, count) & ((1 << (64 - count)) - 1)

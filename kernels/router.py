@@ -1,0 +1,41 @@
+"""Chooses the experts of each token: sigmoid scores, selection by corrected score."""
+
+import torch
+from torch import Tensor
+
+
+def route(
+    x: Tensor,
+    weight: Tensor,
+    correction_bias: Tensor,
+    num_chosen: int,
+    num_groups: int,
+    num_chosen_groups: int,
+    normalise: bool,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """(expert ids [num_tokens, num_chosen] int64, weights of the same shape, float32).
+
+    x [num_tokens, hidden], weight [num_experts, hidden] of any float type, computed in float32;
+    correction_bias [num_experts] float32 takes part in the choice, not in the weights. Experts
+    come from the `num_chosen_groups` groups whose two best corrected scores sum highest.
+    `normalise` makes weights sum to 1 before `scaling`.
+    """
+    scores = (x.float() @ weight.float().T).sigmoid()
+    choice = scores + correction_bias
+    if num_chosen_groups < num_groups:
+        choice = _keep_best_groups(choice, num_groups, num_chosen_groups)
+    ids = choice.topk(num_chosen, dim=-1, sorted=False).indices
+    weights = scores.gather(1, ids)
+    if normalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return ids, weights * scaling
+
+
+def _keep_best_groups(choice: Tensor, num_groups: int, num_kept: int) -> Tensor:
+    """Scores of experts outside the best groups become -inf."""
+    grouped = choice.view(len(choice), num_groups, choice.shape[1] // num_groups)
+    totals = grouped.topk(min(2, grouped.shape[2]), dim=-1).values.sum(-1)
+    kept = totals.topk(num_kept, dim=-1, sorted=False).indices
+    dropped = torch.ones_like(totals, dtype=torch.bool).scatter_(1, kept, False)
+    return grouped.masked_fill(dropped[..., None], -torch.inf).view_as(choice)

@@ -1,0 +1,46 @@
+"""The MLP of a layer: widths split over ranks add up, with and without shared experts."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from glimmer.shared.model_spec import ModelSpec, load_model_spec
+from glimmer.workers.model.moe import DenseWeights, MoeWeights, mlp
+from glimmer.workers.parallel import Ranks
+from glimmer.workers.weights import random_weights
+
+
+@pytest.fixture
+def spec(tiny_model: Path) -> ModelSpec:
+    return load_model_spec(tiny_model)
+
+
+def halves(weights: DenseWeights) -> list[DenseWeights]:
+    gate, up = weights.gate_up.chunk(2)
+    rows = zip(gate.chunk(2), up.chunk(2), weights.down.chunk(2, 1), strict=True)
+    return [DenseWeights(torch.cat((g, u)), d) for g, u, d in rows]
+
+
+def test_dense_widths_add_up(spec: ModelSpec) -> None:
+    weights = random_weights(spec, Ranks(), torch.float32, "cpu").layers[0].mlp
+    assert isinstance(weights, DenseWeights)
+    x = torch.randn(5, spec.hidden_size)
+    parts = [mlp(x, half, spec, Ranks()) for half in halves(weights)]
+    torch.testing.assert_close(sum(parts), mlp(x, weights, spec, Ranks()), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("num_tokens", [0, 1, 9])
+def test_expert_widths_and_shared_expert_add_up(spec: ModelSpec, num_tokens: int) -> None:
+    weights = random_weights(spec, Ranks(), torch.float32, "cpu").layers[2].mlp
+    assert isinstance(weights, MoeWeights)
+    assert weights.shared is not None
+    x = torch.randn(num_tokens, spec.hidden_size)
+    gate, up = weights.gate_up.chunk(2, 1)
+    rows = zip(gate.chunk(2, 1), up.chunk(2, 1), weights.down.chunk(2, 2), strict=True)
+    total = torch.zeros_like(x)
+    for g, u, d in rows:
+        routed = dataclasses.replace(weights, gate_up=torch.cat((g, u), 1), down=d, shared=None)
+        total += mlp(x, routed, spec, Ranks())
+    total += mlp(x, weights.shared, spec, Ranks())
+    torch.testing.assert_close(total, mlp(x, weights, spec, Ranks()), atol=5e-5, rtol=1e-4)

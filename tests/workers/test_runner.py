@@ -1,0 +1,160 @@
+"""Steps as the scheduler sees them: what a plan may hold, what comes back, what is refused."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from glimmer.shared.errors import ConfigError, ModelError
+from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
+from glimmer.shared.model_spec import load_model_spec
+from glimmer.shared.sampling import SamplingParams
+from glimmer.workers.model.glm4_moe_lite import compute_logits
+from glimmer.workers.runner import load_runner, num_threads, parse_dtype
+
+GREEDY = SamplingParams(max_new_tokens=6)
+
+
+def admit(row: int, pages: list[int], cached: int = 0, **values: Any) -> RowAdmit:
+    params = SamplingParams(**{"max_new_tokens": 6, **values})
+    return RowAdmit(row, params, pages, cached, 0, [])
+
+
+def plan(admitted: Any = (), prefill: Any = (), decode: Any = (), freed: Any = ()) -> StepPlan:
+    return StepPlan(0, 5, list(freed), list(admitted), [], list(prefill), list(decode))
+
+
+def test_results_follow_the_plans_order(tiny_model: Path, make_runner: Any) -> None:
+    runner = make_runner(tiny_model)
+    first = PrefillChunk(0, 0, [1, 2, 3], sample=True)
+    one = runner.run(plan([admit(0, [0])], [first])).rows[0].token_ids
+    again = runner.run(
+        plan(
+            [admit(1, [1]), admit(2, [2], num_prompt_logprobs=0), admit(3, [3])],
+            [
+                PrefillChunk(1, 0, [9, 9], sample=False, next_id=9),
+                PrefillChunk(2, 0, [4, 5, 6], sample=True),
+                PrefillChunk(3, 0, [1, 2, 3], sample=True),
+            ],
+            [0],
+        )
+    )
+    assert (again.epoch, again.step) == (0, 5)
+    assert len(again.rows) == 3
+    assert again.rows[1].token_ids == one
+    assert [len(entries) for entries in again.prompt_logprobs] == [0, 2, 0]
+
+
+def test_a_plan_that_runs_nothing_is_answered(tiny_model: Path, make_runner: Any) -> None:
+    runner = make_runner(tiny_model)
+    assert runner.run(plan([admit(0, [1])])).rows == []
+    assert runner.run(plan(freed=[0])).rows == []
+
+
+def test_a_reused_row_forgets_its_past(tiny_model: Path, make_runner: Any) -> None:
+    runner = make_runner(tiny_model)
+    chunk = PrefillChunk(0, 0, [3, 1, 4], sample=True)
+    penalised: dict[str, Any] = {"repetition_penalty": 3.0, "presence_penalty": 9.0}
+    fresh = runner.run(plan([admit(0, [0], **penalised)], [chunk]))
+    for _ in range(4):
+        runner.run(plan(decode=[0]))
+    again = runner.run(plan([admit(0, [7], **penalised)], [chunk], freed=[0]))
+    assert again.rows == fresh.rows
+
+
+def test_pages_of_finished_rows_can_be_read_by_others(tiny_model: Path, make_runner: Any) -> None:
+    runner = make_runner(tiny_model, page_size=4)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    whole = runner.run(plan([admit(0, [0, 1, 2])], [PrefillChunk(0, 0, ids, sample=True)]))
+    tail = PrefillChunk(1, 8, ids[8:], sample=True)
+    shared = runner.run(plan([admit(1, [0, 1, 9], cached=8)], [tail], freed=[0]))
+    assert shared.rows == whole.rows
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (plan([admit(0, [-1])]), "pages"),
+        (plan([admit(0, [256])]), "pages"),
+        (plan([admit(0, [0])], [PrefillChunk(0, 1, [1], sample=True)]), "starts at 1"),
+        (plan([admit(0, [0])], [PrefillChunk(0, 0, [1] * 65, sample=True)]), "65 new tokens"),
+        (plan(decode=[3]), "row 3"),
+    ],
+)
+def test_wrong_plans_are_refused(
+    tiny_model: Path, make_runner: Any, bad: StepPlan, said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_runner(tiny_model).run(bad)
+
+
+def test_a_poisoned_row_is_named_instead_of_sampled(
+    tiny_model: Path, make_runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*args: Any) -> Any:
+        logits = compute_logits(*args)
+        assert logits is not None
+        logits[1] = math.nan
+        return logits
+
+    runner = make_runner(tiny_model)
+    monkeypatch.setattr("glimmer.workers.runner.compute_logits", poisoned)
+    chunks = [PrefillChunk(row, 0, [1], sample=True) for row in (4, 6)]
+    with pytest.raises(FloatingPointError, match="row 6"):
+        runner.run(plan([admit(4, [0]), admit(6, [1])], chunks))
+
+
+def test_prompt_logprobs_behind_a_cached_prefix_stay_aligned(
+    tiny_model: Path, make_runner: Any
+) -> None:
+    runner = make_runner(tiny_model, page_size=4)
+    chunk = PrefillChunk(0, 4, [7, 8], sample=True)
+    found = runner.run(plan([admit(0, [0, 1], cached=4, num_prompt_logprobs=0)], [chunk]))
+    entries = found.prompt_logprobs[0]
+    assert [entry.token_id for entry in entries] == [7, 8]
+    assert entries[0].rank == 0
+    assert entries[1].rank > 0
+
+
+def test_dummy_weights_need_no_files(tmp_path: Path, tiny_model: Path, make_runner: Any) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    chunk = PrefillChunk(0, 0, [1, 2], sample=True)
+    results = []
+    for _ in range(2):
+        runner = make_runner(tmp_path, load_format="dummy")
+        results.append(runner.run(plan([admit(0, [0], num_logprobs=1)], [chunk])))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["float32", "fp32", "bfloat16", "bf16", "float16", "fp16"])
+def test_each_data_type_runs(tiny_model: Path, make_runner: Any, name: str) -> None:
+    runner = make_runner(tiny_model, data_type=name)
+    result = runner.run(plan([admit(0, [0])], [PrefillChunk(0, 0, [1, 2], sample=True)]))
+    assert len(result.rows[0].token_ids) == 1
+
+
+def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, config_of: Any) -> None:
+    def load(path: Path, **changes: Any) -> None:
+        load_runner(config_of(path, **changes), 0, 0, tmp_path, lambda *_: None)
+
+    with pytest.raises(ConfigError, match="'int3' is unknown, use one of float32"):
+        load(tiny_model, data_type="int3")
+    with pytest.raises(ConfigError, match="--tp 3 must divide"):
+        load(tiny_model, tp=3)
+    with pytest.raises(ModelError, match=r"no config.json"):
+        load(tmp_path)
+    assert parse_dtype("bf16") == torch.bfloat16
+
+
+def test_tiny_models_run_on_one_thread_and_tp_shares_the_cores(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = load_model_spec(tiny_model)
+    large = dataclasses.replace(tiny, hidden_size=2048)
+    monkeypatch.setattr("glimmer.workers.runner.usable_cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    assert num_threads(tiny, 1) == 1
+    assert num_threads(large, 1) == 6
+    assert [num_threads(large, tp) for tp in (2, 4, 16)] == [4, 2, 1]

@@ -1,0 +1,66 @@
+"""The process of one rank: load, say Ready, then run plans in the order in which they come.
+
+Rank 0 answers the scheduler. Any failure ends the process with a reason to the launcher, which
+restarts the whole group: a rank that failed within a step may be out of step with the others.
+"""
+
+import logging
+from pathlib import Path
+
+from ..shared.errors import StartError
+from ..shared.lifecycle import Child
+from ..shared.messages import Progress, Ready, Shutdown, StepPlan, WorkerFailed
+from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
+from .runner import ModelRunner, load_runner
+
+logger = logging.getLogger(__name__)
+
+
+def run_worker(child: Child) -> int:
+    """From the first message to Shutdown: 0. Whatever goes wrong is told to the launcher and
+    raised again."""
+    scheduler = Sender.connect(scheduler_address(child.runtime_dir))
+    scheduler.send(child.hello())
+    try:
+        return _load_and_serve(child, scheduler)
+    except Exception as error:
+        reason = str(error) if isinstance(error, StartError) else repr(error)
+        child.launcher.send(WorkerFailed(child.epoch, child.index, reason))
+        raise
+    finally:
+        scheduler.close()
+        child.launcher.close()
+
+
+def _load_and_serve(child: Child, scheduler: Sender) -> int:
+    def report(stage: str, done: int, total: int) -> None:
+        child.launcher.send(Progress("worker", child.index, stage, done, total))
+
+    runner = load_runner(child.config, child.index, child.epoch, Path(child.runtime_dir), report)
+    with Receiver.bind(worker_address(child.runtime_dir, child.epoch, child.index)) as inbox:
+        ready = Ready("worker", child.index, child.epoch, num_pages=runner.num_pages)
+        logger.info("rank %d is ready with %d KV pages", child.index, runner.num_pages)
+        scheduler.send(ready)
+        child.launcher.send(ready)
+        return serve(runner, inbox, scheduler if child.index == 0 else None)
+
+
+def serve(runner: ModelRunner, inbox: Receiver, scheduler: Sender | None) -> int:
+    """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0).
+    A step that fails because the other ranks have shut down already is not a failure."""
+    while True:
+        for message in inbox.receive(None):
+            match message:
+                case StepPlan() if message.epoch == runner.epoch:
+                    try:
+                        result = runner.run(message)
+                    except Exception:
+                        if any(isinstance(late, Shutdown) for late in inbox.receive(0)):
+                            return 0
+                        raise
+                    if scheduler is not None:
+                        scheduler.send(result)
+                case Shutdown():
+                    return 0
+                case _:
+                    logger.warning("unexpected %s", type(message).__name__)

@@ -1,0 +1,80 @@
+"""Tensor parallelism: how weights are split over ranks, and the three exchanges of a step.
+
+Heads, MLP widths and the head's vocabulary are split; everything else, the latent KV included, is
+replicated. Rank 0 alone samples and tells the others, so ranks cannot drift apart. One machine
+only: gloo over loopback.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore
+
+from ..shared.errors import ConfigError
+from ..shared.model_spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank's place in its group. `group` is None when it is alone."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None  # a ProcessGroupGloo; torch does not type it
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Sum over ranks, in place; returns x."""
+        if self.group is not None:
+            self.group.allreduce([x]).wait()
+        return x
+
+    def broadcast(self, x: Tensor) -> Tensor:
+        """Rank 0's x everywhere, in place; returns x."""
+        if self.group is not None:
+            self.group.broadcast([x]).wait()
+        return x
+
+    def gather_columns(self, x: Tensor) -> Tensor | None:
+        """[n, width] of each rank -> [n, size * width] on rank 0, None on the others."""
+        if self.group is None:
+            return x
+        parts = [[torch.empty_like(x) for _ in range(self.size)]] if self.rank == 0 else []
+        self.group.gather(parts, [x.contiguous()], dist.GatherOptions()).wait()
+        return torch.cat(parts[0], dim=1) if self.rank == 0 else None
+
+    def split(self, size: int) -> slice:
+        """This rank's share of `size` things; the last ranks get less if it does not divide."""
+        share = -(-size // self.size)
+        return slice(min(size, self.rank * share), min(size, (self.rank + 1) * share))
+
+
+def join_ranks(rank: int, size: int, epoch: int, runtime_dir: Path, timeout_s: float) -> Ranks:
+    """Meet the other ranks of this epoch. `timeout_s` bounds the meeting and every exchange after
+    it; RuntimeError when it passes or a rank is gone."""
+    if size == 1:
+        return Ranks()
+    timeout = timedelta(seconds=timeout_s)
+    gloo: Any = dist.ProcessGroupGloo
+    store = FileStore(str(runtime_dir / f"ranks-{epoch}"), size)
+    store.set_timeout(timeout)
+    options = gloo._Options()
+    options._devices = [gloo.create_device(hostname="127.0.0.1")]
+    options._timeout = timeout
+    return Ranks(rank, size, gloo(store, rank, size, options))
+
+
+def check_split(spec: ModelSpec, tp: int) -> None:
+    """Raises ConfigError naming `tp` and the dimension it does not divide."""
+    dims = {"num_attention_heads": spec.num_heads}
+    if spec.first_dense_layers:
+        dims["intermediate_size"] = spec.intermediate_size
+    if spec.first_dense_layers < spec.num_layers:
+        dims["moe_intermediate_size"] = spec.moe_intermediate_size
+    for name, size in dims.items():
+        if tp < 1 or size % tp:
+            raise ConfigError(f"--tp {tp} must divide {name} {size}")

@@ -1,0 +1,196 @@
+"""Runs plans on one rank: apply row changes, build inputs, forward, sample, answer.
+
+Knows nothing of sockets (`loop.py`) nor of formulas (`model/`, `sampler.py`). All ranks run every
+plan; rank 0's tokens are everybody's.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..shared.config import ServeConfig
+from ..shared.errors import ConfigError
+from ..shared.messages import (
+    PrefillChunk,
+    RowAdmit,
+    RowResult,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+)
+from ..shared.model_spec import ModelSpec, load_model_spec
+from ..shared.sampling import SamplingParams
+from .checkpoint import check_weights
+from .host import usable_cores
+from .inputs import StepInputs, build_inputs
+from .kv_cache import allocate_kv, count_pages, pages_per_row
+from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
+from .parallel import Ranks, check_split, join_ranks
+from .rows import RowTable
+from .sampler import sample, token_logprobs
+from .weights import load_weights, random_weights
+
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+}
+# A barrier between threads costs more than the ops of a tiny model, and far more when the cores
+# are shared: at hidden 128 on 2 busy cores 2 threads gave 8 tokens/s, 1 thread 131. The limit
+# itself is a guess between that and real models.
+_SINGLE_THREAD_HIDDEN = 512
+_LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
+
+ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+class ModelRunner:
+    """One rank, ready to run plans."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: ServeConfig,
+        model: ModelWeights,
+        ranks: Ranks,
+        epoch: int = 0,
+    ) -> None:
+        self.num_pages = count_pages(spec, config, model.embedding.dtype)
+        self.epoch = epoch
+        self._spec = spec
+        self._model = model
+        self._ranks = ranks
+        self._kv = allocate_kv(self.num_pages, spec, config, model.embedding.dtype)
+        self._table = RowTable(
+            config.running_max_req_size or 1,
+            pages_per_row(spec, config),
+            config.page_size,
+            spec.vocab_size,
+            config.device,
+        )
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one step. Any exception means that this rank's state is no longer that of the
+        others: it must not run another plan."""
+        table = self._table
+        self._check_pages(plan)
+        table.apply(plan)
+        if not plan.prefill and not plan.decode:
+            return StepResult(plan.epoch, plan.step, [])
+        inputs = build_inputs(plan, table)
+        hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
+        prompt_logprobs = [
+            self._prompt_logprobs(chunk, hidden[span])
+            for chunk, span in zip(plan.prefill, inputs.chunk_spans, strict=True)
+        ]
+        rows = [chunk.row for chunk in plan.prefill] + plan.decode
+        counts = [len(chunk.token_ids) for chunk in plan.prefill] + [1] * len(plan.decode)
+        table.advance(rows, counts)
+        results = self._sample(inputs, hidden) if inputs.sampling_rows else []
+        return StepResult(plan.epoch, plan.step, results, prompt_logprobs)
+
+    def warm_up(self) -> None:
+        """Run a prefill and a decode step in row 0 and page 0, then forget them. Start-up costs of
+        the libraries are paid here, and weights that make no finite numbers are found."""
+        greedy = SamplingParams(max_new_tokens=2)
+        admit = RowAdmit(0, greedy, [0], 0, 0, [])
+        chunk = PrefillChunk(0, 0, [0], sample=True)
+        self.run(StepPlan(self.epoch, 0, [], [admit], [], [chunk], []))
+        if self._table.page_size > 1:
+            self.run(StepPlan(self.epoch, 0, [], [], [], [], [0]))
+        self.run(StepPlan(self.epoch, 0, [0], [], [], [], []))
+
+    def _check_pages(self, plan: StepPlan) -> None:
+        parts = [(a.row, a.pages) for a in plan.admitted]
+        parts += [(a.row, a.pages) for a in plan.appended]
+        for row, pages in parts:
+            if pages and not (min(pages) >= 0 and max(pages) < self.num_pages):
+                raise ValueError(f"row {row}: pages {pages} of {self.num_pages}")
+
+    def _sample(self, inputs: StepInputs, hidden: Tensor) -> list[RowResult]:
+        rows = inputs.sampling_rows
+        logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
+        logprobs: list[list[TokenLogprob]] = [[]] * len(rows)
+        if logits is None:
+            ids = torch.empty_like(inputs.sampling_index)
+        else:
+            ids, logprobs = sample(logits, rows, self._table, self._spec.num_token_ids)
+        self._ranks.broadcast(ids)
+        self._table.record(rows, ids)
+        return [RowResult([i], found) for i, found in zip(ids.tolist(), logprobs, strict=True)]
+
+    def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
+        """About each token of the chunk, given all before it; [] where not asked for. A chunk that
+        follows a cached prefix lacks the state before it: its first entry says rank 0."""
+        table = self._table
+        num_top = table.params[chunk.row].num_prompt_logprobs
+        if num_top < 0:
+            return []
+        before, targets = hidden[:-1], chunk.token_ids[1:]
+        found: list[TokenLogprob] = []
+        carried = table.last_hidden.pop(chunk.row, None)
+        if carried is not None:
+            before, targets = torch.cat((carried, before)), chunk.token_ids
+        elif chunk.start > 0:
+            found.append(TokenLogprob(chunk.token_ids[0], -9999.0, 0, []))
+        if not chunk.sample:
+            table.last_hidden[chunk.row] = hidden[-1:].clone()
+        for begin in range(0, len(targets), _LOGPROB_SEGMENT):
+            part = slice(begin, begin + _LOGPROB_SEGMENT)
+            logits = compute_logits(self._model, before[part], self._spec, self._ranks)
+            if logits is not None:
+                ids = torch.tensor(targets[part], device=logits.device)
+                found += token_logprobs(logits, ids, [num_top] * len(ids))
+        return found
+
+
+def load_runner(
+    config: ServeConfig, rank: int, epoch: int, runtime_dir: Path, report: ReportProgress
+) -> ModelRunner:
+    """From a settled config to a runner that has run its first step. Raises ConfigError or
+    ModelError before any weight is allocated, RuntimeError when other ranks do not show up."""
+    model_dir = Path(config.model_dir)
+    spec = load_model_spec(model_dir)
+    torch.set_num_threads(num_threads(spec, config.tp))
+    check_split(spec, config.tp)
+    dtype = parse_dtype(config.data_type or spec.dtype)
+    index = None
+    if config.load_format != "dummy":
+        report("checking weights", 0, 0)
+        index = check_weights(model_dir, spec)
+    report("meeting ranks", 0, 0)
+    ranks = join_ranks(rank, config.tp, epoch, runtime_dir, config.step_timeout_s)
+    if index is None:
+        report("making random weights", 0, 0)
+        model = random_weights(spec, ranks, dtype, config.device)
+    else:
+        model = load_weights(
+            index,
+            spec,
+            ranks,
+            dtype,
+            config.device,
+            config.load_workers,
+            lambda done, total: report("loading weights", done, total),
+        )
+    runner = ModelRunner(spec, config, model, ranks, epoch)
+    report("warming up", 0, 0)
+    runner.warm_up()
+    return runner
+
+
+def num_threads(spec: ModelSpec, tp: int) -> int:
+    """This rank's share of the cores, never above what OMP_NUM_THREADS says; 1 for small models."""
+    if spec.hidden_size < _SINGLE_THREAD_HIDDEN:
+        return 1
+    return max(1, min(torch.get_num_threads(), usable_cores() // tp))
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch type of a `data_type` value. Raises ConfigError naming the ones there are."""
+    if name not in _DTYPES:
+        raise ConfigError(f"--data_type {name!r} is unknown, use one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
