@@ -5,6 +5,7 @@ transformers `configuration_glm4_moe_lite.py`; values of GLM-4.7-Flash in the do
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class ModelSpec:
     @property
     def softmax_scale(self) -> float:
         """1/sqrt(qk_head_dim); the family uses no yarn factor."""
-        return self.qk_head_dim**-0.5
+        return 1 / math.sqrt(self.qk_head_dim)
 
 
 def load_model_spec(model_dir: Path) -> ModelSpec:
@@ -120,7 +121,7 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
         num_shared_experts=integer("n_shared_experts", 1, least=0),
         num_expert_groups=integer("n_group", 1),
         num_groups_per_token=integer("topk_group", 1),
-        first_dense_layers=integer("first_k_dense_replace", 1, least=0),
+        first_dense_layers=_count_dense_layers(raw, path),
         routed_scaling_factor=number("routed_scaling_factor", 1.8),
         norm_topk_prob=bool(raw.get("norm_topk_prob", True)),
         rope_theta=number("rope_theta", rope.get("rope_theta", 1e6)),
@@ -130,11 +131,30 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
         eos_token_ids=eos_ids,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
     )
-    if spec.num_experts_per_token > spec.num_experts:
-        raise ModelError(f"{path}: num_experts_per_tok exceeds n_routed_experts")
+    if spec.num_experts % spec.num_expert_groups:
+        raise ModelError(f"{path}: n_group does not divide n_routed_experts")
+    if spec.num_groups_per_token > spec.num_expert_groups:
+        raise ModelError(f"{path}: topk_group exceeds n_group")
+    group = spec.num_experts // spec.num_expert_groups
+    if spec.num_experts_per_token > spec.num_groups_per_token * group:
+        raise ModelError(f"{path}: num_experts_per_tok exceeds n_routed_experts of topk_group")
     if any(not isinstance(i, int) or not 0 <= i < spec.vocab_size for i in eos_ids):
         raise ModelError(f"{path}: eos_token_id {eos!r} is outside vocab_size {spec.vocab_size}")
     return spec
+
+
+def _count_dense_layers(raw: dict[str, Any], path: Path) -> int:
+    """transformers writes `mlp_layer_types`, the published checkpoint `first_k_dense_replace`."""
+    kinds = raw.get("mlp_layer_types")
+    if kinds is None:
+        count = raw.get("first_k_dense_replace", 1)
+    else:
+        count = kinds.count("dense") if isinstance(kinds, list) else -1
+        if kinds != ["dense"] * count + ["sparse"] * (raw["num_hidden_layers"] - count):
+            raise ModelError(f"{path}: mlp_layer_types must be dense layers, then sparse ones")
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise ModelError(f"{path}: first_k_dense_replace is {count!r}, needs a whole number >= 0")
+    return count
 
 
 def _count_token_ids(model_dir: Path) -> int:

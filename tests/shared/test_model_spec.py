@@ -59,6 +59,11 @@ def test_rope_theta_may_sit_in_rope_parameters(tmp_path: Path) -> None:
     assert load_model_spec(write(tmp_path, config)).rope_theta == 5000.0
 
 
+def test_dense_layers_may_be_listed_by_kind(tmp_path: Path) -> None:
+    config = {**FLASH, "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 45}
+    assert load_model_spec(write(tmp_path, config)).first_dense_layers == 2
+
+
 @pytest.mark.parametrize("key", [k for k, v in FLASH.items() if isinstance(v, int)])
 def test_a_wrong_number_is_named(tmp_path: Path, key: str) -> None:
     for value in (-1, "many", True):
@@ -75,6 +80,11 @@ def test_a_wrong_number_is_named(tmp_path: Path, key: str) -> None:
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),
         ({"num_experts_per_tok": 65}, "num_experts_per_tok"),
+        ({"n_group": 4, "topk_group": 1, "num_experts_per_tok": 17}, "num_experts_per_tok"),
+        ({"n_group": 3}, "n_group"),
+        ({"topk_group": 2}, "topk_group"),
+        ({"mlp_layer_types": ["sparse", "dense"] * 23 + ["sparse"]}, "mlp_layer_types"),
+        ({"mlp_layer_types": ["dense", "sparse"]}, "mlp_layer_types"),
         ({"eos_token_id": [154880]}, "eos_token_id"),
     ],
 )
