@@ -2,19 +2,47 @@
 are generated from its fields; nothing else in the project reads the environment.
 
 `ServeConfig` holds what the user said; `None` or "auto" mean "decide for me" and are settled once
-by `resolve`. LightLLM's flags that have no field here are listed in `compat_flags.py`.
+by `resolve.py`. LightLLM's flags that have no field here are listed in `compat_flags.py`.
 """
 
+import argparse
 import dataclasses
+import difflib
 import hashlib
 import json
+import logging
+import os
+import typing
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from .compat_flags import FAMILIES, FLAGS, VARIABLES, CompatFlag
+from .errors import ConfigError, UsageError
+
+_log = logging.getLogger(__name__)
+
+_PREFILL_BACKENDS = ("auto", "torch", "triton", "fa3", "flashinfer", "flashqla")
+_DECODE_BACKENDS = ("auto", "torch", "triton", "fa3", "flashinfer")
+_TOOL_PARSERS = (
+    "glm47 qwen25 llama3 mistral deepseekv3 qwen deepseekv31 kimi_k2 deepseekv32 qwen3_coder"
+).split()
+_REASONING_PARSERS = (
+    "glm45 deepseek-r1 deepseek-v3 gpt-oss kimi kimi_k2 qwen3 qwen3-thinking minimax "
+    "minimax-append-think step3 nano_v3 interns1 gemma4"
+).split()
+_DATA_TYPES = ("fp16", "float16", "bf16", "bfloat16", "fp32", "float32")
+_MTP_MODES = ("vanilla_with_att", "eagle_with_att", "vanilla_no_att", "eagle_no_att")
+_LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+_TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
+    ("false", "0", "no", "off", ""), False
+)
 
 
 def _option(default: Any, help: str, **meta: Any) -> Any:  # noqa: A002 - argparse's own word
-    """A field with its help text; `meta` may hold choices, env (environment name), alias, nargs."""
+    """A field with its help text; `meta` may hold choices, env (environment name), alias,
+    bounds (least and most, checked by `resolve`)."""
     return dataclasses.field(default=default, metadata={"help": help, **meta})
 
 
@@ -26,48 +54,111 @@ class ServeConfig:
     model_dir: str = _option("", "checkpoint directory, or 'demo' for the bundled model")
     model_name: str = _option("default_model_name", "name in /v1/models; default: the directory's")
     model_owner: str | None = _option(None, "owned_by in /v1/models")
-    data_type: str | None = _option(None, "compute type; default: the checkpoint's")
+    data_type: str | None = _option(
+        None, "compute type; default: the checkpoint's", choices=_DATA_TYPES
+    )
     device: str = _option("auto", "where workers run", choices=("auto", "cpu", "cuda"))
     load_format: str = _option("auto", "'dummy': random weights", choices=("auto", "dummy"))
-    load_workers: int = _option(1, "threads that read checkpoint shards", env="LOADWORKER")
-    eos_id: tuple[int, ...] | None = _option(None, "end tokens; default: config.json", nargs="+")
+    load_workers: int = _option(
+        1, "threads that read checkpoint shards", env="LOADWORKER", bounds=(1, 1024)
+    )
+    eos_id: tuple[int, ...] | None = _option(None, "end tokens; default: config.json")
     chat_template: str | None = _option(None, "Jinja file instead of the checkpoint's template")
     # limits and memory
-    tp: int = _option(1, "tensor-parallel ranks")
-    max_req_total_len: int | None = _option(None, "longest prompt + output, in tokens")
-    max_total_token_num: int | None = _option(None, "KV capacity in tokens; default: from memory")
-    mem_fraction: float = _option(0.9, "share of device memory to use")
-    page_size: int = _option(64, "tokens per KV page")
-    running_max_req_size: int | None = _option(None, "most requests running at once")
-    max_queued_requests: int = _option(4096, "more waiting requests are refused with 429")
-    max_queued_tokens: int = _option(32_000_000, "the same, in prompt tokens")
-    queue_timeout_s: float = _option(600.0, "longest wait in the queue; 0: no limit")
-    max_body_mb: float = _option(32.0, "larger request bodies are refused with 413")
+    tp: int = _option(1, "tensor-parallel ranks", bounds=(1, 1024))
+    max_req_total_len: int | None = _option(
+        None, "longest prompt + output, in tokens; default: the model's", bounds=(2, 1 << 30)
+    )
+    max_total_token_num: int | None = _option(
+        None, "KV capacity in tokens; default: from memory", bounds=(1, 1 << 40)
+    )
+    mem_fraction: float = _option(0.9, "share of device memory to use", bounds=(0.01, 0.99))
+    page_size: int = _option(64, "tokens per KV page", bounds=(1, 4096))
+    running_max_req_size: int | None = _option(
+        None,
+        "most requests running at once; default: 256, or graph_max_batch_size if larger",
+        bounds=(1, 1 << 16),
+    )
+    max_queued_requests: int = _option(
+        4096, "more waiting requests are refused with 429", bounds=(1, 1 << 30)
+    )
+    max_queued_tokens: int = _option(32_000_000, "the same, in prompt tokens", bounds=(1, 1 << 40))
+    queue_timeout_s: float = _option(
+        600.0, "longest wait in the queue; 0: no limit", bounds=(0, 1e9)
+    )
+    max_body_mb: float = _option(
+        32.0, "larger request bodies are refused with 413", bounds=(0.001, 1024)
+    )
     # scheduling
-    batch_max_tokens: int | None = _option(None, "token budget of one step")
-    chunked_prefill_size: int | None = _option(None, "most prompt tokens of one request per step")
+    batch_max_tokens: int | None = _option(
+        None,
+        "token budget of one step; default: 16384 (2048 on CPU)",
+        bounds=(1, 1 << 24),
+    )
+    chunked_prefill_size: int | None = _option(
+        None,
+        "most prompt tokens of one request per step; default: 8192, or batch_max_tokens if smaller",
+        bounds=(1, 1 << 24),
+    )
     disable_chunked_prefill: bool = _option(False, "run each prompt in one step")
     disable_dynamic_prompt_cache: bool = _option(False, "turn the prefix cache off")
-    graph_max_batch_size: int = _option(256, "largest decode batch captured as a CUDA graph")
+    graph_max_batch_size: int = _option(
+        256, "largest decode batch captured as a CUDA graph", bounds=(1, 1 << 16)
+    )
+    performance_mode: str | None = _option(
+        None, "'personal': limits for one user", choices=("personal",), alias="p_mode"
+    )
+    # kernels and speculative decoding
+    llm_prefill_att_backend: tuple[str, ...] = _option(
+        ("auto",), "prefill attention; the first one counts", choices=_PREFILL_BACKENDS
+    )
+    llm_decode_att_backend: tuple[str, ...] = _option(
+        ("auto",), "decode attention; the first one counts", choices=_DECODE_BACKENDS
+    )
+    triton_autotune_level: int = _option(
+        0,
+        "1: tune kernels that have no stored choice at start, 2: tune all anew, 0 and 3: never",
+        choices=(0, 1, 2, 3),
+        env="LIGHTLLM_TRITON_AUTOTUNE_LEVEL",
+    )
+    mtp_mode: str | None = _option(None, "speculative decoding mode", choices=_MTP_MODES)
+    mtp_step: int = _option(0, "draft tokens per decode step", bounds=(0, 7))
+    mtp_draft_model_dir: tuple[str, ...] | None = _option(
+        None, "draft checkpoint; default: model_dir"
+    )
     # HTTP
     host: str = _option("127.0.0.1", "address to listen on")
-    port: int = _option(8000, "port to listen on")
-    httpserver_workers: int = _option(1, "HTTP processes")
-    drain_timeout_s: float = _option(60.0, "time for running requests to finish after SIGTERM")
-    step_timeout_s: float = _option(300.0, "a step without a result for so long: restart workers")
+    port: int = _option(8000, "port to listen on; 0: a free one", bounds=(0, 65535))
+    httpserver_workers: int = _option(1, "HTTP processes", bounds=(1, 256))
+    drain_timeout_s: float = _option(
+        60.0, "time for running requests to finish after SIGTERM", bounds=(0, 1e6)
+    )
+    start_timeout_s: float = _option(
+        600.0, "give up when no process reports progress for so long at start", bounds=(1, 1e6)
+    )
+    step_timeout_s: float = _option(
+        300.0, "a step without a result for so long: restart workers", bounds=(1, 1e6)
+    )
     health_timeout_s: float = _option(
-        200.0, "/health fails after so long without a token while busy", env="HEALTH_TIMEOUT"
+        200.0,
+        "/health fails after so long without a token while busy",
+        env="HEALTH_TIMEOUT",
+        bounds=(0.001, 1e6),
     )
     skip_special_tokens: bool = _option(
         False, "default of skip_special_tokens on /generate", env="SKIP_SPECIAL_TOKENS"
     )
     input_penalty: bool = _option(False, "default of input_penalty", env="INPUT_PENALTY")
-    tool_call_parser: str | None = _option("glm47", "tool-call format")
-    reasoning_parser: str | None = _option(None, "reasoning format")
-    enable_prompt_logprobs: bool = _option(False, "allow prompt_logprobs")
+    tool_call_parser: str | None = _option("glm47", "tool-call format", choices=_TOOL_PARSERS)
+    reasoning_parser: str | None = _option(
+        None, "reasoning format; default: reasoning stays in the text", choices=_REASONING_PARSERS
+    )
+    enable_prompt_logprobs: bool = _option(
+        False, "allow prompt_logprobs", alias="return_all_prompt_logprobs"
+    )
     # operation
     runtime_dir: str | None = _option(None, "private directory for sockets; default: made anew")
-    log_level: str = _option("info", "log level", env="LIGHTLLM_LOG_LEVEL")
+    log_level: str = _option("info", "log level", choices=_LOG_LEVELS, env="LIGHTLLM_LOG_LEVEL")
 
     def config_hash(self) -> str:
         """16 hex digits that all processes of one server agree on."""
@@ -82,5 +173,246 @@ class ServeConfig:
     @classmethod
     def load(cls, path: Path) -> "ServeConfig":
         """Read what `save` wrote."""
-        values = json.loads(path.read_text())
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        raw = json.loads(path.read_text())
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        return cls(**values)
+
+
+FIELD_GROUPS = {  # first field of each group in flag help and docs
+    "model_dir": "Model",
+    "tp": "Limits and memory",
+    "batch_max_tokens": "Scheduling",
+    "llm_prefill_att_backend": "Kernels and speculative decoding",
+    "host": "HTTP",
+    "runtime_dir": "Operation",
+}
+
+
+# --- from the outside -----------------------------------------------------------------------
+
+
+def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeConfig:
+    """Flags over the `--config` YAML file over environment variables (None: this process's) over
+    defaults. Warns once about each accepted flag that has no effect. Raises UsageError for what
+    does not parse and ConfigError for refused flags, bad files and bad variables."""
+    environ = environment() if environ is None else environ
+    values = _from_environment(environ)
+    parser = serve_parser()
+    given = _parse(parser, _canonical(argv))
+    config_file = given.pop("config", None)
+    if config_file is not None:
+        try:
+            given = _parse(parser, _yaml_flags(parser, Path(config_file))) | given
+        except UsageError as error:
+            raise ConfigError(f"--config {config_file}: {error}") from error
+    for name in _fields().keys() & given.keys():
+        value = given.pop(name)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    _judge_compat_flags(given)
+    return ServeConfig(**values)
+
+
+def environment() -> dict[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def child_environment(role: str, threads: int) -> dict[str, str]:
+    """Environment of a child process: this one's, with defaults for libraries. `threads` is for
+    OpenMP and alike; whatever the user set stays."""
+    defaults = {
+        "OMP_NUM_THREADS": str(threads if role == "worker" else 1),
+        # Idle threads sleep: spinning ones starve whoever shares the cores, and then us, 20-fold.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "TOKENIZERS_PARALLELISM": "false",  # its thread pool and our processes do not mix
+        "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded
+    }
+    return defaults | environment()
+
+
+def serve_parser() -> argparse.ArgumentParser:
+    """Parser for all flags. Values that are not given are absent from its namespace."""
+    parser = _Parser(
+        prog="glimmer serve",
+        usage="glimmer serve --model_dir DIR [options]",
+        description="Serve a GLM-4.7-Flash checkpoint over HTTP.",
+        epilog="Dashes work as well as underscores. LightLLM's other flags are accepted where "
+        "ignoring them changes no answer: see docs/configuration.md.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
+    group: argparse._ActionsContainer = parser
+    for field in _fields().values():
+        if field.name in FIELD_GROUPS:
+            group = parser.add_argument_group(FIELD_GROUPS[field.name])
+        _add_field(group, field)
+    for flag in FLAGS:
+        _add_compat_flag(parser, flag)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _fields() -> dict[str, "dataclasses.Field[Any]"]:
+    return {field.name: field for field in dataclasses.fields(ServeConfig)}
+
+
+def field_type(name: str) -> tuple[type, bool]:
+    """Type of one value of a ServeConfig field, and whether the field holds several."""
+    hint = typing.get_type_hints(ServeConfig)[name]
+    options = [t for t in typing.get_args(hint) if t is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        return options[0], True
+    inner = options[0] if options else hint
+    if typing.get_origin(inner) is tuple:
+        return typing.get_args(inner)[0], True
+    return inner, False
+
+
+def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> None:
+    names = [f"--{n}" for n in (field.name, field.metadata.get("alias")) if n]
+    kind, many = field_type(field.name)
+    text = field.metadata["help"]
+    if kind is bool:
+        group.add_argument(*names, dest=field.name, action="store_true", help=text)
+        return
+    if field.default not in (None, "", ("auto",)) and "default:" not in text:
+        text += f" (default {field.default})"
+    choices = field.metadata.get("choices")
+    group.add_argument(
+        *names,
+        dest=field.name,
+        type=str.lower if field.name == "log_level" else kind,
+        choices=choices,
+        nargs="+" if many else None,
+        metavar=None if choices else kind.__name__.upper(),
+        help=text.replace("%", "%%"),
+    )
+
+
+def _add_compat_flag(parser: argparse.ArgumentParser, flag: CompatFlag) -> None:
+    options: dict[str, Any] = {"dest": flag.name, "help": argparse.SUPPRESS}
+    if flag.kind == "flag":
+        options["action"] = "store_true"
+    elif flag.kind == "append":
+        options["action"] = "append"
+    else:
+        options["type"] = {"int": int, "float": float}.get(flag.kind, str)
+        options["choices"] = flag.choices or None
+    parser.add_argument(*(f"--{name}" for name in (flag.name, *flag.aliases)), **options)
+
+
+def _canonical(argv: Sequence[str]) -> list[str]:
+    """Dashes inside flag names become underscores."""
+    result = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            word = f"--{name[2:].replace('-', '_')}{equals}{value}"
+        result.append(word)
+    return result
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    known = parser._option_string_actions
+    _admit_families(parser, argv)
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        name = next((w for w in rest if w.startswith("-")), rest[0]).partition("=")[0]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; glimmer serve --help lists them"
+        kind = "unknown flag" if name.startswith("-") else "unexpected argument"
+        raise UsageError(f"{kind} {name}{hint}")
+    return vars(namespace)
+
+
+def _admit_families(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Make known the flags in `argv` that belong to families which LightLLM keeps adding to."""
+    for word in argv:
+        name = word.partition("=")[0]
+        known = name in parser._option_string_actions
+        if not known and name.startswith(tuple(f"--{prefix}" for prefix in FAMILIES)):
+            parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
+
+
+def _judge_compat_flags(given: dict[str, Any]) -> None:
+    """Warn about ignored flags; raise ConfigError naming all that are refused."""
+    table = {flag.name: flag for flag in FLAGS}
+    refused = []
+    for name, value in given.items():
+        flag = table.get(name)
+        if flag is not None and flag.refused:
+            if value != flag.default:
+                shown = f"--{name}" if value is True else f"--{name} {value}"
+                refused.append(f"{shown} is not supported: {flag.reason}")
+        else:
+            reason = (
+                flag.reason
+                if flag
+                else next(why for prefix, why in FAMILIES.items() if name.startswith(prefix))
+            )
+            _log.warning("--%s has no effect: %s", name, reason)
+    if refused:
+        raise ConfigError("\n  ".join(refused))
+
+
+def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """A YAML mapping as the flags that it stands for. Raises ConfigError."""
+    import yaml  # here: most starts have no file, and `--help` should be quick
+
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"--config {path}: needs 'flag: value' lines")
+    _admit_families(parser, [f"--{key}" for key in mapping])
+    flags: list[str] = []
+    for key, value in mapping.items():
+        name = f"--{str(key).replace('-', '_')}"
+        action = parser._option_string_actions.get(name)
+        if action is None or name in ("--config", "--help"):
+            near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+            hint = f"; did you mean {near[0][2:]}?" if near else ""
+            raise ConfigError(f"--config {path}: unknown key {key!r}{hint}")
+        takes_value = action.nargs != 0
+        if takes_value == isinstance(value, bool) or isinstance(value, dict):
+            wanted = "a value" if takes_value else "true or false"
+            raise ConfigError(f"--config {path}: {key} is {value!r}, needs {wanted}")
+        if isinstance(value, list):
+            flags += [name, *map(str, value)]
+        elif value is True:
+            flags.append(name)
+        elif value is not None and value is not False:
+            flags.append(f"{name}={value}")
+    return flags
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Fields set by variables. Raises ConfigError naming the variable that does not parse."""
+    values: dict[str, Any] = {}
+    for name, field in _fields().items():
+        variable = field.metadata.get("env")
+        text = environ.get(variable, "") if variable else ""
+        if not text:
+            continue
+        kind, _ = field_type(name)
+        try:
+            value: Any = _TRUTH[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            message = f"environment variable {variable}={text!r}: not a {kind.__name__}"
+            raise ConfigError(message) from None
+        value = text.lower() if name == "log_level" else value
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            known = ", ".join(map(str, choices))
+            raise ConfigError(f"environment variable {variable}={text!r}: needs one of {known}")
+        values[name] = value
+    for variable, reason in VARIABLES.items():
+        if variable in environ:
+            _log.warning("environment variable %s has no effect: %s", variable, reason)
+    return values

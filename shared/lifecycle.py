@@ -6,15 +6,19 @@ tells a process that was re-parented before it could ask for the signal.
 """
 
 import argparse
+import contextlib
 import ctypes
+import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .config import ServeConfig
+from .errors import StartError
 from .log import setup_logging
 from .messages import Hello
 from .transport import Sender, launcher_address
@@ -43,14 +47,7 @@ class Child:
 def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
     """First call in `python -m glimmer.<process>`: tie this process to its parent, read the
     settled configuration, set up logging, connect to the launcher and greet it."""
-    parser = argparse.ArgumentParser(prog=f"glimmer {role}")
-    parser.add_argument("--runtime_dir", required=True, help="holds config.json and the sockets")
-    parser.add_argument("--index", type=int, default=0, help="frontend number or TP rank")
-    parser.add_argument("--epoch", type=int, default=0, help="incarnation of the worker group")
-    parser.add_argument("--parent_pid", type=int, help="die with this process")
-    parser.add_argument("--death_fd", type=int, help="die when this inherited pipe closes")
-    parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
-    args = parser.parse_args(argv)
+    args = _parser(role).parse_args(argv)
     if args.parent_pid is not None:
         die_with_parent(args.parent_pid, args.death_fd)
     config = ServeConfig.load(Path(args.runtime_dir) / CONFIG_FILE)
@@ -59,6 +56,39 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
     child = Child(role, args.index, args.epoch, args.runtime_dir, args.listen_fd, config, launcher)
     launcher.send(child.hello())
     return child
+
+
+def _parser(role: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"glimmer {role}")
+    parser.add_argument("--runtime_dir", required=True, help="holds config.json and the sockets")
+    parser.add_argument("--index", type=int, default=0, help="frontend number or TP rank")
+    parser.add_argument("--epoch", type=int, default=0, help="incarnation of the worker group")
+    parser.add_argument("--parent_pid", type=int, help="die with this process")
+    parser.add_argument("--death_fd", type=int, help="die when this inherited pipe closes")
+    parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
+    return parser
+
+
+def run_child(main: Callable[[], int], argv: Sequence[str] | None = None) -> int:
+    """`sys.exit(run_child(main))` is all that a process's `__main__` does: run `main` and turn
+    what it raises into one log line, a note for the launcher, and an exit code."""
+    try:
+        return main()
+    except StartError as error:
+        logging.getLogger(__name__).error("%s", error)
+        reason, code = str(error), error.exit_code
+    except Exception as error:
+        logging.getLogger(__name__).exception("this process cannot go on")
+        reason, code = f"{type(error).__name__}: {error}", 1
+    args, _ = _parser("process").parse_known_args(sys.argv[1:] if argv is None else argv)
+    with contextlib.suppress(OSError):
+        failure_file(args.runtime_dir, os.getpid()).write_text(reason)
+    return code
+
+
+def failure_file(runtime_dir: str, pid: int) -> Path:
+    """Where a process leaves the reason of its failure; the launcher reads and removes it."""
+    return Path(runtime_dir) / f"failed-{pid}"
 
 
 def die_with_parent(parent_pid: int, death_fd: int | None) -> None:

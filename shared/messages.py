@@ -88,6 +88,7 @@ class Heartbeat(Message, frozen=True):
     generated_tokens: int  # cumulative
     malformed_messages: int
     estimated_peak_tokens: int = 0
+    step_us: float = 0.0  # mean time of one scheduling step
 
 
 class PeerLost(Message, frozen=True):
@@ -101,6 +102,7 @@ class PeerLost(Message, frozen=True):
     role: str
     index: int
     reason: str
+    epoch: int = -1  # of the lost worker group; -1: the one in use
 
 
 class Shutdown(Message, frozen=True):

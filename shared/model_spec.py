@@ -90,10 +90,9 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
         return float(value)
 
     rope = raw.get("rope_parameters") or {}  # transformers 5 moved rope_theta in there
-    kind = rope.get("rope_type", "default")
-    scaling = raw.get("rope_scaling")
-    if kind != "default" or (scaling and scaling.get("rope_type", "default") != "default"):
-        raise ModelError(f"{path}: rope scaling {scaling or rope} is not supported")
+    for value in (rope, raw.get("rope_scaling") or {}):
+        if not isinstance(value, dict) or value.get("rope_type", "default") != "default":
+            raise ModelError(f"{path}: rope scaling {value} is not supported")
     if number("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{path}: partial_rotary_factor must be 1.0")
     fixed = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}
@@ -131,6 +130,12 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
         eos_token_ids=eos_ids,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "bfloat16"),
     )
+    _check(spec, path)
+    return spec
+
+
+def _check(spec: ModelSpec, path: Path) -> None:
+    """Raise ModelError for dimensions that do not fit each other."""
     if spec.num_experts % spec.num_expert_groups:
         raise ModelError(f"{path}: n_group does not divide n_routed_experts")
     if spec.num_groups_per_token > spec.num_expert_groups:
@@ -138,9 +143,9 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
     group = spec.num_experts // spec.num_expert_groups
     if spec.num_experts_per_token > spec.num_groups_per_token * group:
         raise ModelError(f"{path}: num_experts_per_tok exceeds n_routed_experts of topk_group")
-    if any(not isinstance(i, int) or not 0 <= i < spec.vocab_size for i in eos_ids):
-        raise ModelError(f"{path}: eos_token_id {eos!r} is outside vocab_size {spec.vocab_size}")
-    return spec
+    for eos in spec.eos_token_ids:
+        if not isinstance(eos, int) or not 0 <= eos < spec.vocab_size:
+            raise ModelError(f"{path}: eos_token_id {eos!r}, vocab_size is {spec.vocab_size}")
 
 
 def _count_dense_layers(raw: dict[str, Any], path: Path) -> int:

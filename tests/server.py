@@ -120,7 +120,7 @@ def running_server(
     directory.mkdir(parents=True, exist_ok=True)
     port, runtime_dir, log = port or free_port(), directory / "run", directory / "server.log"
     command = [sys.executable, "-m", "glimmer", "serve", "--model_dir", str(model_dir)]
-    command += ["--port", str(port), "--runtime_dir", str(runtime_dir), *flags]
+    command += ["--device", "cpu", "--port", str(port), "--runtime_dir", str(runtime_dir), *flags]
     with log.open("wb") as output:
         launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     server = RunningServer(launcher, port, runtime_dir, log)

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "frontend": {"frontend", "shared"},
     "scheduler": {"scheduler", "shared"},
     "workers": {"workers", "kernels", "shared"},
-    "deploy": {*FOLDERS, "__init__"},
+    "deploy": {*FOLDERS, "__version__"},
 }
 # The path of one prompt, in reading order.
 SPINE = (
@@ -53,6 +53,7 @@ NO_MIRROR: dict[str, str] = {
     "shared/sampling.py": "data; its meaning is tested in tests/kernels/test_sampling.py",
     "shared/errors.py": "a tree of names, used by the tests of everything else",
     "shared/log.py": "set-up of the standard library's logging",
+    "deploy/bench/fake_server.py": "tests/deploy/bench/test_overhead.py starts it",
 }
 
 

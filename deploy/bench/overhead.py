@@ -28,10 +28,6 @@ from ...shared.errors import StartError
 from ..demo.checkpoint import make_checkpoint
 
 _EVENT = b"data:"
-_METRICS = {
-    "steps": "glimmer_scheduler_steps_total",
-    "step_s": "glimmer_scheduler_step_seconds_total",
-}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -107,25 +103,31 @@ def _get(port: int, path: str) -> str:
 def _measure(server: int, port: int, running: int, tokens: int) -> Result:
     """Stream `running` requests of `tokens` tokens each, all at once."""
     time.sleep(1.1)  # the counters come with the scheduler's heartbeat
-    before, cpu_before = _counters(port), _cpu_seconds(server)
+    (steps_before, planning_before), cpu_before = _counters(port), _cpu_seconds(server)
     start = time.monotonic()
     events = asyncio.run(_load(port, running, tokens))
     seconds = time.monotonic() - start
     cpu_after = _cpu_seconds(server)
     time.sleep(1.1)
-    after = _counters(port)
-    steps = after["steps"] - before["steps"]
+    steps_after, planning_after = _counters(port)
+    steps = steps_after - steps_before
     cpu = {k: (cpu_after[k] - cpu_before.get(k, 0.0)) / seconds for k in cpu_after}
-    step_us = (after["step_s"] - before["step_s"]) / max(steps, 1) * 1e6
+    step_us = (planning_after - planning_before) / max(steps, 1) * 1e6
     return Result(running, events, seconds, steps, step_us, cpu)
 
 
-def _counters(port: int) -> dict[str, float]:
+def _counters(port: int) -> tuple[float, float]:
+    """Steps so far and the seconds that planning them took."""
     text = _get(port, "/metrics")
-    found = {
-        k: re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M) for k, name in _METRICS.items()
-    }
-    return {k: float(match[1]) if match else 0.0 for k, match in found.items()}
+
+    def value(name: str) -> float:
+        match = re.search(rf"^{name}(?:{{.*}})? (\S+)$", text, re.M)
+        if match is None:
+            raise StartError(f"/metrics has no {name}")
+        return float(match[1])
+
+    steps = value("glimmer_steps_total")
+    return steps, steps * value("glimmer_schedule_seconds")
 
 
 def _cpu_seconds(server: int) -> dict[str, float]:

@@ -206,7 +206,7 @@ def _write_weights(path: Path, config: dict[str, Any], seed: int) -> None:
         tensors[f"{nextn}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors[f"{nextn}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
     shards = [sorted(tensors)[0::2], sorted(tensors)[1::2]]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({n: tensors[n] for n in names}, str(path / file), metadata={"format": "pt"})

@@ -106,9 +106,8 @@ def check_all_is_free(server: RunningServer) -> None:
     wait_until(lambda: server.metric("lightllm_num_running_reqs") == 0, 20, "nothing runs")
     wait_until(
         lambda: (
-            server.metric("glimmer_kv_pages", state="free")
-            + server.metric("glimmer_kv_pages", state="cached")
-            == server.metric("glimmer_kv_pages", state="total")
+            server.metric("glimmer_pages_free") + server.metric("glimmer_pages_cached")
+            == server.metric("glimmer_pages")
         ),
         5,
         "every page is free or only cached",
@@ -120,7 +119,9 @@ def test_random_traffic_leaves_nothing_behind(
     tiny_model: Path, tmp_path: Path, pytestconfig: pytest.Config
 ) -> None:
     requests = pytestconfig.getoption("--soak")
-    flags = ("--max_total_token_num", "16384", "--running_max_req_size", "32")
+    # float32: in bfloat16 the CPU library keeps compiled kernels for up to 1,024 matrix shapes
+    flags = ("--data_type", "float32", "--max_total_token_num", "8192")
+    flags += ("--running_max_req_size", "32")
     with running_server(tiny_model, tmp_path, *flags) as server:
         asyncio.run(soak(server, min(requests, 200), seed=1))
         check_all_is_free(server)
@@ -134,5 +135,5 @@ def test_random_traffic_leaves_nothing_behind(
         preemptions = server.metric("glimmer_preemptions_total")
         print(f"\n{requests} requests: {dict(endings)}, {preemptions:.0f} preemptions so far")
         print(f"memory growth in MB: {growth}")
-        assert all(mb < 64 for mb in growth.values()), growth
+        assert all(mb < 32 for mb in growth.values()), growth
         assert "Traceback" not in server.log.read_text()

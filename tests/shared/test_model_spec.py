@@ -76,6 +76,8 @@ def test_a_wrong_number_is_named(tmp_path: Path, key: str) -> None:
     [
         ({"model_type": "llama"}, "llama"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_parameters": ["default"]}, "rope"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings"),

@@ -1,0 +1,48 @@
+# `make demo` serves the bundled model, `make test` runs every check. Both set up .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+PATHS := .
+
+.PHONY: help demo test check format docs clean
+
+help:
+	@echo "make demo [ONCE=1]  serve the bundled model and ask it a first question"
+	@echo "make test           formatting, lint, types, spelling, tests"
+	@echo "make check          the same without the tests"
+	@echo "make format         fix formatting and lint where that is automatic"
+	@echo "make docs           regenerate docs/configuration.md"
+
+# Made anew when the dependencies may have changed. The link lets mypy see the repository root as
+# the package `glimmer`.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
+	    "glimmer needs Python 3.11 or 3.12, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	mkdir -p $(VENV)/src
+	ln -sfn "$(CURDIR)" $(VENV)/src/glimmer
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/glimmer demo $(if $(ONCE),--once)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check $(PATHS)
+	$(BIN)/ruff check $(PATHS)
+	MYPYPATH=$(VENV)/src $(BIN)/mypy -p glimmer --exclude /tests/
+	$(BIN)/codespell $(PATHS)
+
+format: $(INSTALLED)
+	$(BIN)/ruff format $(PATHS)
+	$(BIN)/ruff check --fix $(PATHS)
+
+docs: $(INSTALLED)
+	$(BIN)/python -m glimmer.deploy.config_docs > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

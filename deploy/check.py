@@ -1,0 +1,53 @@
+"""`glimmer check`: everything that would stop a server from starting, without starting it."""
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from ..shared.config import ServeConfig
+from ..shared.errors import StartError
+from ..shared.model_spec import load_model_spec
+from ..shared.resolve import resolve
+from .launch import default_parent
+from .listen import bind_port
+from .preflight import check_memory, check_model, detect_hardware
+from .runtime_dir import claim_runtime_dir
+
+
+def check(config: ServeConfig) -> int:
+    """Print one line per aspect. Returns the exit code that `glimmer serve` would end with at
+    the first problem, or 0."""
+    hardware = detect_hardware()
+    codes: list[int] = []
+
+    def aspect(name: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except StartError as error:
+            codes.append(error.exit_code)
+            print(f"BAD {name}: {error}")
+        else:
+            print(f"ok  {name}")
+
+    gpus = f"{len(hardware.gpu_memory)} GPUs" if hardware.gpu_memory else "no GPU"
+    print(f"machine: {hardware.num_cpus} CPUs, {hardware.host_memory >> 30} GiB free, {gpus}")
+    try:
+        spec = load_model_spec(Path(config.model_dir))
+    except StartError as error:
+        print(f"BAD model directory: {error}")
+        codes.append(error.exit_code)
+    else:
+        settled: list[ServeConfig] = []
+        aspect("configuration", lambda: settled.append(resolve(config, spec, hardware)))
+        aspect("model directory", lambda: check_model(config, spec))
+        if settled:
+            aspect("memory for weights", lambda: check_memory(settled[0], spec, hardware))
+    aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
+    aspect("runtime directory", lambda: _try_runtime_dir(config))
+    return codes[0] if codes else 0
+
+
+def _try_runtime_dir(config: ServeConfig) -> None:
+    wanted = None if config.runtime_dir is None else Path(config.runtime_dir)
+    with contextlib.ExitStack() as stack:
+        stack.callback(claim_runtime_dir(wanted, default_parent()).remove)

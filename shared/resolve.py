@@ -1,0 +1,201 @@
+"""Settles a `ServeConfig`: every None and "auto" becomes a value, once, and everything is checked.
+
+Knows rules, not machines: what this host has is passed in as `Hardware`. All problems are found
+before any is reported.
+"""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from .config import ServeConfig
+from .errors import ConfigError
+from .model_spec import ModelSpec
+
+_log = logging.getLogger(__name__)
+
+_TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+_DEFAULT_NAME = "default_model_name"
+_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # a CPU step of 16k tokens would take minutes
+_CHUNK_TOKENS = 8192
+_PERSONAL = {
+    "running_max_req_size": 6,
+    "batch_max_tokens": 2048,
+    "chunked_prefill_size": 1024,
+    "graph_max_batch_size": 6,
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this host offers. Memory in bytes, as free or available at the moment."""
+
+    host_memory: int
+    num_cpus: int
+    gpu_memory: tuple[int, ...] = ()  # of each GPU that torch can use
+
+
+def resolve(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeConfig:
+    """A config without open questions, logged as one table. Raises ConfigError listing every
+    problem, each with the flag and what to change."""
+    problems = _range_problems(config)
+    if not problems:
+        problems = _mtp_problems(config)
+        settled = _settle(config, spec, hardware)
+        problems += _model_problems(settled, spec) + _size_problems(settled, spec)
+        if settled.device == "cuda" and len(hardware.gpu_memory) < settled.tp:
+            found = len(hardware.gpu_memory)
+            problems.append(f"--tp {settled.tp} needs as many GPUs, {found} can be used here")
+    if problems:
+        raise ConfigError("\n  ".join(problems))
+    _report(config, settled)
+    return settled
+
+
+def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeConfig:
+    if config.performance_mode == "personal":
+        fields = {field.name: field for field in dataclasses.fields(config)}
+        untouched = {k: v for k, v in _PERSONAL.items() if getattr(config, k) == fields[k].default}
+        config = dataclasses.replace(config, **untouched)  # type: ignore[arg-type]
+    device = config.device
+    if device == "auto":
+        device = "cuda" if hardware.gpu_memory else "cpu"
+    longest = config.max_req_total_len or spec.max_position_embeddings
+    if config.disable_chunked_prefill:
+        chunk = longest
+        batch = config.batch_max_tokens or longest
+    else:
+        wanted = max(_BATCH_TOKENS[device], config.chunked_prefill_size or 0)
+        if config.max_total_token_num is not None and config.chunked_prefill_size is None:
+            wanted = min(wanted, config.max_total_token_num)
+        batch = config.batch_max_tokens or wanted
+        chunk = config.chunked_prefill_size or min(_CHUNK_TOKENS, batch)
+    model_dir = Path(config.model_dir).absolute()
+    name = config.model_name if config.model_name != _DEFAULT_NAME else model_dir.name
+    return dataclasses.replace(
+        config,
+        model_dir=str(model_dir),
+        model_name=name,
+        device=device,
+        data_type=_TORCH_NAMES.get(config.data_type or "", config.data_type or spec.dtype),
+        eos_id=config.eos_id or spec.eos_token_ids,
+        max_req_total_len=longest,
+        batch_max_tokens=batch,
+        chunked_prefill_size=chunk,
+        running_max_req_size=config.running_max_req_size or max(256, config.graph_max_batch_size),
+        mtp_mode=None,
+        mtp_step=0,
+        mtp_draft_model_dir=None,
+        llm_prefill_att_backend=("torch",),
+        llm_decode_att_backend=("torch",),
+    )
+
+
+def _range_problems(config: ServeConfig) -> list[str]:
+    problems = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        least, most = field.metadata.get("bounds", (None, None))
+        if least is not None and value is not None and not least <= value <= most:
+            problems.append(f"--{field.name} {value}: needs to be from {least} to {most}")
+    return problems
+
+
+def _mtp_problems(config: ServeConfig) -> list[str]:
+    if config.mtp_mode is None:
+        problems = []
+        if config.mtp_step:
+            problems.append(f"--mtp_step {config.mtp_step} needs --mtp_mode; add it or drop both")
+        if config.mtp_draft_model_dir:
+            problems.append("--mtp_draft_model_dir needs --mtp_mode; add it or drop both")
+        return problems
+    if not config.mtp_mode.endswith("_with_att"):
+        kind = config.mtp_mode.split("_")[0]
+        return [f"--mtp_mode {config.mtp_mode}: the draft layer has attention; use {kind}_with_att"]
+    if config.mtp_step == 0:
+        return [f"--mtp_mode {config.mtp_mode} needs --mtp_step of 1 to 7"]
+    dirs = len(config.mtp_draft_model_dir or ())
+    if config.mtp_mode == "vanilla_with_att" and dirs not in (0, 1, config.mtp_step):
+        return [f"--mtp_draft_model_dir names {dirs} directories; give 1 or {config.mtp_step}"]
+    return []
+
+
+def _model_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
+    problems = []
+    if spec.num_heads % config.tp:
+        fitting = [str(n) for n in range(1, spec.num_heads + 1) if spec.num_heads % n == 0]
+        problems.append(
+            f"--tp {config.tp} does not divide the {spec.num_heads} attention heads; "
+            f"use one of {', '.join(fitting)}"
+        )
+    if config.data_type not in ("bfloat16", "float16", "float32"):
+        problems.append(
+            f"config.json: dtype {config.data_type!r} cannot be computed in; give --data_type"
+        )
+    if config.tool_call_parser not in (None, "glm47"):
+        problems.append(
+            f"--tool_call_parser {config.tool_call_parser}: this model calls tools in another "
+            "format; use glm47"
+        )
+    if config.reasoning_parser not in (None, "glm45"):
+        problems.append(
+            f"--reasoning_parser {config.reasoning_parser}: this model marks its reasoning in "
+            "another format; use glm45"
+        )
+    wrong = [i for i in config.eos_id or () if not 0 <= i < spec.num_token_ids]
+    if wrong:
+        problems.append(f"--eos_id {wrong[0]}: the tokenizer has ids 0 to {spec.num_token_ids - 1}")
+    if config.chat_template is not None and not Path(config.chat_template).is_file():
+        problems.append(f"--chat_template {config.chat_template}: no such file")
+    return problems
+
+
+def _size_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
+    longest, batch, chunk = (
+        config.max_req_total_len or 0,
+        config.batch_max_tokens or 0,
+        config.chunked_prefill_size or 0,
+    )
+    problems = []
+    if longest > spec.max_position_embeddings:
+        problems.append(
+            f"--max_req_total_len {longest}: the model handles {spec.max_position_embeddings}"
+        )
+    if chunk > batch:
+        flag = "chunked_prefill_size"
+        remedy = f"lower it or raise --batch_max_tokens to {chunk}"
+        if config.disable_chunked_prefill:
+            flag, remedy = (
+                "disable_chunked_prefill with --max_req_total_len",
+                (f"raise --batch_max_tokens to {longest} or lower --max_req_total_len"),
+            )
+        problems.append(f"--{flag} {chunk} exceeds --batch_max_tokens {batch}; {remedy}")
+    capacity = config.max_total_token_num
+    if capacity is not None and capacity < batch:
+        problems.append(
+            f"--max_total_token_num {capacity} is below --batch_max_tokens {batch}; "
+            "raise the first or lower the second"
+        )
+    if capacity is not None and capacity < config.page_size:
+        problems.append(f"--max_total_token_num {capacity} is below --page_size {config.page_size}")
+    return problems
+
+
+def _report(asked: ServeConfig, settled: ServeConfig) -> None:
+    if asked.mtp_mode is not None:
+        _log.warning(
+            "speculative decoding is not available yet, going on without --mtp_mode %s: "
+            "answers are the same, only slower",
+            asked.mtp_mode,
+        )
+    asked_backends = (*asked.llm_prefill_att_backend[:1], *asked.llm_decode_att_backend[:1])
+    other = [name for name in asked_backends if name not in ("auto", "torch")]
+    if other:
+        _log.warning("attention runs on the torch reference instead of %s", " and ".join(other))
+    rows = [
+        f"  {field.name:24} {getattr(settled, field.name)}"
+        for field in dataclasses.fields(settled)
+        if getattr(settled, field.name) != getattr(asked, field.name)
+    ]
+    _log.info("settled by default:\n%s", "\n".join(rows))

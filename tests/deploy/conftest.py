@@ -1,0 +1,98 @@
+"""Servers made of fake children, run as real processes."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+FAKES = Path(__file__).with_name("fakes")
+WAIT_S = 30.0
+
+
+class FakeServer:
+    """`glimmer serve` with fake children. Its runtime directory is `runtime`, in /tmp because
+    socket names must be short."""
+
+    def __init__(self, runtime: Path, stderr: Path, command: str, flags: tuple[str, ...]) -> None:
+        self.runtime = runtime
+        self._stderr = stderr
+        with stderr.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fake_glimmer", command, *flags],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=os.environ | {"PYTHONPATH": str(FAKES), "XDG_RUNTIME_DIR": str(runtime.parent)},
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        return self._stderr.read_text()
+
+    def ready_line(self) -> str:
+        """Waits for it; empty if the server ended instead."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+    def children(self, mark: str = "") -> list[psutil.Process]:
+        """Child processes whose command line has `mark`, such as "fake_worker"."""
+        found = []
+        for child in psutil.Process(self.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if mark in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
+
+    def await_log(self, *texts: str) -> str:
+        """Until all `texts` are in the log. Returns it; fails if the server ends before."""
+        give_up = WAIT_S / 0.02
+        while not all(text in self.log for text in texts):
+            give_up -= 1
+            assert give_up > 0, f"not in the log: {texts}\n{self.log}"
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.02)
+                assert all(text in self.log for text in texts), self.log
+        return self.log
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def wait(self) -> int:
+        return self.process.wait(WAIT_S)
+
+
+@pytest.fixture
+def serve(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Callable[..., FakeServer]]:
+    """serve(*flags, runtime=..., port=0, command="serve") -> FakeServer, ended with the test."""
+    base = tmp_path_factory.mktemp("s")
+    servers: list[FakeServer] = []
+
+    def start(
+        *flags: str, runtime: Path | None = None, port: int = 0, command: str = "serve"
+    ) -> FakeServer:
+        number = len(servers)
+        runtime = runtime or base / f"r{number}"
+        usual = ("--model_dir", str(tiny_model), "--port", str(port), "--runtime_dir", str(runtime))
+        server = FakeServer(runtime, base / f"stderr-{number}", command, (*usual, *flags))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.signal(signal.SIGKILL)
+        server.wait()
+        assert server.process.stdout is not None
+        server.process.stdout.close()

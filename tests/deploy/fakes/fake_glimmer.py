@@ -1,0 +1,20 @@
+"""`glimmer serve` and `glimmer demo` with fake children: `python -m fake_glimmer serve ...`."""
+
+import sys
+
+from glimmer.deploy import cli, launch, supervise
+from glimmer.deploy.demo import run
+
+MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
+
+
+def main(command: str, *flags: str) -> int:
+    if command == "demo":
+        return cli.guarded(lambda: run.demo(flags, MODULES))
+    return cli.guarded(
+        lambda: launch.launch(cli.with_model(cli.parse_with_logging(flags)), MODULES)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

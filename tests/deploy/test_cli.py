@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from glimmer import __version__
+from glimmer.deploy.cli import main
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "words"),
+    [
+        ([], 0, "usage: glimmer COMMAND"),
+        (["--help"], 0, "glimmer serve"),
+        (["--version"], 0, f"glimmer {__version__}"),
+        (["serve", "--help"], 0, "--max_req_total_len"),
+        (["demo", "--help"], 0, "--once"),
+        (["sevre"], 2, "unknown command 'sevre'; there are: serve"),
+        (["bench"], 2, "glimmer bench needs a benchmark; there are: overhead"),
+        (["bench", "speed"], 2, "there are: overhead"),
+        (["serve"], 2, "--model_dir is required"),
+        (["serve", "--prot", "1"], 2, "did you mean --port?"),
+        (["serve", "--model_dir", "/none"], 4, "/none has no config.json"),
+        (["serve", "--model_dir", "/none", "--quant_type", "awq"], 3, "--quant_type awq"),
+        (["serve", "--config", "/none.yaml"], 3, "/none.yaml"),
+    ],
+)
+def test_each_command_line_has_its_exit_code_and_one_line(
+    argv: list[str], code: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == code
+    out, err = capsys.readouterr()
+    if code == 0:
+        assert words in out
+    else:
+        (line,) = err.splitlines()
+        assert line.startswith("glimmer: ")
+        assert words in line
+
+
+def test_help_loads_neither_torch_nor_sockets() -> None:
+    code = (
+        "import sys; from glimmer.deploy.cli import main; main(['serve', '--help']); "
+        "sys.exit(bool({'torch', 'transformers', 'zmq'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0
+
+
+def test_bench_hands_its_arguments_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "overhead", "--help"]) == 0
+    assert "--running" in capsys.readouterr().out
+
+
+def test_python_m_is_the_same_command() -> None:
+    out = subprocess.check_output([sys.executable, "-m", "glimmer", "--version"], text=True)
+    assert out == f"glimmer {__version__}\n"

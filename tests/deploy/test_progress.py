@@ -1,0 +1,35 @@
+import io
+
+import pytest
+from glimmer.deploy.progress import StartDisplay
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_tell_each_stage_once_and_its_end() -> None:
+    out = io.StringIO()
+    display = StartDisplay(out)
+    for done in range(5):
+        display.update("worker 0", "loading weights", done, 4)
+    display.update("worker 1", "loading weights", 0, 4)
+    display.update("worker 0", "measuring memory")
+    display.close()
+    assert out.getvalue().splitlines() == [
+        "worker 0: loading weights 0/4",
+        "worker 0: loading weights 4/4",
+        "worker 1: loading weights 0/4",
+        "worker 0: measuring memory",
+    ]
+
+
+def test_a_terminal_gets_a_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    out = Terminal()
+    display = StartDisplay(out)
+    display.update("worker 0", "loading weights", 1, 4)
+    display.update("worker 0", "loading weights", 2, 4)
+    display.close()
+    assert "worker 0: loading weights 2/4" in out.getvalue()
