@@ -1,0 +1,168 @@
+"""Who may enter the queue, and who may start: limits, typed refusals, optimistic admission.
+
+Requests start as long as the *expected* peak of KV use fits: expected by the lengths of recently
+finished outputs, not by `max_new_tokens`, which clients often set huge. When the guess is wrong,
+preemption is the safety net (`preempt.py`).
+"""
+
+import math
+import sys
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..shared.config import ServeConfig
+from .memory import Memory
+from .request import Request
+
+_FIRST_GUESS = 2048  # expected output tokens before anything has finished, or
+_FIRST_SHARE = 1 / 16  # this share of all KV tokens if that is less
+_LEARNING_RATE = 0.05
+_MAX_RETRY_S = 60.0
+_MAX_INTERVAL_NS = 10_000_000_000
+
+
+class Ending(NamedTuple):
+    """Why a request ends: the fields of `Finished` that say so."""
+
+    reason: str
+    message: str = ""
+    field: str = ""
+    retry_after_s: float = 0.0
+
+
+class Admission:
+    """Limits of the queue and of one request, and what was learned about lengths and speed."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._expected_output = float(_FIRST_GUESS)
+        self._num_outputs = 0  # learned from so far
+        self._last_start_ns: int | None = None  # None: nobody was waiting after the last start
+        self._start_interval_ns = 1e9  # moving average of the time between two starts
+        self.draining = False
+        self.max_req_total_len = config.max_req_total_len or sys.maxsize
+
+    # --- limits --------------------------------------------------------------------------
+
+    def settle_limit(self, num_pages: int) -> None:
+        """The workers hold `num_pages`: any one request must fit with a page to spare, and
+        without chunking its whole prompt (and, resumed, its outputs) must fit one step."""
+        config = self._config
+        limit = (num_pages - 1) * config.page_size
+        if config.max_req_total_len is not None:
+            limit = min(limit, config.max_req_total_len)
+        if config.disable_chunked_prefill and config.batch_max_tokens is not None:
+            limit = min(limit, config.batch_max_tokens)
+        self.max_req_total_len = limit
+        if not self._num_outputs:
+            share = num_pages * config.page_size * _FIRST_SHARE
+            self._expected_output = min(float(_FIRST_GUESS), share)
+
+    def fit_length(self, request: Request) -> Ending | None:
+        """Settle the request's longest total length; an Ending if it can never run."""
+        limit = self.max_req_total_len
+        num_prompt, max_new = request.num_prompt_tokens, request.sampling.max_new_tokens
+        if max_new < 1:
+            return Ending("invalid", f"max_new_tokens is {max_new}, minimum 1", "max_new_tokens")
+        if num_prompt < 1:
+            return Ending("invalid", "the prompt is empty", "inputs")
+        if num_prompt >= limit:
+            text = f"the prompt has {num_prompt} tokens; prompt and output together may have "
+            return Ending("invalid", f"{text}{limit} (max_req_total_len)", "inputs")
+        request.max_total_tokens = min(num_prompt + max_new, limit)
+        if len(request.tokens) >= request.max_total_tokens:  # resumed under a lower limit
+            return Ending("length")
+        return None
+
+    def refuse(self, request: Request, num_waiting: int, waiting_tokens: int) -> Ending | None:
+        """An Ending for a new request that must not enter the queue."""
+        if self.draining:
+            return Ending("overloaded", "the server is shutting down", retry_after_s=1.0)
+        ending = self.fit_length(request)
+        if ending is not None:
+            return ending
+        config = self._config
+        if num_waiting >= config.max_queued_requests:
+            return self._overloaded(f"{num_waiting} requests are waiting", num_waiting)
+        tokens = waiting_tokens + request.num_prompt_tokens
+        if num_waiting and tokens > config.max_queued_tokens:
+            return self._overloaded(f"{waiting_tokens} prompt tokens are waiting", num_waiting)
+        return None
+
+    def timed_out(self, num_waiting: int) -> Ending:
+        """The Ending of a request that waited too long."""
+        return self._overloaded("no capacity became free in time", num_waiting)
+
+    def _overloaded(self, message: str, num_waiting: int) -> Ending:
+        wait_s = math.ceil(num_waiting * self._start_interval_ns / 1e9)
+        return Ending("overloaded", message, retry_after_s=min(max(1.0, wait_s), _MAX_RETRY_S))
+
+    def queue_timeout_ns(self, timeout_s: float) -> int:
+        """How long a request may wait, by its own wish or the server's default; 0: no limit."""
+        return int((timeout_s if timeout_s > 0 else self._config.queue_timeout_s) * 1e9)
+
+    # --- learning ------------------------------------------------------------------------
+
+    def observe_start(self, now_ns: int, num_waiting: int) -> None:
+        """A request left the queue, `num_waiting` stayed: learn how fast the queue drains."""
+        if self._last_start_ns is not None:
+            interval = min(now_ns - self._last_start_ns, _MAX_INTERVAL_NS)
+            self._start_interval_ns += _LEARNING_RATE * (interval - self._start_interval_ns)
+        self._last_start_ns = now_ns if num_waiting else None
+
+    def observe_output(self, num_tokens: int) -> None:
+        """A request ended by itself: learn how long outputs are."""
+        self._num_outputs += 1
+        rate = max(_LEARNING_RATE, 1 / (self._num_outputs + 1))
+        self._expected_output += rate * (num_tokens - self._expected_output)
+
+    # --- optimistic admission ------------------------------------------------------------
+
+    def expected_growth(self, request: Request) -> int:
+        """Expected tokens still to come; at least a page, so that a row that just started is not
+        preempted at once."""
+        produced = request.num_output_tokens
+        longest = request.max_total_tokens - len(request.tokens)
+        guess = max(self._expected_output - produced, produced / 8, self._config.page_size)
+        return min(longest, int(guess))
+
+    def expected_peak(self, memory: Memory, running: Iterable[Request]) -> int:
+        """Most KV tokens expected in use at any time if nothing else starts."""
+        return _peak(memory, self._rows(memory, running))
+
+    def can_start(
+        self, memory: Memory, running: list[Request], request: Request, num_needed: int
+    ) -> bool:
+        """Whether `request`, which takes `num_needed` more pages now, should start beside
+        `running`. Alone it always may."""
+        if num_needed > memory.num_available:
+            return False
+        if not running:
+            return True
+        rows = self._rows(memory, running)
+        used = num_needed * memory.page_size
+        rows.append((self.expected_growth(request), used))
+        capacity = memory.num_pages * memory.page_size
+        in_use = (memory.num_pages - memory.num_available) * memory.page_size
+        if in_use + used + sum(growth for growth, _ in rows) <= capacity:
+            return True  # even if all were longest at the same time
+        return _peak(memory, rows) <= capacity
+
+    def _rows(self, memory: Memory, running: Iterable[Request]) -> list[tuple[int, int]]:
+        """(expected growth, tokens of pages not shared) of each running request."""
+        size = memory.page_size
+        return [
+            (self.expected_growth(r), (len(r.pages) - r.num_shared_pages) * size) for r in running
+        ]
+
+
+def _peak(memory: Memory, rows: list[tuple[int, int]]) -> int:
+    """Peak over time when each row grows by one token per step and is freed when done: just
+    before the k-th longest row ends, the k longest hold what they use now plus its growth each."""
+    in_use = (memory.num_pages - memory.num_available) * memory.page_size
+    shared = max(0, in_use - sum(used for _, used in rows))
+    peak = total = 0
+    for count, (growth, used) in enumerate(sorted(rows, reverse=True), 1):
+        total += used
+        peak = max(peak, total + count * growth)
+    return shared + peak

@@ -1,0 +1,131 @@
+"""Building one StepPlan: decode rows first, then prompt chunks, under a token budget.
+
+A `StepBuilder` lives for one plan. It moves requests forward (positions planned, states) as it
+adds them; which ones are offered to it, and in which order, is decided in `core.py`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ..shared.config import ServeConfig
+from ..shared.errors import ConfigError
+from ..shared.messages import PagesAppended, PrefillChunk, RowAdmit, StepPlan
+from .memory import Memory
+from .request import Request, RequestState
+
+
+class StepLimits(NamedTuple):
+    """What one step may hold."""
+
+    max_rows: int
+    max_tokens: int
+    chunk_size: int
+    whole_prompts: bool  # chunking is off: a prompt runs in one step or waits
+
+    @classmethod
+    def of(cls, config: ServeConfig) -> "StepLimits":
+        """From a settled configuration. Raises ConfigError if it is not settled or not positive."""
+        values = (
+            config.running_max_req_size,
+            config.batch_max_tokens,
+            config.chunked_prefill_size or config.batch_max_tokens,
+        )
+        if any(value is None or value < 1 for value in values) or config.page_size < 1:
+            raise ConfigError(
+                "running_max_req_size, batch_max_tokens, chunked_prefill_size and page_size "
+                f"must be positive, got {values} and {config.page_size}"
+            )
+        rows, tokens, chunk = (value or 0 for value in values)
+        return cls(rows, tokens, chunk, config.disable_chunked_prefill)
+
+
+class StepBuilder:
+    """One plan in the making, and its remaining token budget."""
+
+    def __init__(self, memory: Memory, limits: StepLimits) -> None:
+        self._memory = memory
+        self._limits = limits
+        self.budget = limits.max_tokens
+        self.prefill_waits: list[Request] = []  # rows whose prompt is not fully planned
+        self.decoding: list[Request] = []  # parallel to the plan's `decode`
+        self.chunked: list[tuple[Request, int]] = []  # parallel to `prefill`: request, start
+        self.sampled_chunks: list[Request] = []
+        self._admitted: list[RowAdmit] = []
+        self._appended: list[PagesAppended] = []
+        self._prefill: list[PrefillChunk] = []
+        self._decode: list[int] = []
+
+    def add_decodes(self, running: list[Request], reclaim: Callable[[Request], bool]) -> None:
+        """One token for each row that decodes, oldest first. `reclaim(request)` makes a page
+        available, or returns False when `request` itself had to give way. This is the hot loop:
+        it runs for every row in every step."""
+        decoding, prefilling = RequestState.DECODE, RequestState.PREFILL
+        memory = self._memory
+        budget = self.budget
+        ending: list[Request] = []
+        for request in running.copy():  # reclaim changes the list
+            state = request.state
+            if state is prefilling:
+                self.prefill_waits.append(request)
+            if state is not decoding or not budget:
+                continue
+            if request.num_kv == request.kv_capacity:
+                if not memory.num_available and not reclaim(request):
+                    continue
+                self._appended.append(PagesAppended(request.row, [memory.grow(request)]))
+            budget -= 1
+            request.num_kv += 1
+            request.num_planned += 1
+            self._decode.append(request.row)
+            self.decoding.append(request)
+            if request.num_planned == request.max_total_tokens:
+                ending.append(request)
+        for request in ending:  # not before: reclaim may take the row of one that is LAST
+            request.move(RequestState.LAST)
+        self.budget = budget
+
+    def can_chunk(self, num_tokens: int) -> bool:
+        """Whether a request with `num_tokens` still to prefill would get a chunk now."""
+        return self.budget >= (num_tokens if self._limits.whole_prompts else 1)
+
+    def admit(self, request: Request) -> None:
+        """A request that got its row and pages."""
+        self._admitted.append(self._memory.row_admit(request))
+
+    def add_chunk(self, request: Request) -> None:
+        """The next chunk of a row in prefill, as long as budget and chunk size allow."""
+        start, tokens = request.num_kv, request.tokens
+        left = len(tokens) - start
+        limit = left if self._limits.whole_prompts else self._limits.chunk_size
+        count = min(left, limit, self.budget)
+        if count < 1 or (count < left and self._limits.whole_prompts):
+            return
+        end = start + count
+        sample = end == len(tokens)
+        next_id = -1 if sample else tokens[end]
+        ids = tokens[start:end].tolist()
+        self._prefill.append(PrefillChunk(request.row, start, ids, sample, next_id))
+        self.chunked.append((request, start))
+        self.budget -= count
+        request.num_kv = end
+        if sample:
+            self.sampled_chunks.append(request)
+            request.num_planned += 1
+            is_last = request.num_planned == request.max_total_tokens
+            request.move(RequestState.LAST if is_last else RequestState.DECODE)
+
+    def build(self, epoch: int, step: int, freed: list[int]) -> StepPlan | None:
+        """The plan, or None if there is nothing to run (then `freed` must be kept)."""
+        if not self._decode and not self._prefill:
+            return None
+        for request, _ in self.chunked:
+            self._memory.publish_planned(request)
+        return StepPlan(
+            epoch=epoch,
+            step=step,
+            freed=freed,
+            admitted=self._admitted,
+            appended=self._appended,
+            prefill=self._prefill,
+            decode=self._decode,
+        )

@@ -1,0 +1,399 @@
+"""The scheduler as a pure state machine: `Scheduler.step(now_ns, inbox) -> (plan, outbox)`.
+
+No clock, no sockets, no randomness, no dependence on set order: the same calls give the same
+answers, in production (`loop.py`) and in simulation (`tests/sim/`). This file is the life of a
+request; what fits into a step is in `batch.py`, who may start in `admission.py`, pages in
+`memory.py`, the worker group in `peers.py`.
+"""
+
+from bisect import insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from ..shared.config import ServeConfig
+from ..shared.messages import (
+    Abort,
+    AnyMessage,
+    Finished,
+    Heartbeat,
+    Hello,
+    Message,
+    PeerLost,
+    Ready,
+    Shutdown,
+    StepPlan,
+    StepResult,
+    Submit,
+    Tokens,
+    WorkerFailed,
+)
+from .admission import Admission, Ending
+from .batch import StepBuilder, StepLimits
+from .memory import forget
+from .peers import Frontends, WorkerGroup
+from .preempt import choose_victim
+from .request import Request, RequestState
+from .results import Flight, Outcome
+from .waiting import WaitingQueue
+
+MAX_WORKER_LOSSES = 2  # a request that ran in so many dying groups may be the cause
+_SCAN = 64  # queued requests looked at per step
+_MAX_MISFITS = 4  # of these, how many that do not fit
+_MAX_OVERTAKEN = 32  # then nobody starts before the one that does not fit
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and its destination: frontend `index`, or the launcher (index 0)."""
+
+    to: str  # "frontend" | "launcher"
+    index: int
+    message: Message
+
+
+class Scheduler:
+    """All requests and all pages of one server. `config` must be settled, else ConfigError.
+    Worker groups before `first_epoch` are dead."""
+
+    def __init__(self, config: ServeConfig, first_epoch: int = 0) -> None:
+        self._config = config
+        self._limits = StepLimits.of(config)
+        self._admission = Admission(config)
+        self._frontends = Frontends()
+        self.workers = WorkerGroup(config, self._limits, first_epoch)
+        self._requests: dict[int, Request] = {}  # every live one, by id
+        self._waiting = WaitingQueue()
+        self._running: list[Request] = []  # those with a row, sorted by age_key
+        self._outbox: list[Outgoing] = []
+        self._now_ns = 0
+        self._drain_deadline_ns: int | None = None
+        self._num_submits = 0
+        # Cumulative counters of the heartbeat
+        self.steps = 0  # results received
+        self.malformed = 0
+        self._preemptions = 0
+        self._prefix_queries = 0
+        self._prefix_hits = 0
+        self._generated_tokens = 0
+
+    # --- one step --------------------------------------------------------------------------
+
+    def step(
+        self, now_ns: int, inbox: Sequence[AnyMessage]
+    ) -> tuple[StepPlan | None, list[Outgoing]]:
+        """Take in messages, then make at most one plan. Call again with an empty inbox until the
+        plan is None: two may be in flight. `now_ns` must not go backwards."""
+        self._now_ns = now_ns
+        for message in inbox:
+            self._handle(message)
+        self._check_time()
+        plan = self._plan()
+        outbox, self._outbox = self._outbox, []
+        return plan, outbox
+
+    def _handle(self, message: AnyMessage) -> None:
+        match message:
+            case StepResult():
+                self._on_result(message)
+            case Submit():
+                self._on_submit(message)
+            case Abort():
+                for request_id in message.request_ids:
+                    request = self._requests.get(request_id)
+                    if request is not None:
+                        self._finish(request, Ending("abort"))
+            case Hello():
+                self._on_hello(message)
+            case Ready(role="worker"):
+                self._on_worker_ready(message)
+            case PeerLost():
+                self._on_peer_lost(message)
+            case Shutdown():
+                self._on_shutdown(message)
+            case _:
+                self.malformed += 1  # well-formed, but nobody should send it here
+
+    def _on_submit(self, submit: Submit) -> None:
+        if submit.request_id in self._requests:  # its one Finished is still to come
+            self.malformed += 1
+            return
+        uses_cache = (
+            submit.use_prefix_cache
+            and not self._config.disable_dynamic_prompt_cache
+            and submit.sampling.num_prompt_logprobs < 0
+        )
+        self._num_submits += 1
+        try:
+            request = Request(submit, self._num_submits, self._now_ns, uses_cache)
+        except OverflowError:
+            message = "a token id of the prompt has more than 32 bits"
+            refusal = Finished(submit.request_id, "invalid", message=message, field="inputs")
+            self._outbox.append(Outgoing("frontend", submit.frontend, refusal))
+            return
+        ending = self._admission.refuse(request, len(self._waiting), self._waiting.num_tokens)
+        if ending is not None:
+            self._send_finished(request, ending)
+            return
+        timeout_ns = self._admission.queue_timeout_ns(submit.timeout_s)
+        request.deadline_ns = self._now_ns + timeout_ns if timeout_ns else 0
+        self._requests[request.request_id] = request
+        self._waiting.push(request)
+
+    def _check_time(self) -> None:
+        for request in self._waiting.expired(self._now_ns):
+            if request.state is RequestState.WAITING:
+                self._finish(request, self._admission.timed_out(len(self._waiting)))
+        if self._drain_deadline_ns is not None and self._now_ns >= self._drain_deadline_ns:
+            for request in list(self._requests.values()):
+                self._finish(request, Ending("unavailable", "the server is shutting down"))
+        if self.workers.is_overdue(self._now_ns):
+            self._fail_workers(f"a step took longer than {self._config.step_timeout_s:.0f} s")
+
+    # --- planning ----------------------------------------------------------------------------
+
+    def _plan(self) -> StepPlan | None:
+        workers = self.workers
+        if not workers.can_take_plan or not self._requests:
+            return None
+        builder = StepBuilder(workers.memory, self._limits)
+        preemptions = self._preemptions
+        builder.add_decodes(self._running, self._reclaim_page)
+        for request in builder.prefill_waits:
+            builder.add_chunk(request)
+        if self._preemptions == preemptions:  # else what became free is for those that run
+            self._start_waiting(builder)
+        plan = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
+        if plan is not None:
+            sampling = builder.sampled_chunks + builder.decoding
+            workers.sent(plan, Flight(plan.step, sampling, builder.chunked), self._now_ns)
+        return plan
+
+    def _reclaim_page(self, request: Request) -> bool:
+        """Make a page available for `request`, taking those of younger ones. False: it is the
+        youngest and had to give way itself."""
+        while not self.workers.memory.num_available:
+            victim = choose_victim(self._running)
+            self._leave_row(victim)
+            if victim.state is not RequestState.LAST:
+                victim.move(RequestState.PAUSED)
+                self._waiting.push(victim)
+                self._preemptions += 1
+            if victim is request:
+                return False
+        return True
+
+    def _start_waiting(self, builder: StepBuilder) -> None:
+        """Start queued requests in order. One that does not fit may be overtaken by others, but
+        not for ever; one that waits for results or for a prefix that a running request is just
+        computing is passed over until those are there (steps in flight, so soon)."""
+        misfits: list[Request] = []
+        for request in self._waiting.first(_SCAN):
+            if not self.workers.free_rows or not builder.budget:
+                return
+            if request.results_in_flight or request.waits_for_prefix:
+                continue
+            if self._try_start(request, builder):
+                for misfit in misfits:
+                    misfit.overtaken += 1
+            elif not request.waits_for_prefix:
+                misfits.append(request)
+                if request.overtaken >= _MAX_OVERTAKEN or len(misfits) >= _MAX_MISFITS:
+                    return
+
+    def _try_start(self, request: Request, builder: StepBuilder) -> bool:
+        memory = self.workers.memory
+        if request.pages_needed > memory.num_available:  # as of the last look at the cache
+            return False
+        nodes, num_needed = memory.find(request)
+        request.pages_needed = 0
+        num_cached_tokens = len(nodes) * memory.page_size
+        if request.waits_for_prefix:
+            return False
+        if not builder.can_chunk(len(request.tokens) - num_cached_tokens):
+            return False
+        if not self._admission.can_start(memory, self._running, request, num_needed):
+            request.pages_needed = num_needed
+            return False
+        self._waiting.remove(request)
+        memory.start(request, nodes)
+        request.row = self.workers.free_rows.pop()
+        request.overtaken = 0
+        request.move(RequestState.PREFILL)
+        insort(self._running, request, key=attrgetter("age_key"))
+        if request.queue_ns < 0:
+            request.queue_ns = self._now_ns - request.arrival_ns
+            request.num_cached_tokens = num_cached_tokens
+            self._prefix_queries += request.num_prompt_tokens if request.uses_cache else 0
+            self._prefix_hits += num_cached_tokens
+            self._admission.observe_start(self._now_ns, len(self._waiting))
+        builder.admit(request)
+        builder.add_chunk(request)
+        return True
+
+    # --- results and endings -----------------------------------------------------------------
+
+    def _on_result(self, result: StepResult) -> None:
+        workers = self.workers
+        if result.epoch != workers.epoch or not workers.ready:
+            return  # from a dead incarnation
+        flight = workers.answered(result, self._now_ns)
+        if flight is None:
+            self._fail_workers(f"the result of step {result.step} does not fit the plan")
+            return
+        outcome = Outcome()
+        for (request, start), logprobs in zip(flight.chunks, result.prompt_logprobs, strict=False):
+            outcome.add_prompt_logprobs(request, start, logprobs)
+        outcome.add_tokens(flight.sampling, result.rows, workers.memory)
+        self.steps += 1
+        self._generated_tokens += outcome.num_tokens
+        for frontend, rows in outcome.rows.items():
+            self._outbox.append(Outgoing("frontend", frontend, Tokens(rows)))
+        for request, reason in outcome.ended:
+            self._admission.observe_output(request.num_output_tokens)
+            self._finish(request, Ending(reason))
+
+    def _finish(self, request: Request, ending: Ending, tell: bool = True) -> None:
+        """End a live request, whatever its state: row and pages are free at once, its results in
+        flight will be ignored."""
+        if request.row >= 0:
+            self._leave_row(request)
+        elif request.state in (RequestState.WAITING, RequestState.PAUSED):
+            self._waiting.remove(request)
+        request.move(RequestState.FINISHED)
+        del self._requests[request.request_id]
+        if tell:
+            self._send_finished(request, ending)
+
+    def _send_finished(self, request: Request, ending: Ending) -> None:
+        waited_ns = self._now_ns - request.arrival_ns
+        message = Finished(
+            request_id=request.request_id,
+            reason=ending.reason,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_output_tokens=request.num_output_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            message=ending.message,
+            field=ending.field,
+            retry_after_s=ending.retry_after_s,
+            queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
+        )
+        self._outbox.append(Outgoing("frontend", request.frontend, message))
+
+    def _leave_row(self, request: Request) -> None:
+        self.workers.release_row(request)
+        self._running.remove(request)
+
+    # --- processes come and go ---------------------------------------------------------------
+
+    def _on_hello(self, hello: Hello) -> None:
+        if hello.role != "frontend":
+            return
+        if self._frontends.greeted(hello.index, hello.pid):
+            self._abort_frontend(hello.index)
+        if self.workers.ready:
+            self._outbox.append(Outgoing("frontend", hello.index, self._ready_message()))
+
+    def _on_worker_ready(self, ready: Ready) -> None:
+        if self.workers.is_newer(ready):  # the loss of the last group is not heard yet
+            self._lose_workers()
+        if not self.workers.enroll(ready):
+            return
+        self._admission.settle_limit(self.workers.memory.num_pages)
+        message = self._ready_message()
+        self._outbox.append(Outgoing("launcher", 0, message))
+        for index in range(self._config.httpserver_workers):
+            self._outbox.append(Outgoing("frontend", index, message))
+        for request in list(self._requests.values()):  # the limit may be lower than it was
+            ending = self._admission.fit_length(request)
+            if ending is not None:
+                self._finish(request, ending)
+
+    def _ready_message(self) -> Ready:
+        num_pages, limit = self.workers.memory.num_pages, self._admission.max_req_total_len
+        return Ready("scheduler", 0, self.workers.epoch, num_pages, limit)
+
+    def _on_peer_lost(self, lost: PeerLost) -> None:
+        if lost.role == "worker" and self.workers.is_hit(lost):
+            self._lose_workers()
+        elif lost.role == "frontend" and self._frontends.lost(lost.index):
+            self._abort_frontend(lost.index)
+
+    def _abort_frontend(self, index: int) -> None:
+        for request in list(self._requests.values()):
+            if request.frontend == index:
+                self._finish(request, Ending("abort"), tell=False)
+
+    def _lose_workers(self) -> None:
+        """All KV is gone. What ran goes back to the head of the queue with its tokens so far and
+        is replayed by the next group: same seeds and positions, so the same tokens."""
+        self.workers.forget()
+        self._running.clear()
+        for request in list(self._requests.values()):
+            request.waits_for, request.pages_needed = None, 0
+            if request.row < 0 and not request.results_in_flight:
+                continue
+            forget(request)
+            request.row = -1
+            request.num_planned = len(request.tokens)
+            request.worker_losses += 1
+            if request.state is not RequestState.PAUSED:
+                request.move(RequestState.PAUSED)
+                self._waiting.push(request)
+            if request.worker_losses >= MAX_WORKER_LOSSES:
+                message = f"the workers died {MAX_WORKER_LOSSES} times while running this request"
+                self._finish(request, Ending("unavailable", message))
+
+    def _fail_workers(self, reason: str) -> None:
+        """The worker group does not do what it should: have the launcher restart it."""
+        if not self.workers.failed:
+            self.workers.failed = True
+            message = WorkerFailed(self.workers.epoch, 0, reason)
+            self._outbox.append(Outgoing("launcher", 0, message))
+
+    def _on_shutdown(self, shutdown: Shutdown) -> None:
+        self._admission.draining = True
+        deadline = self._now_ns + int(max(0.0, shutdown.drain_s) * 1e9)
+        if self._drain_deadline_ns is None or deadline < self._drain_deadline_ns:
+            self._drain_deadline_ns = deadline
+
+    # --- what others want to know --------------------------------------------------------------
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are still owed their Finished."""
+        return len(self._requests)
+
+    def heartbeat(self, malformed: int = 0, step_us: float = 0.0) -> Heartbeat:
+        """The numbers of this moment. `malformed` counts what the inbox could not decode and
+        `step_us` is the measured mean time of a step: the core cannot know these."""
+        memory = self.workers.memory
+        num_paused = sum(r.state is RequestState.PAUSED for r in self._requests.values())
+        return Heartbeat(
+            steps=self.steps,
+            num_running=len(self._running),
+            num_waiting=len(self._waiting) - num_paused,
+            num_paused=num_paused,
+            pages_total=memory.num_pages,
+            pages_free=memory.pool.num_free,
+            pages_cached=memory.cache.num_evictable,
+            worker_ready=self.workers.ready and not self.workers.failed,
+            preemptions=self._preemptions,
+            prefix_queries=self._prefix_queries,
+            prefix_hits=self._prefix_hits,
+            generated_tokens=self._generated_tokens,
+            malformed_messages=malformed + self.malformed,
+            estimated_peak_tokens=self._admission.expected_peak(memory, self._running),
+            step_us=step_us,
+        )
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless pages, rows, queue and requests account for each other."""
+        self.workers.check_integrity(self._running)
+        keys = [r.age_key for r in self._running]
+        assert keys == sorted(keys), "running requests are not sorted"
+        queued = self._waiting.check_integrity()
+        detached = [r for r in self._requests.values() if r.is_detached]
+        found = {r.request_id: r for r in (*queued, *self._running, *detached)}
+        assert found == self._requests, "a request is lost or kept"
+        assert len(queued) + len(self._running) + len(detached) == len(found), "a request is twice"

@@ -1,0 +1,80 @@
+"""A result reaches the right requests, once."""
+
+from fakes import FakeEngine
+from glimmer.scheduler.results import Flight, fits
+from glimmer.shared.messages import RowResult, StepResult, TokenRow, Tokens
+
+
+def rows_for(engine: FakeEngine, request_id: int) -> list[TokenRow]:
+    return [
+        row
+        for outgoing in engine.sent
+        if isinstance(outgoing.message, Tokens)
+        for row in outgoing.message.rows
+        if row.request_id == request_id
+    ]
+
+
+def test_only_a_result_of_the_plans_shape_fits() -> None:
+    request = object()
+    flight = Flight(5, [request, request], [(request, 0)])  # type: ignore[list-item]
+    two = [RowResult([1]), RowResult([2])]
+    assert fits(flight, StepResult(0, 5, two))
+    assert fits(flight, StepResult(0, 5, two, [[]]))
+    assert not fits(flight, StepResult(0, 6, two))
+    assert not fits(flight, StepResult(0, 5, two[:1]))
+    assert not fits(flight, StepResult(0, 5, two, [[], []]))
+    assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([])]))
+    assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([2, 3])]))
+
+
+def test_tokens_of_one_step_travel_in_one_message_per_frontend() -> None:
+    engine = FakeEngine(64, httpserver_workers=2)
+    ids = {f: [engine.submission([f, i], frontend=f) for i in range(3)] for f in (0, 1)}
+    engine.tell(*ids[0], *ids[1])
+    engine.turn()
+    messages = [o for o in engine.sent if isinstance(o.message, Tokens)]
+    assert [o.index for o in messages] == [0, 1]
+    for outgoing in messages:
+        assert isinstance(outgoing.message, Tokens)
+        expected = [s.request_id for s in ids[outgoing.index]]
+        assert [row.request_id for row in outgoing.message.rows] == expected
+
+
+def test_the_extra_token_after_a_stop_is_dropped() -> None:
+    engine = FakeEngine(64)
+    submit = engine.submission([1, 2, 3], 50, stop_token_ids=tuple(range(0, 64, 4)))
+    engine.tell(submit)
+    engine.finish()
+    right = engine.right_answer(submit)
+    assert len(right) < 50
+    assert engine.tokens[submit.request_id] == right
+    sampled = sum(len(p.decode) + sum(c.sample for c in p.prefill) for p in engine.plans)
+    assert sampled == len(right) + 1, "look-ahead costs exactly one extra token"
+
+
+def test_a_finish_by_length_wastes_no_step() -> None:
+    engine = FakeEngine(64)
+    engine.submit([1, 2, 3], 7)
+    engine.finish()
+    assert sum(len(p.decode) + len(p.prefill) for p in engine.plans) == 7
+
+
+def test_logprobs_travel_with_their_tokens() -> None:
+    engine = FakeEngine(64)
+    request_id = engine.submit([1, 2, 3], 5, num_logprobs=0)
+    engine.finish()
+    for row in rows_for(engine, request_id):
+        assert [entry.token_id for entry in row.logprobs] == row.token_ids
+
+
+def test_prompt_logprobs_come_once_and_in_order_also_through_preemption() -> None:
+    engine = FakeEngine(12, page_size=4, batch_max_tokens=6, chunked_prefill_size=5)
+    prompts = [[i, *range(10, 20)] for i in range(4)]
+    ids = [engine.submit(prompt, 25, num_prompt_logprobs=0) for prompt in prompts]
+    engine.finish()
+    assert engine.core.heartbeat().preemptions > 0
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        entries = [e for row in rows_for(engine, request_id) for e in row.prompt_logprobs]
+        assert [e.token_id for e in entries] == prompt[1:]
+        assert [-e.logprob for e in entries] == list(range(1, len(prompt)))

@@ -1,0 +1,242 @@
+"""Bugs made by hand, each a small change to the production code, to prove that the simulation
+bites: every one must be found within a few seeds."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from glimmer.scheduler import batch, core, memory, pages, peers, radix, request, results, waiting
+from glimmer.scheduler.request import RequestState
+
+Patch = Callable[[Any, str, Any], None]
+Mutant = Callable[[Patch], None]
+
+
+def replace(owner: Any, name: str, make: Callable[[Any], Any]) -> Mutant:
+    """The mutant that puts `make(original)` in place of `owner.name`."""
+    return lambda patch: patch(owner, name, make(owner.__dict__[name]))
+
+
+def _skip_a_decref(drop: Any) -> Any:
+    return lambda self, numbers: drop(
+        self, list(numbers)[1:] if len(list(numbers)) > 2 else numbers
+    )
+
+
+def _free_twice(release: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        last = req.pages[-1:]
+        release(self, req)
+        if last and self.pool._holders[last[0]] == 0:
+            self.pool._free.append(last[0])
+
+    return mutant
+
+
+def _forget_abort_in_queue(remove: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        if req.state is RequestState.WAITING and req.queue_ns < 0 and req.waits_for is not None:
+            return  # left in the queue
+        remove(self, req)
+
+    return mutant
+
+
+def _drop_token_when_paused(add_tokens: Any) -> Any:
+    def mutant(self: Any, sampling: Any, rows: Any, mem: Any) -> None:
+        pairs = list(zip(sampling, rows, strict=True))
+        for req, row in pairs:
+            if req.state is RequestState.PAUSED:
+                req.tokens.extend(row.token_ids)  # known, but never sent
+        pairs = [(r, row) for r, row in pairs if r.state is not RequestState.PAUSED]
+        add_tokens(self, [r for r, _ in pairs], [row for _, row in pairs], mem)
+
+    return mutant
+
+
+def _apply_extra_step(add_tokens: Any) -> Any:
+    def mutant(self: Any, sampling: Any, rows: Any, mem: Any) -> None:
+        revived = [copy.copy(r) for r in sampling]
+        for req in revived:
+            if req.state is RequestState.FINISHED:
+                req.state = RequestState.LAST
+        ghosts = [r for r, real in zip(revived, sampling, strict=True) if real.state is not r.state]
+        real = [
+            r if r.state is not RequestState.FINISHED else g
+            for r, g in zip(sampling, revived, strict=True)
+        ]
+        add_tokens(self, real, rows, mem)
+        self.ended = [(r, why) for r, why in self.ended if r not in ghosts]
+
+    return mutant
+
+
+def _no_cap(find: Any) -> Any:
+    def mutant(self: Any, req: Any) -> Any:
+        nodes, needed = find(self, req)
+        full = self.cache.match(req.cache_salt, req.tokens, len(req.tokens) // self.page_size)
+        if req.uses_cache and not req.waits_for_prefix and len(full) > len(nodes):
+            return full, needed
+        return nodes, needed
+
+    return mutant
+
+
+def _publish_without_kv(publish: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        kv, req.num_kv = req.num_kv, min(len(req.tokens), req.kv_capacity)
+        publish(self, req)
+        req.num_kv = kv
+
+    return mutant
+
+
+def _publish_at_once(start: Any) -> Any:
+    def mutant(self: Any, req: Any, nodes: Any) -> None:
+        start(self, req, nodes)
+        for node in req.pending:
+            node.ready = True
+        req.pending = []
+
+    return mutant
+
+
+def _evict_in_use(take: Any) -> Any:
+    def mutant(self: Any, count: int) -> Any:
+        while self.pool.num_free < count:
+            node = [n for n in self.cache.nodes() if not n.children][-1]
+            self.pool.drop((node.page,))
+            del node.parent.children[node.key]
+            self.cache.num_nodes -= 1
+            self.cache.num_evictable -= node.locks == 0
+        return take(self, count)
+
+    return mutant
+
+
+def _keep_cache_over_epochs(forget: Any) -> Any:
+    def mutant(self: Any) -> None:
+        old = self.__dict__.get("memory")
+        if old is not None and old.num_pages:
+            self.kept = old
+        forget(self)
+
+    return mutant
+
+
+def _enroll_with_kept_cache(enroll: Any) -> Any:
+    def mutant(self: Any, ready: Any) -> bool:
+        complete = enroll(self, ready)
+        kept = self.__dict__.get("kept")
+        if complete and kept is not None and kept.num_pages == self.memory.num_pages:
+            self.memory = kept
+        return bool(complete)
+
+    return mutant
+
+
+def _lose_planned(forget: Any) -> Any:
+    def mutant(req: Any) -> None:
+        forget(req)
+        req.tokens = req.tokens[: max(req.num_prompt_tokens, len(req.tokens) - 1)]
+
+    return mutant
+
+
+def _resumed_from_zero(row_admit: Any) -> Any:
+    def mutant(self: Any, req: Any) -> Any:
+        admit = row_admit(self, req)
+        return msgspec.structs.replace(admit, num_output_tokens=0)
+
+    return mutant
+
+
+def _leak_row(release_row: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        aborted_in_prefill = req.state is RequestState.PREFILL
+        release_row(self, req)
+        if aborted_in_prefill:
+            self.free_rows.pop()
+
+    return mutant
+
+
+def _steal_before(choose_victim: Any) -> Any:
+    return lambda running: running[0]
+
+
+def _free_budget(add_chunk: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        budget = self.budget
+        add_chunk(self, req)
+        self.budget = budget - 1
+
+    return mutant
+
+
+def _accept_old_epoch(on_result: Any) -> Any:
+    def mutant(self: Any, result: Any) -> None:
+        on_result(self, msgspec.structs.replace(result, epoch=self.workers.epoch))
+
+    return mutant
+
+
+def _never_expire(expired: Any) -> Any:
+    return lambda self, now_ns: []
+
+
+MUTANTS: dict[str, Mutant] = {
+    "skips a reference when dropping pages": replace(pages.PagePool, "drop", _skip_a_decref),
+    "frees a page twice": replace(memory.Memory, "release", _free_twice),
+    "forgets an abort in the waiting queue": replace(
+        waiting.WaitingQueue, "remove", _forget_abort_in_queue
+    ),
+    "accepts results of an old epoch": replace(core.Scheduler, "_on_result", _accept_old_epoch),
+    "drops the token in flight at preemption": replace(
+        results.Outcome, "add_tokens", _drop_token_when_paused
+    ),
+    "sends the token of the extra step": replace(results.Outcome, "add_tokens", _apply_extra_step),
+    "takes the last prompt token from the cache": replace(memory.Memory, "find", _no_cap),
+    "caches a page whose KV is not planned": replace(memory.Memory, "publish", _publish_without_kv),
+    "shares pages that are not written yet": replace(memory.Memory, "start", _publish_at_once),
+    "evicts pages in use": replace(memory.Memory, "_take", _evict_in_use),
+    "loses a token when workers die": replace(core, "forget", _lose_planned),
+    "resumes with a wrong output count": replace(memory.Memory, "row_admit", _resumed_from_zero),
+    "leaks the row of an abort in prefill": replace(peers.WorkerGroup, "release_row", _leak_row),
+    "preempts the oldest": replace(core, "choose_victim", _steal_before),
+    "does not count chunks in the budget": replace(batch.StepBuilder, "add_chunk", _free_budget),
+    "never ends a wait in the queue": replace(waiting.WaitingQueue, "expired", _never_expire),
+    "shares prefixes between salts": replace(
+        radix.PrefixCache,
+        "match",
+        lambda match: (
+            lambda self, salt, tokens, n: max(
+                (match(self, s, tokens, n) for s in ("", "other")), key=len
+            )
+        ),
+    ),
+    "waits for a prefix that nobody computes any more": replace(
+        radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
+    ),
+    "counts prompt tokens as outputs for penalties": replace(
+        request.Request,
+        "counted_ids",
+        lambda _: lambda self: list(self.tokens) if self.sampling.uses_penalties else [],
+    ),
+    "sends prompt logprobs again after a resume": replace(
+        memory, "forget", lambda forget: lambda req: (forget(req), _again(req))
+    ),
+}
+
+
+def _again(req: Any) -> None:
+    req.num_logprob_positions = 1
+
+
+def _keep_cache(patch: Patch) -> None:
+    replace(peers.WorkerGroup, "forget", _keep_cache_over_epochs)(patch)
+    replace(peers.WorkerGroup, "enroll", _enroll_with_kept_cache)(patch)
+
+
+MUTANTS["keeps the prefix cache over epochs"] = _keep_cache
