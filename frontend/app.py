@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from ..shared.config import ServeConfig
 from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
@@ -84,7 +85,7 @@ def load(config: ServeConfig, client: EngineClient) -> Frontend:
     tokenizer = Tokenizer(model_dir, spec.vocab_size, config.chat_template)
     facts = ModelFacts(config, spec, load_defaults(model_dir), tokenizer.vocabulary.added_ids)
     max_len = config.max_req_total_len or spec.max_position_embeddings
-    metrics = Metrics(config.model_name, max_len, client)
+    metrics = Metrics(config, max_len, client)
     return Frontend(config, facts, tokenizer, client, metrics)
 
 
@@ -128,16 +129,23 @@ async def _live(child: Child, client: EngineClient) -> None:
 
 async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
     """Accept connections on a bound socket. A client that goes away cancels its handler."""
+    logging.getLogger("aiohttp.server").addFilter(_is_news)
     runner = web.AppRunner(
         create_app(frontend),
         handler_cancellation=True,
         access_log=None,
+        auto_decompress=False,  # `ops.read_body` refuses what is compressed
         keepalive_timeout=75.0,
         shutdown_timeout=_END_S,
     )
     await runner.setup()
     await web.SockSite(runner, listener, backlog=_BACKLOG).start()
     return runner
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether to log what aiohttp says: bytes that are not HTTP deserve no traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 async def _first_of(wanted: asyncio.Event, otherwise: asyncio.Event) -> bool:
@@ -185,9 +193,6 @@ def _admit(handler: Generating) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         frontend = request.app[FRONTEND]
         frontend.check_accepting()
-        length = request.content_length
-        if length is not None and length > frontend.config.max_body_mb * (1 << 20):
-            raise _too_large(frontend.config)
         data = await ops.read_body(request)
         with frontend.admitted():
             return await handler(frontend, request, data)
@@ -206,7 +211,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     except web.HTTPRequestEntityTooLarge:
         return await _fail(request, _too_large(request.app[FRONTEND].config))
     except web.HTTPException as error:
-        return error_response(error.status, _HTTP_TYPES.get(error.status), error.text or "")
+        return _fail_http(request, error)
     except ConnectionError:  # the client went away while we wrote; nobody sees this reply
         return context.stream.response if context.stream else web.Response(status=499)
     except Exception:
@@ -218,7 +223,14 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
             context.stream.close()
 
 
-_HTTP_TYPES = {404: "NotFoundError", 405: "BadRequestError", 408: "BadRequestError"}
+def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
+    """aiohttp's own refusals in our envelope: no such route or method, body too late."""
+    kind = "NotFoundError" if error.status == 404 else None
+    place = f"{request.method} {request.path:.100}"
+    response = error_response(error.status, kind, f"{place}: {error.reason}")
+    if "Allow" in error.headers:
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
 async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
@@ -240,6 +252,7 @@ def error_response(
     status: int, kind: str | None, message: str, field: str | None = None
 ) -> web.Response:
     """OpenAI's error object plus the top-level `message` that LightLLM's older clients read."""
+    message = message.encode("utf-8", "replace").decode()  # paths and headers may be no text
     error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}
     return ops.reply({"error": error, "message": message}, status)
 
@@ -249,5 +262,6 @@ def _too_large(config: ServeConfig) -> TooLargeError:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["X-Request-Id"] = request[CONTEXT].request_id
+    if CONTEXT in request:  # not on a refusal that came before the middleware
+        response.headers["X-Request-Id"] = request[CONTEXT].request_id
     response.headers["Server"] = "glimmer"

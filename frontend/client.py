@@ -7,12 +7,10 @@ scheduler is lost. Knows nothing about text or HTTP.
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from ..shared.errors import OverloadedError, UnavailableError
 from ..shared.messages import (
@@ -31,10 +29,10 @@ from ..shared.messages import (
 )
 from ..shared.sampling import SamplingParams
 from ..shared.transport import AsyncReceiver, Sender, frontend_address, scheduler_address
+from .engine_state import EngineState
 
-HEARTBEAT_LIMIT_S = 10.0  # an older last heartbeat means that the scheduler is stuck or gone
 RETRY_AFTER_S = 5.0  # told to clients while the engine restarts
-_IDLE_S = 15.0  # `receive` returns empty-handed after so long, so that streams can show life
+_IDLE_S = 15.0  # `receive` returns empty-handed so often, so that streams can show life
 log = logging.getLogger(__name__)
 
 
@@ -43,9 +41,9 @@ class Event:
     """What one sequence produced since the last look. Later tokens join what nobody took yet."""
 
     index: int  # of the sequence in its Generation
-    token_ids: list[int]
-    logprobs: list[TokenLogprob]
-    prompt_logprobs: list[TokenLogprob]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
 
 
@@ -58,7 +56,6 @@ class Generation:
         self._request_ids = request_ids
         self._pending: dict[int, Event] = {}
         self._waiter: asyncio.Future[None] | None = None
-        self._waiting_since = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -67,9 +64,8 @@ class Generation:
 
     async def receive(self) -> list[Event]:
         """All that came since the last call, at most one event per sequence; waits for it.
-        Empty after 15 s without anything."""
+        Empty now and then, when nothing comes for long."""
         if not self._pending:
-            self._waiting_since = self._client.now
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
@@ -95,79 +91,24 @@ class Generation:
         self._event(finished.request_id).finished = finished
         del self._open[finished.request_id]
 
-    def wake_if_idle(self, now: float) -> None:
-        """The client's, now and then: let a long wait return."""
-        if self._waiter is not None and now - self._waiting_since > _IDLE_S:
-            self._wake()
-
-    def open_ids(self) -> list[int]:
-        """Ids of the sequences that are not finished."""
-        return list(self._open)
+    def wake(self) -> None:
+        """The client's: let `receive` return."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _event(self, request_id: int) -> Event:
         index = self._open[request_id]
         event = self._pending.get(index)
         if event is None:
-            event = self._pending[index] = Event(index, [], [], [])
-            self._wake()
+            event = self._pending[index] = Event(index)
+            self.wake()
         return event
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def __enter__(self) -> "Generation":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._client.forget(self.open_ids())
-
-
-@dataclass
-class EngineState:
-    """What is known about the other side, for /health, /readiness and /metrics."""
-
-    ready: Ready | None = None  # None: starting, or lost
-    last_epoch: int = -1
-    heartbeat: Heartbeat | None = None
-    heartbeat_at: float = -math.inf
-    progress_at: float = -math.inf  # when steps last advanced, or nothing was in flight
-    generated_per_s: float = 0.0
-    draining: bool = False
-    became_ready: asyncio.Event = field(default_factory=asyncio.Event)
-    shutdown: asyncio.Event = field(default_factory=asyncio.Event)
-    shutdown_at: float = math.inf  # end of the time to drain
-
-    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
-        """Note a heartbeat and whether it shows progress."""
-        last = self.heartbeat
-        busy = heartbeat.num_running + heartbeat.num_waiting + heartbeat.num_paused > 0
-        if last is None or heartbeat.steps != last.steps or not busy:
-            self.progress_at = now
-        if last is not None and now > self.heartbeat_at:
-            tokens = heartbeat.generated_tokens - last.generated_tokens
-            self.generated_per_s = max(0.0, tokens / (now - self.heartbeat_at))
-        self.heartbeat, self.heartbeat_at = heartbeat, now
-
-    def is_healthy(self, now: float, stall_timeout_s: float) -> bool:
-        """Heartbeats come, and steps advance while there is work."""
-        alive = now - self.heartbeat_at <= HEARTBEAT_LIMIT_S
-        return alive and now - self.progress_at <= stall_timeout_s
-
-    def why_not_ready(self) -> str:
-        """Why new requests are refused; "" if they are not."""
-        if self.draining:
-            return "draining"
-        if self.ready is None:
-            return "starting" if self.last_epoch < 0 else "engine lost"
-        if self.heartbeat is not None and not self.heartbeat.worker_ready:
-            return "engine restarting"
-        return ""
+    def __exit__(self, *_: object) -> None:
+        self._client.forget(list(self._open))
 
 
 class EngineClient:
@@ -182,7 +123,6 @@ class EngineClient:
     ) -> None:
         self.index = index
         self.state = EngineState()
-        self.now = clock()
         self._clock = clock
         self._hello = hello
         self._runtime_dir = runtime_dir
@@ -227,7 +167,7 @@ class EngineClient:
         """Ask for one sequence per (prompt ids, sampling). Raises OverloadedError when the link
         is full."""
         sequences = list(sequences)
-        request_ids = self._new_ids(len(sequences))
+        request_ids = [random.getrandbits(62) for _ in sequences]
         generation = Generation(self, request_ids)
         dropped = self._sender.dropped
         for request_id, (prompt_ids, sampling) in zip(request_ids, sequences, strict=True):
@@ -254,10 +194,9 @@ class EngineClient:
 
     def fail_all(self, message: str) -> None:
         """End all open sequences with an error."""
-        for request_id, generation in list(self._generations.items()):
-            self._finish(
-                generation,
-                Finished(request_id, "unavailable", message=message, retry_after_s=RETRY_AFTER_S),
+        for request_id in list(self._generations):
+            self._handle(
+                Finished(request_id, "unavailable", message=message, retry_after_s=RETRY_AFTER_S)
             )
 
     def begin_shutdown(self, drain_s: float) -> None:
@@ -274,9 +213,9 @@ class EngineClient:
                     if generation is not None:  # else its client has just gone
                         generation.push(row)
             case Finished():
-                generation = self._generations.get(message.request_id)
+                generation = self._generations.pop(message.request_id, None)
                 if generation is not None:
-                    self._finish(generation, message)
+                    generation.finish(message)
             case Heartbeat():
                 self.state.on_heartbeat(message, self._clock())
             case Ready(role="scheduler"):
@@ -289,10 +228,6 @@ class EngineClient:
                 self.begin_shutdown(drain_s)
             case _:
                 log.error("unexpected message %s", type(message).__name__)
-
-    def _finish(self, generation: Generation, finished: Finished) -> None:
-        del self._generations[finished.request_id]
-        generation.finish(finished)
 
     def _on_ready(self, ready: Ready) -> None:
         if self.state.ready is None and ready.epoch <= self.state.last_epoch:
@@ -319,16 +254,8 @@ class EngineClient:
             self._sender.send(Abort(self._aborts))
             self._aborts = []
 
-    def _new_ids(self, count: int) -> list[int]:
-        ids: set[int] = set()
-        while len(ids) < count:
-            ids.add(random.getrandbits(62))
-            ids -= self._generations.keys()
-        return list(ids)
-
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(1.0)
-            self.now = self._clock()
+            await asyncio.sleep(_IDLE_S)
             for generation in set(self._generations.values()):
-                generation.wake_if_idle(self.now)
+                generation.wake()

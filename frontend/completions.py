@@ -8,12 +8,11 @@ from typing import Any
 
 from aiohttp import web
 
-from ..shared.errors import RequestError
 from .detokenize import Piece, Vocabulary
 from .job import Frontend, Job
 from .openai import Chunks, Json, stream_choices
 from .params import openai_spec, parse_prompts
-from .schema import CompletionBody, decode_body
+from .schema import CompletionBody, decode_body, wrong
 
 
 async def completions(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
@@ -21,13 +20,13 @@ async def completions(frontend: Frontend, request: web.Request, data: bytes) -> 
     body = decode_body(data, CompletionBody)
     num_logprobs = -1 if body.logprobs is None else body.logprobs
     if body.suffix:
-        raise RequestError("suffix: not supported", field="suffix")
+        raise wrong("suffix", "not supported")
     if body.echo and num_logprobs >= 0:
-        raise RequestError("echo: cannot be combined with logprobs", field="echo")
+        raise wrong("echo", "cannot be combined with logprobs")
     spec = openai_spec(body, frontend.facts, body.max_tokens, num_logprobs)
     prompts = parse_prompts(body.prompt)
     if body.stream and len(prompts) > 1:
-        raise RequestError("prompt: a stream takes one prompt", field="prompt")
+        raise wrong("prompt", "a stream takes one prompt")
     prompt_ids = [await _encode(frontend, prompt) for prompt in prompts]
     echoes = [_echo(frontend, prompt) if body.echo else "" for prompt in prompts]
     vocabulary, hidden = frontend.tokenizer.vocabulary, spec.text.hidden_ids

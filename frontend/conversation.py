@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from ..shared.errors import RequestError
+from .schema import wrong
 
 _ROLES = {
     "system": "system",
@@ -28,7 +28,7 @@ def normalise_messages(messages: list[Json]) -> list[Json]:
     Raises RequestError naming the message and key that cannot be rendered.
     """
     if not messages:
-        raise RequestError("messages: must not be empty", field="messages")
+        raise wrong("messages", "must not be empty")
     return [_normalise(message, f"messages[{n}]") for n, message in enumerate(messages)]
 
 
@@ -38,26 +38,26 @@ def check_tools(tools: list[Json] | None) -> list[Json] | None:
         where = f"tools[{n}]"
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, dict):
-            raise _wrong(where, "must be {type: 'function', function: {...}}")
+            raise wrong(where, "must be {type: 'function', function: {...}}")
         if not isinstance(function.get("name"), str) or not function["name"]:
-            raise _wrong(f"{where}.function.name", "must be a string")
+            raise wrong(f"{where}.function.name", "must be a string")
         if not isinstance(function.get("parameters") or {}, dict):
-            raise _wrong(f"{where}.function.parameters", "must be an object")
+            raise wrong(f"{where}.function.parameters", "must be an object")
     return [{**_no_nulls(t), "function": _no_nulls(t["function"])} for t in tools or []] or None
 
 
 def _normalise(message: Json, where: str) -> Json:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
-        raise _wrong(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
+        raise wrong(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
     result = {**_no_nulls(message), "role": _ROLES[role]}
     if "content" in result:
         result["content"] = _text(result["content"], f"{where}.content")
     elif _ROLES[role] in _NEEDS_CONTENT:
-        raise _wrong(f"{where}.content", f"is required for role {role}")
+        raise wrong(f"{where}.content", f"is required for role {role}")
     for key in ("reasoning", "reasoning_content"):
         if not isinstance(result.get(key, ""), str):
-            raise _wrong(f"{where}.{key}", "must be a string")
+            raise wrong(f"{where}.{key}", "must be a string")
     if role == "assistant":
         if "reasoning" in result:
             result.setdefault("reasoning_content", result["reasoning"])
@@ -70,26 +70,26 @@ def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise _wrong(where, "must be a string or a list of text parts")
+        raise wrong(where, "must be a string or a list of text parts")
     texts = []
     for n, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise _wrong(f"{where}[{n}]", f"this model reads text parts only, not {kind!r:.40}")
+            raise wrong(f"{where}[{n}]", f"this model reads text parts only, not {kind!r:.40}")
         if not isinstance(part.get("text"), str):
-            raise _wrong(f"{where}[{n}].text", "must be a string")
+            raise wrong(f"{where}[{n}].text", "must be a string")
         texts.append(part["text"])
     return "".join(texts)
 
 
 def _calls(calls: Any, where: str) -> list[Json]:
     if not isinstance(calls, list):
-        raise _wrong(where, "must be a list")
+        raise wrong(where, "must be a list")
     result = []
     for n, call in enumerate(calls):
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise _wrong(f"{where}[{n}].function.name", "must be a string")
+            raise wrong(f"{where}[{n}].function.name", "must be a string")
         arguments = _arguments(function.get("arguments"), f"{where}[{n}].function.arguments")
         result.append({**_no_nulls(call), "function": {**function, "arguments": arguments}})
     return result
@@ -102,15 +102,11 @@ def _arguments(arguments: Any, where: str) -> Json:
         try:
             arguments = msgspec.json.decode(arguments)
         except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise _wrong(where, f"is not JSON: {error}") from None
+            raise wrong(where, f"is not JSON: {error}") from None
     if not isinstance(arguments, dict):
-        raise _wrong(where, "must be a JSON object")
+        raise wrong(where, "must be a JSON object")
     return arguments
 
 
 def _no_nulls(value: Json) -> Json:
     return {k: v for k, v in value.items() if v is not None}
-
-
-def _wrong(field: str, problem: str) -> RequestError:
-    return RequestError(f"{field}: {problem}", field=field)

@@ -8,12 +8,12 @@ from typing import Any
 
 from aiohttp import web
 
-from ..shared.errors import RequestError
 from ..shared.messages import TokenLogprob
 from .detokenize import Piece
 from .job import Frontend, Job, Sequence
+from .ops import reply
 from .params import generate_spec
-from .schema import GenerateBody, GenerateParameters, decode_body
+from .schema import GenerateBody, GenerateParameters, decode_body, wrong
 from .sse import EventStream, encode_json
 
 Json = dict[str, Any]
@@ -63,7 +63,7 @@ async def _whole(
         def per_sequence(values: list[Any]) -> Any:
             return values if len(values) > 1 else values[0]
 
-        reply: Json = {
+        result: Json = {
             "generated_text": [sequence.text for sequence in job.sequences],
             "count_output_tokens": per_sequence([s.stream.num_tokens for s in job.sequences]),
             "finish_reason": per_sequence([s.finish_reason for s in job.sequences]),
@@ -74,11 +74,11 @@ async def _whole(
             "input_usage": formatter.input_usage,
         }
         if body.parameters is not None and body.parameters.return_details:
-            reply["tokens"] = per_sequence(
+            result["tokens"] = per_sequence(
                 [formatter.details(s, ps) for s, ps in zip(job.sequences, pieces, strict=True)]
             )
-        reply |= formatter.prompt_logprobs(job.sequences[0])
-    return web.Response(body=encode_json(reply), content_type="application/json")
+        result |= formatter.prompt_logprobs(job.sequences[0])
+    return reply(result)
 
 
 async def _stream(
@@ -86,7 +86,7 @@ async def _stream(
 ) -> web.StreamResponse:
     parameters = body.parameters or GenerateParameters()
     if (parameters.best_of or parameters.n or 1) != 1:
-        raise RequestError("parameters.best_of: must be 1 for streams", "parameters.best_of")
+        raise wrong("parameters.best_of", "must be 1 for streams")
     with await _start(frontend, request, body) as job:
         formatter = _Formatter(frontend, job)
         stream = EventStream(request, frontend.stalls, _PREFIX)
@@ -133,17 +133,8 @@ class _Formatter:
 
     def event(self, sequence: Sequence, piece: Piece | None, count: int, is_last: bool) -> bytes:
         """One event of a stream: `count` is the token's number; no piece: ended without one."""
-        logprob = piece.logprob if piece else None
         event: Json = {
-            "token": {
-                "id": piece.token_id if piece else None,
-                "text": piece.text if piece else "",
-                "logprob": logprob.logprob if logprob else None,
-                "special": piece is not None and piece.token_id in self._vocabulary.special_ids,
-                "count_output_tokens": count,
-                "prompt_tokens": len(self._prompt),
-                "logprobs": self.logprobs(logprob),
-            },
+            "token": self._token(piece, count),
             "generated_text": None,
             "finished": is_last,
             "finish_reason": sequence.finish_reason if is_last else None,
@@ -161,16 +152,10 @@ class _Formatter:
             total += piece.logprob.logprob if piece.logprob else 0.0
             result.append(
                 {
-                    "id": piece.token_id,
-                    "logprob": piece.logprob.logprob if piece.logprob else None,
+                    **self._token(piece, count),
                     "cumlogprob": total / count,
-                    "special": piece.token_id in self._vocabulary.special_ids,
-                    "count_output_tokens": count,
                     "prompt_cache_len": finished.num_cached_tokens if finished else 0,
                     "mtp_accepted_token_num": finished.mtp_accepted_tokens if finished else 0,
-                    "prompt_tokens": len(self._prompt),
-                    "text": piece.text,
-                    "logprobs": self.logprobs(piece.logprob),
                 }
             )
         return result
@@ -181,6 +166,19 @@ class _Formatter:
             return {}
         entries = [None, *map(self.logprobs, sequence.prompt_logprobs)]
         return {"prompt_token_ids": self._prompt, "prompt_logprobs": entries}
+
+    def _token(self, piece: Piece | None, count: int) -> Json:
+        """What both forms say about token number `count`."""
+        logprob = piece.logprob if piece else None
+        return {
+            "id": piece.token_id if piece else None,
+            "text": piece.text if piece else "",
+            "logprob": logprob.logprob if logprob else None,
+            "special": piece is not None and piece.token_id in self._vocabulary.special_ids,
+            "count_output_tokens": count,
+            "prompt_tokens": len(self._prompt),
+            "logprobs": self.logprobs(logprob),
+        }
 
     def _logprob(self, token_id: int, logprob: float, rank: int) -> Json:
         text = self._vocabulary.text(token_id)

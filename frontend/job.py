@@ -27,6 +27,7 @@ from .client import RETRY_AFTER_S, EngineClient, Event
 from .detokenize import TextStream
 from .metrics import Metrics, RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec, ModelFacts
+from .schema import wrong
 from .sse import CONTEXT, Stalls
 from .tokenize import Tokenizer
 
@@ -108,7 +109,7 @@ class Job:
         self._arrived_s = request[CONTEXT].arrived_s
         max_total = frontend.client.max_req_total_len
         if len(prompts) * spec.n > MAX_SEQUENCES:
-            raise RequestError(f"n: prompts times n exceed {MAX_SEQUENCES}", field="n")
+            raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
         for prompt in prompts:
             _check_prompt(prompt, max_total, prompt_field)
         sampling = [
@@ -256,10 +257,10 @@ def clean_id(text: str) -> str:
 
 def _check_prompt(prompt: list[int], max_total: int, field: str) -> None:
     if not prompt:
-        raise RequestError(f"{field}: must not be empty", field=field)
+        raise wrong(field, "must not be empty")
     if len(prompt) >= max_total:
-        raise RequestError(
-            f"{field}: {len(prompt)} tokens, but prompt and output together may have at most "
-            f"{max_total} (context_length_exceeded)",
-            field=field,
+        raise wrong(
+            field,
+            f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
+            "(context_length_exceeded)",
         )

@@ -1,7 +1,8 @@
 """Prometheus metrics: LightLLM's names and types, aliases that gateways look for, our own.
 
 What requests did is observed here when they end; what the engine does comes from the scheduler's
-last heartbeat when `/metrics` is read. The registry is this process's own.
+last heartbeat when `/metrics` is read. With several HTTP processes a scrape shows the one that
+answers it, so each labels what it observed with its number: sums over `frontend` are the whole.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..shared.config import ServeConfig
 from ..shared.messages import Heartbeat
 from .client import EngineClient
 
@@ -69,10 +71,13 @@ class RequestRecord:
 class Metrics:
     """All metrics of this process. `render` is the body of `/metrics`."""
 
-    def __init__(self, model_name: str, max_req_total_len: int, client: EngineClient) -> None:
+    def __init__(self, config: ServeConfig, max_req_total_len: int, client: EngineClient) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
-        self._labels = {"model_name": model_name}
+        engine_labels = {"model_name": config.model_name}
+        self._labels = dict(engine_labels)
+        if config.httpserver_workers > 1:
+            self._labels["frontend"] = str(client.index)
         lengths = [max_req_total_len * k / 100 for k in range(101)]
         self._counters = {
             name: Counter(
@@ -98,7 +103,7 @@ class Metrics:
             list(self._labels),
             registry=self._registry,
         ).labels(**self._labels)
-        self._registry.register(_EngineCollector(client, self._labels))
+        self._registry.register(_EngineCollector(client, engine_labels))
 
     def count(self, name: str) -> None:
         """Count one request: "request_count" or "request_failure"."""

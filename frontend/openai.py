@@ -12,12 +12,12 @@ from typing import Any
 
 from aiohttp import web
 
-from ..shared.errors import RequestError
+from . import ops
 from .conversation import check_tools, normalise_messages
 from .detokenize import Piece, Vocabulary
 from .job import Frontend, Job, Sequence
 from .params import openai_spec
-from .schema import ChatBody, OpenAiBody, decode_body
+from .schema import ChatBody, OpenAiBody, decode_body, wrong
 from .sse import KEEP_ALIVE, EventStream, encode_json
 
 Json = dict[str, Any]
@@ -31,7 +31,7 @@ async def chat(frontend: Frontend, request: web.Request, data: bytes) -> web.Str
     body = decode_body(data, ChatBody)
     _refuse_unsupported(body)
     if body.top_logprobs is not None and not body.logprobs:
-        raise RequestError("top_logprobs: needs logprobs: true", field="top_logprobs")
+        raise wrong("top_logprobs", "needs logprobs: true")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else -1
     max_tokens = body.max_completion_tokens or body.max_tokens
     spec = openai_spec(body, frontend.facts, max_tokens, num_logprobs)
@@ -118,8 +118,8 @@ class Chunks:
 
     def whole_reply(self, kind: str, choices: list[Json], job: Job) -> web.Response:
         """The reply of a request that does not stream."""
-        reply = {**self._head, "object": kind, "choices": choices, "usage": usage(job)}
-        return web.Response(body=encode_json(reply), content_type="application/json")
+        body = {**self._head, "object": kind, "choices": choices, "usage": usage(job)}
+        return ops.reply(body)
 
 
 async def stream_choices(
@@ -190,10 +190,10 @@ def chat_logprobs(vocabulary: Vocabulary, pieces: list[Piece], hidden: frozenset
 
 def _refuse_unsupported(body: ChatBody) -> None:
     if body.tool_choice not in (None, "auto", "none"):
-        raise RequestError("tool_choice: only 'auto' and 'none' are supported", "tool_choice")
+        raise wrong("tool_choice", "only 'auto' and 'none' are supported")
     if body.function_call not in (None, "none"):
-        raise RequestError("function_call: not supported, use tools", field="function_call")
+        raise wrong("function_call", "not supported, use tools")
     if body.functions:
-        raise RequestError("functions: not supported, use tools", field="functions")
+        raise wrong("functions", "not supported, use tools")
     if body.chat_template is not None:
-        raise RequestError("chat_template: is the server's to choose", field="chat_template")
+        raise wrong("chat_template", "is the server's to choose")

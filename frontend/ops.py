@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from ..shared.errors import RequestError
 from .job import FRONTEND
 from .metrics import kv_usage
 from .schema import GenerateParameters, TokensBody, decode_body
@@ -24,12 +25,19 @@ def reply(value: Any, status: int = 200) -> web.Response:
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The whole body; a client that takes too long to send it is told so (408)."""
+    """The whole body. Refuses a compressed one, a too large one (413, before it is read if its
+    length is known), and one that takes too long to come (408)."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise RequestError(f"Content-Encoding: {encoding:.40} is not supported", "Content-Encoding")
+    size, limit = request.content_length or 0, request.client_max_size
+    if size > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise web.HTTPRequestTimeout(text="the request body did not arrive in time") from None
+        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
 
 
 async def health(request: web.Request) -> web.Response:

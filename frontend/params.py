@@ -14,11 +14,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..shared.config import ServeConfig
-from ..shared.errors import ModelError, RequestError
+from ..shared.errors import ModelError
 from ..shared.model_spec import ModelSpec
 from ..shared.sampling import SamplingParams
 from .detokenize import TextOptions
-from .schema import GenerateBody, GenerateParameters, OpenAiBody, SamplingFields
+from .schema import GenerateBody, GenerateParameters, OpenAiBody, SamplingFields, wrong
 
 MAX_SEQUENCES = 1024  # prompts x n of one request
 _SEED_MASK = 2**63 - 1
@@ -40,7 +40,7 @@ class GenerationDefaults(Struct):
     temperature: Annotated[float, Meta(ge=0)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01)] | None = None
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,22 @@ def load_defaults(model_dir: Path) -> GenerationDefaults:
 def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
     """Wishes of a LightLLM body: greedy unless do_sample. Raises RequestError."""
     if any((body.multimodal_params or {}).values()):
-        raise _wrong("multimodal_params", "this model reads text only")
+        raise wrong("multimodal_params", "this model reads text only")
     p = body.parameters or GenerateParameters()
     _refuse_constraints(p, "parameters.")
     if p.best_of is not None and p.n is not None and p.n != p.best_of:
-        raise _wrong("parameters.n", f"must equal best_of ({p.best_of})")
+        raise wrong("parameters.n", f"must equal best_of ({p.best_of})")
     num_prompt_logprobs = _first(p.prompt_logprobs, -1)
     if num_prompt_logprobs >= 0 and not facts.config.enable_prompt_logprobs:
-        raise _wrong("parameters.prompt_logprobs", "needs --enable_prompt_logprobs")
-    max_new, min_new = p.max_new_tokens or 65535, p.min_new_tokens or 1
+        raise wrong("parameters.prompt_logprobs", "needs --enable_prompt_logprobs")
+    max_new, min_new = p.max_new_tokens or 65535, p.min_new_tokens or 1  # both count the end token
     if min_new > max_new:
-        raise _wrong("parameters.min_new_tokens", f"exceeds max_new_tokens ({max_new})")
+        raise wrong("parameters.min_new_tokens", f"exceeds max_new_tokens ({max_new})")
     decay_start, decay_factor = p.exponential_decay_length_penalty or (1, 1.0)
     strings, sequences = _split_stops(p.stop_sequences, facts)
     sampling = SamplingParams(
         max_new_tokens=max_new,
-        min_new_tokens=min_new,
+        min_new_tokens=min_new - 1,
         presence_penalty=p.presence_penalty or 0.0,
         frequency_penalty=p.frequency_penalty or 0.0,
         input_penalty=_first(p.input_penalty, facts.config.input_penalty),
@@ -142,12 +142,12 @@ def openai_spec(
     Raises RequestError."""
     _refuse_constraints(body, "")
     if (body.response_format or {}).get("type", "text") != "text":
-        raise _wrong("response_format", "only {type: 'text'} is supported")
+        raise wrong("response_format", "only {type: 'text'} is supported")
     if body.best_of is not None and body.best_of != (body.n or 1):
-        raise _wrong("best_of", f"must equal n ({body.n or 1})")
+        raise wrong("best_of", f"must equal n ({body.n or 1})")
     max_new, min_new = max_tokens or 65536, body.min_tokens or 0
     if min_new > max_new:
-        raise _wrong("min_tokens", f"exceeds max_tokens ({max_new})")
+        raise wrong("min_tokens", f"exceeds max_tokens ({max_new})")
     strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     strings = tuple(s for s in strings if s)
     sampling = SamplingParams(
@@ -165,7 +165,7 @@ def openai_spec(
     sampling = _complete(body, sampling, facts, sample_default=True, prefix="")
     text = TextOptions(
         stop_token_ids=frozenset(sampling.stop_token_ids),
-        hidden_ids=frozenset((*facts.eos_ids, *sampling.stop_token_ids)),
+        hidden_ids=frozenset(sampling.stop_token_ids),
         stop_strings=strings,
         min_new_tokens=min_new,
         skip_special_tokens=_first(body.skip_special_tokens, True),
@@ -179,14 +179,14 @@ def parse_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
-        raise _wrong("prompt", "must not be empty")
+        raise wrong("prompt", "must not be empty")
     if all(isinstance(p, int) for p in prompt):
         return [prompt]
     if len(prompt) > MAX_SEQUENCES:
-        raise _wrong("prompt", f"{len(prompt)} prompts, at most {MAX_SEQUENCES}")
+        raise wrong("prompt", f"{len(prompt)} prompts, at most {MAX_SEQUENCES}")
     if all(isinstance(p, str) for p in prompt) or all(isinstance(p, list) for p in prompt):
         return prompt
-    raise _wrong("prompt", "mixes texts and token ids")
+    raise wrong("prompt", "mixes texts and token ids")
 
 
 def _complete(
@@ -232,19 +232,20 @@ def _check_ids(sampling: SamplingParams, spec: ModelSpec, prefix: str) -> None:
         banned.update(sampling.stop_token_ids)
     choices = allowed or range(spec.num_token_ids)
     if len(banned) >= len(choices) and banned.issuperset(choices):
-        field = prefix + ("allowed_token_ids" if allowed else "logit_bias")
-        raise _wrong(field, "leaves no token to choose from")
+        names = ("allowed_token_ids", "logit_bias", "stop_token_ids")
+        field = next(name for name in names if getattr(sampling, name))
+        raise wrong(prefix + field, "leaves no token to choose from")
 
 
 def _check_range(ids: Sequence[int], limit: int, field: str) -> None:
     if ids and max(ids) >= limit:
-        raise _wrong(field, f"token id {max(ids)} is outside 0..{limit - 1}")
+        raise wrong(field, f"token id {max(ids)} is outside 0..{limit - 1}")
 
 
 def _refuse_constraints(fields: SamplingFields, prefix: str) -> None:
     for name in _CONSTRAINTS:
         if getattr(fields, name):
-            raise _wrong(prefix + name, "constrained output is not supported")
+            raise wrong(prefix + name, "constrained output is not supported")
 
 
 def _split_stops(
@@ -264,7 +265,3 @@ def _split_stops(
 def _first(*values: Any) -> Any:
     """The first value that was given."""
     return next((value for value in values if value is not None), None)
-
-
-def _wrong(field: str, problem: str) -> RequestError:
-    return RequestError(f"{field}: {problem}", field=field)

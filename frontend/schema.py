@@ -96,7 +96,7 @@ class OpenAiBody(SamplingFields):
     model: Annotated[str, Meta(max_length=256)] = "default"
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     max_tokens: Count | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=_BIG)] | None = None
     stop: StopStrings | None = None
@@ -136,6 +136,11 @@ class TokensBody(Struct):
 
     text: str
     parameters: GenerateParameters | None = None
+
+
+def wrong(field: str, problem: str) -> RequestError:
+    """The client's mistake in `field`, as an error to raise."""
+    return RequestError(f"{field}: {problem}", field=field)
 
 
 def decode_body(data: bytes, kind: type[Body]) -> Body:

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from ..shared.errors import ConfigError, ModelError, RequestError
 from .detokenize import Vocabulary
+from .schema import wrong
 
 _THREADS = 2
 _MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenised
@@ -53,7 +54,7 @@ class Tokenizer:
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
         render_parameters = inspect.signature(self._tokenizer.apply_chat_template).parameters
-        self._reserved = frozenset(render_parameters) | {"messages"}
+        self._reserved = frozenset(render_parameters) | {"self", "messages"}
 
     async def encode(
         self, text: str, field: str, max_tokens: int, add_special_tokens: bool = False
@@ -76,10 +77,7 @@ class Tokenizer:
         """
         for name in template_kwargs:
             if name in self._reserved:
-                raise RequestError(
-                    f"chat_template_kwargs.{name} cannot be set by a request",
-                    field=f"chat_template_kwargs.{name}",
-                )
+                raise wrong(f"chat_template_kwargs.{name}", "cannot be set by a request")
         if self._template is None:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
 
@@ -93,10 +91,8 @@ class Tokenizer:
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
-            wrong = next(i for i in token_ids if not 0 <= i < self.vocab_size)
-            raise RequestError(
-                f"{field}: token id {wrong} is outside 0..{self.vocab_size - 1}", field=field
-            )
+            first = next(i for i in token_ids if not 0 <= i < self.vocab_size)
+            raise wrong(field, f"token id {first} is outside 0..{self.vocab_size - 1}")
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of whole sequences, special tokens included; for short jobs off the hot path."""
@@ -126,9 +122,7 @@ class Tokenizer:
                 **kwargs,
             )
         except Exception as error:  # the template is a program of its own: it may raise anything
-            raise RequestError(
-                f"messages: the chat template fails on them: {error}", "messages"
-            ) from error
+            raise wrong("messages", f"the chat template fails on them: {error}") from error
         return str(text)
 
 
@@ -136,10 +130,10 @@ def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
     """Raises RequestError for texts that can never fit, at a glance."""
     limit = _MAX_CHARS_PER_TOKEN * max_tokens
     if num_chars > limit:
-        raise RequestError(
-            f"{field}: {num_chars} characters; at most {limit} can fit the {max_tokens} tokens "
-            "of a request (context_length_exceeded)",
-            field=field,
+        raise wrong(
+            field,
+            f"{num_chars} characters; at most {limit} can fit the {max_tokens} tokens of a request "
+            "(context_length_exceeded)",
         )
 
 

@@ -1,7 +1,6 @@
 """The process: when it listens, what it refuses before reading, how it drains and stops."""
 
 import asyncio
-import gzip
 import json
 import os
 import signal
@@ -28,7 +27,10 @@ async def test_unknown_routes_and_methods_have_the_error_envelope(server: Any) -
         assert body["message"]
     async with server.session.get(server.url + "/generate") as reply:
         assert reply.status == 405
-        assert (await reply.json())["error"]["code"] == 405
+        assert reply.headers["Allow"] == "POST"
+        body = await reply.json()
+        assert body["error"]["code"] == 405
+        assert body["message"] == "GET /generate: Method Not Allowed"
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions", "/"])
@@ -59,11 +61,54 @@ async def test_large_chunked_bodies_are_refused_on_the_way(server: Any) -> None:
     async with server.session.post(server.url + "/generate", data=body()) as reply:
         assert reply.status == 413
         assert "1 MB" in (await reply.json())["message"]
-    bomb = gzip.compress(b" " * (8 << 20))
-    headers = {"Content-Encoding": "gzip"}
-    async with server.session.post(server.url + "/generate", data=bomb, headers=headers) as reply:
-        assert reply.status == 413
     assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/tokens"])
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "x"])
+async def test_compressed_bodies_are_refused_by_name(server: Any, path: str, encoding: str) -> None:
+    headers, data = {"Content-Encoding": encoding}, b'{"inputs": "x"}'
+    async with server.session.post(server.url + path, data=data, headers=headers) as reply:
+        assert reply.status == 400
+        body = await reply.json()
+    assert body["error"]["param"] == "Content-Encoding"
+    assert encoding in body["message"]
+
+
+async def exchange(server: Any, data: bytes) -> bytes:
+    """Send bytes on a new connection; everything up to the end of the answer's head."""
+    port = int(server.url.rsplit(":", 1)[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(data)
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    writer.close()
+    await writer.wait_closed()
+    return head
+
+
+async def test_an_expectation_that_nobody_knows_is_a_417(server: Any) -> None:
+    head = await exchange(
+        server,
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nExpect: the-worst\r\nContent-Length: 2\r\n\r\n{}",
+    )
+    assert head.startswith(b"HTTP/1.1 417")
+
+
+async def test_bytes_that_are_no_text_are_refused_like_any_other(server: Any) -> None:
+    for head in (
+        b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Encoding: \xff\xe9\r\n"
+        b"Content-Length: 2\r\n\r\n{}",
+    ):
+        assert (await exchange(server, head)).split()[1] in (b"400", b"404")
+
+
+async def test_bytes_that_are_not_http_leave_no_traceback(
+    server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for data in (b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nA: " + b"a" * 20000):
+        assert (await exchange(server, data)).startswith(b"HTTP/1.0 400")
+    assert caplog.text == ""
 
 
 async def test_bodies_that_never_arrive_time_out(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glimmer.frontend.client import EngineClient, EngineState, Event
+from glimmer.frontend.client import EngineClient, Event
 from glimmer.shared.errors import OverloadedError, UnavailableError
 from glimmer.shared.messages import (
     Finished,
@@ -64,7 +64,7 @@ async def client(tmp_path: Path, clock: Clock) -> AsyncIterator[EngineClient]:
 
 def submit(client: EngineClient, count: int = 1) -> tuple[Any, list[int]]:
     generation = client.submit([([1, 2], PARAMS)] * count)
-    return generation, generation.open_ids()
+    return generation, list(generation._open)
 
 
 async def test_what_nobody_took_yet_joins_and_sequences_stay_apart(client: EngineClient) -> None:
@@ -96,7 +96,7 @@ async def test_leaving_early_aborts_in_one_message(
     ids = []
     for _ in range(100):
         with client.submit([([1], PARAMS)] * 2) as generation:
-            ids += generation.open_ids()
+            ids += list(generation._open)
     sent.clear()
     await asyncio.sleep(0)
     assert [sorted(message.request_ids) for message in sent] == [sorted(ids)]
@@ -110,7 +110,7 @@ async def test_what_is_finished_is_not_aborted(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with client.submit([([1], PARAMS)]) as generation:
-        client._handle(Finished(generation.open_ids()[0], "stop"))
+        client._handle(Finished(next(iter(generation._open)), "stop"))
         generation.abort(0)
     sent: list[Any] = []
     monkeypatch.setattr(client._sender, "send", sent.append)
@@ -164,43 +164,18 @@ async def test_a_restarted_engine_updates_what_fits(client: EngineClient) -> Non
     assert client.max_req_total_len == 300
 
 
-async def test_a_long_wait_returns_empty_handed(client: EngineClient, clock: Clock) -> None:
+async def test_a_long_wait_returns_empty_handed(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generation, _ = submit(client)
-    client.now = clock.now
     waiting = asyncio.create_task(generation.receive())
     await asyncio.sleep(0)
-    generation.wake_if_idle(clock.now + 14)
-    await asyncio.sleep(0)
     assert not waiting.done()
-    generation.wake_if_idle(clock.now + 16)
-    assert await waiting == []
+    monkeypatch.setattr("glimmer.frontend.client._IDLE_S", 0.0)
+    ticker = asyncio.create_task(client._tick())
+    assert await asyncio.wait_for(waiting, 10) == []
     assert generation.is_open
-
-
-def test_health_is_heartbeats_and_progress_while_busy() -> None:
-    state = EngineState()
-    assert not state.is_healthy(0.0, 200)
-    state.on_heartbeat(Heartbeat(**BEAT), 0.0)
-    assert state.is_healthy(9.0, 200)
-    assert not state.is_healthy(11.0, 200), "the scheduler is silent"
-    for second in range(1, 202):
-        state.on_heartbeat(Heartbeat(**BEAT), float(second))
-        assert state.is_healthy(second, 200) == (second <= 200), "busy without a step"
-    state.on_heartbeat(Heartbeat(**{**BEAT, "steps": 2}), 202.0)
-    assert state.is_healthy(202.0, 200)
-    idle = Heartbeat(**{**BEAT, "steps": 2, "num_running": 0})
-    for second in range(203, 600):
-        state.on_heartbeat(idle, float(second))
-    assert state.is_healthy(600.0, 200), "idle is healthy"
-
-
-def test_throughput_is_tokens_between_heartbeats() -> None:
-    state = EngineState()
-    state.on_heartbeat(Heartbeat(**BEAT), 10.0)
-    state.on_heartbeat(Heartbeat(**{**BEAT, "generated_tokens": 500}), 12.0)
-    assert state.generated_per_s == 250
-    state.on_heartbeat(Heartbeat(**BEAT), 13.0)  # a restarted scheduler counts from zero
-    assert state.generated_per_s == 0
+    ticker.cancel()
 
 
 async def test_shutdown_shortens_but_never_lengthens_the_drain(

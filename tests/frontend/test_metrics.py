@@ -48,6 +48,16 @@ async def test_every_name_has_its_type_and_the_model_label(server: Any) -> None:
     assert methods == {"prefill", "decode"}
 
 
+async def test_one_of_several_processes_labels_what_it_observed(start: Any) -> None:
+    server = await start(httpserver_workers=2)
+    await server.post("/generate", {"inputs": [1, 2], "parameters": {"max_new_tokens": 1}})
+    found = await families(server)
+    assert value(found, "lightllm_request_count_total", frontend="0") == 1
+    assert value(found, "lightllm_request_duration_count", frontend="0") == 1
+    for sample in found["glimmer_pages"].samples:
+        assert "frontend" not in sample.labels, "the engine's, the same from every process"
+
+
 async def test_requests_are_counted_with_their_tokens(server: Any) -> None:
     await server.post("/generate", {"inputs": [1, 2, 3, 4], "parameters": {"max_new_tokens": 4}})
     await server.post("/v1/completions", {"prompt": "the", "max_tokens": 2})

@@ -52,7 +52,7 @@ def test_generate_is_greedy_by_default_whatever_else_is_sent(facts: ModelFacts) 
 def test_generate_defaults(facts: ModelFacts) -> None:
     spec = generate_spec(GenerateBody("x"), facts)
     assert spec.sampling.max_new_tokens == 65535
-    assert spec.sampling.min_new_tokens == 1
+    assert spec.sampling.min_new_tokens == 0
     assert spec.sampling.stop_token_ids == EOS
     assert spec.sampling.num_logprobs == 0
     assert spec.text.keep_stop
@@ -94,7 +94,7 @@ def test_generate_takes_every_parameter(facts: ModelFacts) -> None:
     assert (s.temperature, s.top_p, s.top_k, s.min_p) == (0.5, 0.9, 40, 0.05)
     assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (0.1, 1, 1.2)
     assert (s.input_penalty, s.decay_start, s.decay_factor) == (True, 5, 1.5)
-    assert (s.max_new_tokens, s.min_new_tokens, s.seed) == (100, 4, 42)
+    assert (s.max_new_tokens, s.min_new_tokens, s.seed) == (100, 3, 42)
     assert s.stop_token_ids == ()
     assert s.logit_bias == ((5, -100.0), (6, 2.5))
     assert s.allowed_token_ids == (1, 2)
@@ -171,6 +171,31 @@ def test_output_is_clipped_to_what_fits(facts: ModelFacts) -> None:
     assert spec.for_sequence(0, 511, 512).max_new_tokens == 1
 
 
+def test_min_new_tokens_counts_the_end_token_and_min_tokens_does_not(facts: ModelFacts) -> None:
+    assert lightllm(facts, min_new_tokens=5).sampling.min_new_tokens == 4
+    assert lightllm(facts, min_new_tokens=1, allowed_token_ids=list(EOS)).sampling is not None
+    assert openai(facts, min_tokens=5).sampling.min_new_tokens == 5
+
+
+def test_end_tokens_are_ordinary_when_they_are_ignored(facts: ModelFacts) -> None:
+    assert openai(facts).text.hidden_ids == frozenset(EOS)
+    assert openai(facts, ignore_eos=True).text.hidden_ids == frozenset()
+    spec = openai(facts, ignore_eos=True, stop_token_ids=[9])
+    assert spec.text.hidden_ids == frozenset({9})
+
+
+def test_the_refusal_names_what_left_no_token(facts: ModelFacts) -> None:
+    every = list(range(facts.spec.num_token_ids))
+    for field, wishes in (
+        ("stop_token_ids", {"stop_token_ids": every, "min_tokens": 1}),
+        ("logit_bias", {"logit_bias": dict.fromkeys(every, -100.0)}),
+        ("allowed_token_ids", {"allowed_token_ids": [5], "logit_bias": {5: -100.0}}),
+    ):
+        with pytest.raises(RequestError) as caught:
+            openai(facts, **wishes)
+        assert caught.value.field == field
+
+
 def test_each_sample_has_its_own_seed_and_the_first_has_the_given_one(facts: ModelFacts) -> None:
     spec = openai(facts, seed=2**63 - 1, n=8)
     seeds = [spec.for_sequence(i, 1, 99).seed for i in range(8)]
@@ -197,7 +222,10 @@ def test_requests_that_leave_no_token_are_refused(facts: ModelFacts) -> None:
         "allowed_token_ids",
         lambda: openai(facts, allowed_token_ids=[5, 6], logit_bias={5: -100.0, 6: -200.0}),
     )
-    refuses("parameters.allowed_token_ids", lambda: lightllm(facts, allowed_token_ids=[EOS[0]]))
+    refuses(
+        "parameters.allowed_token_ids",
+        lambda: lightllm(facts, allowed_token_ids=[EOS[0]], min_new_tokens=2),
+    )
     refuses("logit_bias", lambda: openai(facts, logit_bias=dict.fromkeys(range(560), -100.0)))
     assert openai(facts, logit_bias=dict.fromkeys(range(559), -100.0))
 

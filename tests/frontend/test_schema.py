@@ -47,7 +47,7 @@ PARAMETERS: dict[str, list[Any]] = {
     "top_p": [0, -1, 1.01, "x"],
     "top_k": [-2, 1.5, 2**40, True],
     "min_p": [-0.1, 1.1],
-    "repetition_penalty": [0, -1, 101],
+    "repetition_penalty": [0, -1, 101, 1e-40, 1e-300],
     "presence_penalty": [-101, 101, "x"],
     "frequency_penalty": [-101, 101, None.__class__.__name__],
     "n": [0, 9, 16384, True, 1.5],

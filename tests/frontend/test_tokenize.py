@@ -75,7 +75,9 @@ async def test_tools_reach_the_prompt_whole(tokenizer: Tokenizer) -> None:
     assert json.dumps(tool) in prompt
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tokenize", "messages", "truncation", "tools"])
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tokenize", "messages", "truncation", "tools", "self"]
+)
 async def test_a_request_cannot_take_over_the_template_call(
     tokenizer: Tokenizer, name: str
 ) -> None:
