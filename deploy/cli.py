@@ -4,6 +4,7 @@ Heavy imports wait until a subcommand runs, so that `--help` answers at once.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -31,6 +32,7 @@ _BENCHES = ("overhead",)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (None: this process's). Returns the exit code."""
+    _open_missing_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_HELP, end="")
@@ -42,6 +44,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in commands:
         return guarded(lambda: _unknown(f"unknown command {words[0]!r}", commands))
     return commands[words[0]](words[1:])
+
+
+def _open_missing_streams() -> None:
+    """Where stdin, stdout or stderr is closed, let it be /dev/null: the next thing opened would
+    take its number, and what a library prints would end up in there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def serve(argv: Sequence[str], worker_module: str = "glimmer.workers") -> int:
@@ -64,6 +76,9 @@ def guarded(action: Callable[[], int]) -> int:
     except StartError as error:
         print(f"glimmer: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # no room, no permission
+        print(f"glimmer: {error}", file=sys.stderr)
+        return StartError.exit_code
     except KeyboardInterrupt:  # before there was anything to stop
         return 0
     except SystemExit as request:  # argparse printed its help

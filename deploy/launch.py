@@ -6,6 +6,7 @@ Nothing is started before the port, the runtime directory and the model are know
 import contextlib
 import dataclasses
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from .runtime_dir import claim_runtime_dir
 from .server import Server
 from .supervise import Children, JanitorKeeper, Modules
 
+_MAX_FILES = 65536
+
 
 def launch(
     config: ServeConfig,
@@ -33,6 +36,7 @@ def launch(
     code. Raises StartError if the server cannot start.
     """
     started = time.monotonic()
+    _allow_connections()
     spec = load_model_spec(Path(config.model_dir))
     hardware = detect_hardware()
     config = resolve(config, spec, hardware)
@@ -49,6 +53,14 @@ def launch(
         threads = max(1, hardware.num_cpus // config.tp)
         children = Children(runtime.path, modules or Modules(), threads, port.listener.fileno())
         return Server(config, runtime.path, children, janitor, port, started, on_ready).run()
+
+
+def _allow_connections() -> None:
+    """Each connection is a file; the usual limit of 1,024 for a process is too few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def default_parent() -> Path:

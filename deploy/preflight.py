@@ -4,18 +4,20 @@ Imports no torch: a broken setup is reported in a second, with what to change.
 """
 
 import importlib.util
+import json
 import math
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from ..shared.config import ServeConfig, environment
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec
 from ..shared.resolve import Hardware
 from ..workers.checkpoint import check_weights, main_tensor_shapes
+from ..workers.host import available_memory, usable_cores
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -26,8 +28,8 @@ _QUERY_TIMEOUT_S = 20.0
 def detect_hardware() -> Hardware:
     """This machine, as far as this process may use it."""
     return Hardware(
-        host_memory=_host_memory(),
-        num_cpus=len(os.sched_getaffinity(0)),
+        host_memory=available_memory(),
+        num_cpus=usable_cores(),
         gpu_memory=_gpu_memory() if _torch_has_cuda() else (),
     )
 
@@ -38,13 +40,49 @@ def check_model(config: ServeConfig, spec: ModelSpec) -> None:
     directory = Path(config.model_dir)
     if config.load_format == "auto":
         check_weights(directory, spec)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        if not (directory / name).is_file():
-            raise ModelError(f"{directory} has no {name}: copy it from the original checkpoint")
-    if config.chat_template is None and not (directory / "chat_template.jinja").is_file():
-        if "chat_template" in (directory / "tokenizer_config.json").read_text():
-            return
-        raise ModelError(f"{directory} has no chat_template.jinja: copy it or give --chat_template")
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelError(f"{directory} has no tokenizer.json: copy it from the original checkpoint")
+    tokenizer = _read_table(directory / "tokenizer_config.json")
+    if (directory / "generation_config.json").exists():
+        _read_table(directory / "generation_config.json")
+    _check_template(config, tokenizer.get("chat_template"))
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parent} has no {path.name}: copy it from the original checkpoint"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{path} is not a table of settings")
+    return table
+
+
+def _check_template(config: ServeConfig, built_in: object) -> None:
+    """The file given, else the checkpoint's, else what tokenizer_config.json holds must parse."""
+    import jinja2  # here: `glimmer --help` should be quick
+
+    kind = ModelError if config.chat_template is None else ConfigError
+    path = Path(config.chat_template or f"{config.model_dir}/chat_template.jinja")
+    if built_in and config.chat_template is None and not path.exists():
+        path = path.with_name("tokenizer_config.json")
+    try:
+        text = str(built_in) if path.suffix == ".json" else path.read_text()
+        # transformers adds this tag to the language.
+        text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text)
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except FileNotFoundError:
+        raise kind(f"{path} is missing: copy it or give --chat_template") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{path}: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise kind(f"{path}: line {error.lineno} of the chat template: {error}") from error
+    if not text.strip():
+        raise kind(f"{path}: the chat template is empty")
 
 
 def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> None:
@@ -66,20 +104,6 @@ def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> No
             f"{config.mem_fraction} of the free memory is {usable:.1f} GiB; free memory or raise "
             "--tp or --mem_fraction"
         )
-
-
-def _host_memory() -> int:
-    """Bytes available: the machine's, or what is left of this container's limit."""
-    text = Path("/proc/meminfo").read_text()
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
-    available = int(found.group(1)) << 10 if found else 1 << 62
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return available
 
 
 def _torch_has_cuda() -> bool:

@@ -1,11 +1,12 @@
 """What a server shows while it starts: a live display on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 _REPEAT_S = 5.0  # a plain line about the same stage at most so often
 
@@ -19,31 +20,27 @@ class StartDisplay:
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if self._stream.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+            columns = (TimeElapsedColumn(), TextColumn("{task.description}"))
             console = Console(file=self._stream)
             self._live = Progress(*columns, console=console, transient=True)
             self._live.start()
 
     def update(self, process: str, stage: str, done: int = 0, total: int = 0) -> None:
         """`process` is now at `stage`, with `done` of `total` (0: unknown) of it behind it."""
-        count = f" {done}/{total}" if total else ""
+        count = f" {100 * done // total}%" if total else ""
         if self._live is not None:
             if process not in self._tasks:
                 self._tasks[process] = self._live.add_task(process)
-            self._live.update(
-                self._tasks[process],
-                description=f"{process}: {stage}{count}",
-                completed=done,
-                total=total or None,
-            )
+            self._live.update(self._tasks[process], description=f"{process}: {stage}{count}")
             return
         now = time.monotonic()
         last_stage, shown = self._last.get(process, ("", 0.0))
         finished = total and done >= total
         if stage != last_stage or finished or now - shown >= _REPEAT_S:
             self._last[process] = stage, now
-            self._stream.write(f"{process}: {stage}{count}\n")
-            self._stream.flush()
+            with contextlib.suppress(OSError):  # a full disk is no reason to stop
+                self._stream.write(f"{process}: {stage}{count}\n")
+                self._stream.flush()
 
     def close(self) -> None:
         """Take the display away; log lines may follow."""

@@ -7,11 +7,14 @@ How losses are mended is in `Server._lost`; the processes themselves are in `sup
 import contextlib
 import enum
 import logging
+import math
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,14 +32,7 @@ from ..shared.messages import (
     Shutdown,
     WorkerFailed,
 )
-from ..shared.transport import (
-    Receiver,
-    Sender,
-    frontend_address,
-    launcher_address,
-    scheduler_address,
-    worker_address,
-)
+from ..shared.transport import Receiver, launcher_address
 from .listen import HttpPort
 from .progress import StartDisplay
 from .supervise import Children, JanitorKeeper, Process, start_error
@@ -47,10 +43,14 @@ _TICK_S = 1.0
 _SLOW_TICK_S = 0.1  # without pidfds
 _STOP_WAIT_S = 5.0  # for processes to follow a Shutdown
 _DRAIN_GRACE_S = 3.0  # for frontends to end what the drain left over
-_EXIT_WAIT_S = 1.0  # for a worker that said it failed, so that its exit code is known
-_RESTART_WINDOW_S = 600.0
-_MAX_RESTARTS = {"engine": 3, "frontend": 10}  # in the window above
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_EXIT_WAIT_S = 1.0  # for a worker that failed to exit, so that its exit code is known
+_MAX_ATTEMPTS = 3  # to bring the engine or a frontend back, in a row
+# The scheduler sends a heartbeat every second from the loop that does its work, which never waits
+# for a worker. So its silence is its own, however slow a step may be.
+HEARTBEAT_LIMIT_S = 10.0
+_PAUSE_S = 5.0  # between two looks: this process was stopped, and its peers perhaps, too
+_ENGINE = "engine"
+_RUNNING = "running"  # the last stage; a scheduler's begins with its first heartbeat
 
 
 class Phase(enum.Enum):
@@ -87,13 +87,12 @@ class Server:
         self._exit_code = 0
         self._epoch = 0
         self._capacity = 0  # KV tokens, from the scheduler's Ready
-        self._engine_ready = False
-        self._engine_ready_at = 0.0
+        self._engine_ready_at = math.inf  # while it is not
         self._deadline = 0.0  # of the drain or stop
         self._stop_requests = 0
-        self._restarts: dict[str, deque[float]] = {kind: deque() for kind in _MAX_RESTARTS}
+        self._attempts: Counter[str] = Counter()  # restarts since it was last ready
         self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
-        self._senders: dict[tuple[str, int], Sender] = {}
+        self._looked_at = started  # when the last tick was
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -112,8 +111,6 @@ class Server:
             finally:
                 self._display.close()
                 self._children.close()
-                for sender in self._senders.values():
-                    sender.close()
                 self._wake_read.close()
                 self._wake_write.close()
         return self._exit_code
@@ -134,16 +131,20 @@ class Server:
         inbox.wait([self._wake_read.fileno(), *watched], max(0.0, min([tick, *until_due])))
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(64)
+        self._reap()
         for message in inbox.receive(0):
             self._handle(message)
         self._janitor.check()
-        # The scheduler first: its loss covers the workers'.
-        for process, reason in sorted(
-            self._children.reap(), key=lambda ended: ended[0].role != "scheduler"
-        ):
-            self._lost(process, reason)
         self._follow_requests()
         self._tick(time.monotonic())
+
+    def _reap(self) -> None:
+        """The scheduler first: its loss covers the workers'. Then who was killed: its peers only
+        fail because of that."""
+        ended = self._children.reap()
+        ended.sort(key=lambda e: (e[0].role != "scheduler", e[0].popen.returncode >= 0))
+        for process, reason in ended:
+            self._lost(process, reason)
 
     def _follow_requests(self) -> None:
         if self._stop_requests == 0:
@@ -159,29 +160,30 @@ class Server:
                 self._check_hello(role, index, config_hash, protocol)
                 self._hear(role, index)
             case Progress(role, index, stage, done, total):
-                self._hear(role, index, stage)
-                if self._phase is Phase.STARTING:
-                    self._display.update(f"{role} {index}", stage, done, total)
+                self._hear(role, index, stage, done, total)
             case Ready():
-                self._hear(message.role, message.index)
                 self._on_peer_ready(message)
             case Heartbeat():
-                self._hear("scheduler", 0)
+                self._hear("scheduler", 0, _RUNNING)
             case WorkerFailed(epoch, rank, reason):
                 process = self._children.find("worker", rank)
                 if epoch == self._epoch and process is not None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.popen.wait(_EXIT_WAIT_S)
-                    self._children.kill([process])
-                    self._lost(process, reason)
+                    self._reap()
+                    self._end(process, reason)
             case _:
                 _log.warning("unexpected %s in the launcher's inbox", type(message).__name__)
 
-    def _hear(self, role: str, index: int, stage: str = "") -> None:
+    def _hear(self, role: str, index: int, stage: str = "", done: int = 0, total: int = 0) -> None:
         process = self._children.find(role, index)
-        if process is not None:
-            process.heard = time.monotonic()
-            process.stage = stage or process.stage
+        if process is None:
+            return
+        process.heard = time.monotonic()
+        if stage and (total or stage != process.stage):
+            process.stage = stage
+            if self._phase is Phase.STARTING:
+                self._display.update(process.name, stage, done, total)
 
     def _check_hello(self, role: str, index: int, config_hash: str, protocol: int) -> None:
         if protocol == PROTOCOL_VERSION and config_hash == self._config.config_hash():
@@ -200,11 +202,13 @@ class Server:
         if process is None or (ready.role != "frontend" and ready.epoch != self._epoch):
             return  # word of a process that is gone
         process.ready = True
+        self._hear(ready.role, ready.index, _RUNNING)
         if ready.role == "worker":
             self._port.share_with_successor()  # frontends listen once the scheduler knows, too
+        else:
+            del self._attempts[_unit(process)]
         if ready.role == "scheduler":
             self._capacity = ready.num_pages * self._config.page_size
-            self._engine_ready = True
             self._engine_ready_at = time.monotonic()
             if self._phase is Phase.SERVING:
                 _log.info("the engine is ready again (epoch %d)", ready.epoch)
@@ -217,16 +221,22 @@ class Server:
         self._display.close()
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{self._config.port}"
+        line = (
+            f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
+            f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s\n"
+        )
         with contextlib.suppress(OSError):  # nobody has to read it
-            print(
-                f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
-                f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s",
-                flush=True,
-            )
+            os.write(sys.stdout.fileno(), line.encode())
         if self._on_ready is not None:
             self._on_ready(self, url)
 
     # --- losses -----------------------------------------------------------------------------
+
+    def _end(self, process: Process, reason: str) -> None:
+        """Kill a child that cannot go on, unless it is gone."""
+        if process in self._children.alive:
+            self._children.kill([process])
+            self._lost(process, reason)
 
     def _lost(self, process: Process, reason: str) -> None:
         """A child ended. While starting that ends the start; later it is mended or expected."""
@@ -241,53 +251,43 @@ class Server:
         epoch = process.epoch if process.role == "worker" else -1
         loss = PeerLost(process.role, process.index, reason, epoch)
         if process.role == "frontend":
-            self._send("scheduler", 0, loss)
-            if self._phase is Phase.SERVING and self._may_restart("frontend", loss, code):
-                self._restart("frontend", [process.index])
-        elif process.role == "scheduler":
-            self._children.kill(self._children.of("worker"))
-            self._tell_frontends(loss)
-            self._due.clear()
-            if self._phase is Phase.SERVING and self._may_restart("engine", loss, code):
-                self._restart_engine()
-        elif process.epoch == self._epoch:
-            self._children.kill(self._children.of("worker"))
-            self._send("scheduler", 0, loss)
-            if self._may_restart("engine", loss, code):
-                self._restart_engine()
+            self._tell("scheduler", loss)
+            if self._phase is Phase.SERVING:
+                self._restart(process, reason, [("frontend", process.index)])
+            return
+        if process.role == "worker" and process.epoch != self._epoch:
+            return
+        self._engine_ready_at = math.inf
+        self._children.kill(self._children.of("worker"))
+        group = [("worker", rank) for rank in range(self._config.tp)]
+        for rank in group:
+            self._due.pop(rank, None)
+        if process.role == "worker":
+            self._tell("scheduler", loss)
+            self._restart(process, reason, group)
+        else:
+            self._tell("frontend", loss)
+            if self._phase is Phase.SERVING:
+                self._restart(process, reason, [("scheduler", 0), *group])
 
-    def _may_restart(self, kind: str, loss: PeerLost, code: int | None) -> bool:
-        """Count a restart; over the limit the server gives up."""
-        recent, now = self._restarts[kind], time.monotonic()
-        while recent and recent[0] < now - _RESTART_WINDOW_S:
-            recent.popleft()
-        if len(recent) < _MAX_RESTARTS[kind]:
-            recent.append(now)
-            return True
-        minutes = _RESTART_WINDOW_S / 60
-        self._give_up(
-            f"{len(recent)} restarts of the {kind} in {minutes:.0f} minutes did not help; last: "
-            f"{loss.role} {loss.index}: {loss.reason}",
-            start_error(code, "").exit_code,
-        )
-        return False
-
-    def _restart_engine(self) -> None:
-        self._epoch += 1
-        self._engine_ready = False
-        if self._children.find("scheduler", 0) is None:
-            self._restart("scheduler", [0])
-        self._restart("worker", list(range(self._config.tp)))
-
-    def _restart(self, role: str, indices: list[int]) -> None:
-        kind = "frontend" if role == "frontend" else "engine"
-        delay = 0.5 * (2 ** (len(self._restarts[kind]) - 1) - 1)  # none the first time
-        for index in indices:
-            self._due[role, index] = time.monotonic() + delay
+    def _restart(self, lost: Process, reason: str, places: list[tuple[str, int]]) -> None:
+        """Start these anew, at once the first time; gives up when that did not help repeatedly."""
+        unit = _unit(lost)
+        attempts = self._attempts[unit]
+        if attempts == _MAX_ATTEMPTS:
+            problem = f"{attempts} restarts of the {unit} in a row did not help; last: {lost.name}"
+            code = start_error(lost.popen.returncode, "").exit_code
+            self._give_up(f"{problem}: {reason}", code)
+            return
+        self._attempts[unit] += 1
+        if unit == _ENGINE:
+            self._epoch += 1
+        at = time.monotonic() + 0.5 * (2**attempts - 1)
+        self._due |= dict.fromkeys(places, at)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         _log.error("giving up: %s", reason)
-        self._tell_frontends(PeerLost("scheduler", 0, reason))
+        self._tell("frontend", PeerLost("scheduler", 0, reason))
         self._stop(exit_code)
 
     # --- actions ----------------------------------------------------------------------------
@@ -300,11 +300,7 @@ class Server:
             self._spawn("frontend", index)
 
     def _spawn(self, role: str, index: int) -> None:
-        old = self._senders.pop((role, index), None)
-        if old is not None:  # with what the dead process did not read
-            old.close()
         process = self._children.spawn(role, index, self._epoch)
-        self._senders[role, index] = Sender.connect(self._address(role, index))
         if self._phase is Phase.STARTING:
             self._display.update(process.name, process.stage)
         else:
@@ -316,34 +312,38 @@ class Server:
             if now > self._deadline:
                 self._children.kill(list(self._children.alive))
             return
+        if now - self._looked_at > _PAUSE_S:
+            for process in self._children.alive:
+                process.heard = now
+        self._looked_at = now
         for role, index in [key for key, at in self._due.items() if at <= now]:
             del self._due[role, index]
             if role != "frontend" or self._phase is Phase.SERVING:
                 self._spawn(role, index)
         stuck = self._stuck(now)
         if stuck is not None:
-            self._children.kill([stuck])
-            self._lost(stuck, f"silent for {now - stuck.heard:.0f} s")
+            self._end(stuck, f"silent for {now - stuck.heard:.0f} s")
         ended = not self._children.of("frontend") or now > self._deadline
         if self._phase is Phase.DRAINING and ended:
             self._stop(0)
 
     def _stuck(self, now: float) -> Process | None:
-        """A process that hangs in silence: a starting one without progress, a scheduler without
-        heartbeat. Nobody is blamed while it has to wait for another."""
-        config = self._config
-        workers = self._children.of("worker")
-        for process in workers:
-            if not process.ready and now - process.heard > config.start_timeout_s:
-                return process
+        """A process that hangs in silence: a scheduler without heartbeat, a starting process
+        without progress. Nobody is blamed while it has to wait for another."""
+        patience = self._config.start_timeout_s
         scheduler = self._children.find("scheduler", 0)
-        if scheduler and len(workers) == config.tp and all(p.ready for p in workers):
-            patience = config.step_timeout_s if self._engine_ready else config.start_timeout_s
-            if now - max(p.heard for p in (scheduler, *workers)) > patience:
+        if scheduler is not None:
+            beats = scheduler.stage == _RUNNING
+            if now - scheduler.heard > (HEARTBEAT_LIMIT_S if beats else patience):
                 return scheduler
-        for process in self._children.of("frontend") if self._engine_ready else ():
+        workers = self._children.of("worker")
+        if workers and now - max(process.heard for process in workers) > patience:
+            for process in sorted(workers, key=lambda process: process.heard):
+                if not process.ready:
+                    return process
+        for process in self._children.of("frontend"):
             since = max(process.heard, self._engine_ready_at)
-            if not process.ready and now - since > config.start_timeout_s:
+            if not process.ready and now - since > patience:
                 return process
         return None
 
@@ -352,8 +352,8 @@ class Server:
         _log.info("stopping: running requests get %.0f s to finish", seconds)
         self._phase = Phase.DRAINING
         self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_S
-        self._tell_frontends(Shutdown(seconds))
-        self._send("scheduler", 0, Shutdown(seconds))
+        self._tell("frontend", Shutdown(seconds))
+        self._tell("scheduler", Shutdown(seconds))
 
     def _stop(self, exit_code: int) -> None:
         if self._phase is Phase.STOPPING:
@@ -364,30 +364,26 @@ class Server:
         self._exit_code = exit_code
         self._deadline = time.monotonic() + patience
         for process in self._children.alive:
-            self._send(process.role, process.index, Shutdown(0.0))
+            process.sender.send(Shutdown(0.0))
 
-    def _tell_frontends(self, message: Message) -> None:
-        for process in self._children.of("frontend"):
-            self._send("frontend", process.index, message)
+    def _tell(self, role: str, message: Message) -> None:
+        for process in self._children.of(role):
+            process.sender.send(message)
 
-    def _send(self, role: str, index: int, message: Message) -> None:
-        """To a process that was started at least once; the dead get it with their sender."""
-        self._senders[role, index].send(message)
 
-    def _address(self, role: str, index: int) -> str:
-        directory = self._runtime_dir
-        if role == "frontend":
-            return frontend_address(directory, index)
-        if role == "scheduler":
-            return scheduler_address(directory)
-        return worker_address(directory, self._epoch, index)
+def _unit(process: Process) -> str:
+    """What is restarted together, by name: scheduler and workers, or one frontend."""
+    return process.name if process.role == "frontend" else _ENGINE
 
 
 @contextlib.contextmanager
 def _handlers(on_signal: Callable[[], None], wake_fd: int) -> Iterator[None]:
-    """Route stop signals to `on_signal` and let them end a wait."""
+    """Route stop signals to `on_signal` and let them end a wait. nohup stays what it is."""
     previous_fd = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-    previous = {number: signal.signal(number, lambda *_: on_signal()) for number in _SIGNALS}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda *_: on_signal()) for number in numbers}
     try:
         yield
     finally:

@@ -1,6 +1,6 @@
 """The launcher's child processes: how each is started, watched, and ended for sure.
 
-Knows processes, not what they mean for each other: that is `launch.py`.
+Knows processes, not what they mean for each other: that is `server.py`.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from ..shared import errors
 from ..shared.config import child_environment
 from ..shared.errors import StartError
 from ..shared.lifecycle import failure_file
+from ..shared.transport import Sender, frontend_address, scheduler_address, worker_address
 from .runtime_dir import RuntimeDir
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Process:
     index: int
     epoch: int
     popen: subprocess.Popen[bytes]
+    sender: Sender  # what a dead process has not read goes with it
     sentinel: int | None  # pidfd: readable once the process ended; None on old kernels
     ready: bool = False
     stage: str = "starting"
@@ -83,7 +85,8 @@ class Children:
             start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
             env=child_environment(role, self.worker_threads),
         )
-        process = Process(role, index, epoch, popen, sentinel_of(popen.pid))
+        sender = Sender.connect(_inbox(str(self.runtime_dir), role, index, epoch))
+        process = Process(role, index, epoch, popen, sender, sentinel_of(popen.pid))
         self.alive.append(process)
         return process
 
@@ -119,6 +122,7 @@ class Children:
 
     def _bury(self, process: Process) -> str:
         self.alive.remove(process)
+        process.sender.close()
         if process.sentinel is not None:
             os.close(process.sentinel)
         note = failure_file(str(self.runtime_dir), process.popen.pid)
@@ -127,6 +131,14 @@ class Children:
             note.unlink()
             return reason
         return describe_exit(process.popen.returncode)
+
+
+def _inbox(runtime_dir: str, role: str, index: int, epoch: int) -> str:
+    if role == "frontend":
+        return frontend_address(runtime_dir, index)
+    if role == "scheduler":
+        return scheduler_address(runtime_dir)
+    return worker_address(runtime_dir, epoch, index)
 
 
 class JanitorKeeper:

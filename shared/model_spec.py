@@ -68,7 +68,7 @@ def load_model_spec(model_dir: Path) -> ModelSpec:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{model_dir} has no config.json: not a model directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "glm4_moe_lite":
         found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__

@@ -1,6 +1,9 @@
 """The KV pages of one rank: one tensor, sized once. Which page belongs to whom is the scheduler's
 business; every rank holds the same latents."""
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -15,9 +18,14 @@ _HOST_LIMIT = 2 << 30  # bytes; a CPU decodes too slowly to fill more
 
 def allocate_kv(num_pages: int, spec: ModelSpec, config: ServeConfig, dtype: torch.dtype) -> Tensor:
     """[num_pages, num_layers, page_size, latent_dim] of `dtype` on the worker's device. Zeros,
-    because masked attention multiplies what it does not see by zero, and 0 * NaN is NaN."""
+    because masked attention multiplies what it does not see by zero, and 0 * NaN is NaN. Host
+    memory is taken only when a page is first written."""
     shape = (num_pages, spec.num_layers, config.page_size, spec.latent_dim)
-    return torch.zeros(shape, dtype=dtype, device=config.device)
+    if config.device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=config.device)
+    size = math.prod(shape) * dtype.itemsize
+    zeros = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(zeros, dtype=dtype).view(shape)
 
 
 def count_pages(spec: ModelSpec, config: ServeConfig, dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..shared.config import ServeConfig
-from ..shared.errors import ConfigError
+from ..shared.errors import ConfigError, ModelError
 from ..shared.messages import (
     PrefillChunk,
     RowAdmit,
@@ -162,7 +162,9 @@ def load_runner(
         report("checking weights", 0, 0)
         index = check_weights(model_dir, spec)
     report("meeting ranks", 0, 0)
-    ranks = join_ranks(rank, config.tp, epoch, runtime_dir, config.step_timeout_s)
+    # The ranks do not load equally fast. How long a step may take is the scheduler's to watch.
+    patience = max(config.start_timeout_s, config.step_timeout_s)
+    ranks = join_ranks(rank, config.tp, epoch, runtime_dir, patience)
     if index is None:
         report("making random weights", 0, 0)
         model = random_weights(spec, ranks, dtype, config.device)
@@ -178,7 +180,10 @@ def load_runner(
         )
     runner = ModelRunner(spec, config, model, ranks, epoch)
     report("warming up", 0, 0)
-    runner.warm_up()
+    try:
+        runner.warm_up()
+    except FloatingPointError as error:
+        raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
     return runner
 
 

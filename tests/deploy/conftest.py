@@ -19,12 +19,12 @@ class FakeServer:
     """`glimmer serve` with fake children. Its runtime directory is `runtime`, in /tmp because
     socket names must be short."""
 
-    def __init__(self, runtime: Path, stderr: Path, command: str, flags: tuple[str, ...]) -> None:
+    def __init__(self, runtime: Path, stderr: Path, words: tuple[str, ...]) -> None:
         self.runtime = runtime
         self._stderr = stderr
         with stderr.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fake_glimmer", command, *flags],
+                words,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -75,17 +75,23 @@ class FakeServer:
 def serve(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
 ) -> Iterator[Callable[..., FakeServer]]:
-    """serve(*flags, runtime=..., port=0, command="serve") -> FakeServer, ended with the test."""
+    """serve(*flags, ...) -> FakeServer, ended with the test; `wrapper` is a command before it."""
     base = tmp_path_factory.mktemp("s")
     servers: list[FakeServer] = []
 
     def start(
-        *flags: str, runtime: Path | None = None, port: int = 0, command: str = "serve"
+        *flags: str,
+        runtime: Path | None = None,
+        port: int = 0,
+        command: str = "serve",
+        wrapper: tuple[str, ...] = (),
     ) -> FakeServer:
         number = len(servers)
         runtime = runtime or base / f"r{number}"
         usual = ("--model_dir", str(tiny_model), "--port", str(port), "--runtime_dir", str(runtime))
-        server = FakeServer(runtime, base / f"stderr-{number}", command, (*usual, *flags))
+        glimmer = (sys.executable, "-m", "fake_glimmer", command)
+        words = (*wrapper, *glimmer, *usual, *flags)
+        server = FakeServer(runtime, base / f"stderr-{number}", words)
         servers.append(server)
         return server
 

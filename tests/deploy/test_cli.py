@@ -1,10 +1,11 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from glimmer import __version__
-from glimmer.deploy.cli import main
+from glimmer.deploy.cli import guarded, main
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,11 @@ def test_bench_hands_its_arguments_on(
 def test_python_m_is_the_same_command() -> None:
     out = subprocess.check_output([sys.executable, "-m", "glimmer", "--version"], text=True)
     assert out == f"glimmer {__version__}\n"
+
+
+def test_an_error_of_the_system_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/run/x")
+
+    assert guarded(fail) == 1
+    assert capsys.readouterr().err == "glimmer: [Errno 28] No space left on device: '/run/x'\n"

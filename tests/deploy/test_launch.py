@@ -29,7 +29,7 @@ def test_a_server_starts_and_says_where_it_is(serve: Serve) -> None:
     for mark, count in (("scheduler", 1), ("worker", 2), ("frontend", 2), ("janitor", 1)):
         assert sum(f"fake_{mark}" in n or f"deploy.{mark}" in n for n in names) == count
     assert server.runtime.stat().st_mode & 0o777 == 0o700
-    assert "worker 1: loading weights 3/4" in server.log
+    assert "worker 1: loading weights 75%" in server.log
 
 
 def test_sigterm_drains_and_leaves_nothing(serve: Serve) -> None:
@@ -72,7 +72,7 @@ def test_a_drain_ends_when_its_time_is_over(serve: Serve) -> None:
 
 def test_a_stop_during_the_start_is_followed(serve: Serve) -> None:
     server = serve("--model_owner", "mute-worker")
-    server.await_log("loading weights 3/4")
+    server.await_log("loading weights 75%")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
     assert not server.runtime.exists()
@@ -100,7 +100,7 @@ def test_the_port_is_refused_until_ready(serve: Serve) -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = serve("--model_owner", "mute-worker", port=port)
-    server.await_log("loading weights 3/4")
+    server.await_log("loading weights 75%")
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
     other = serve(port=port)
@@ -187,3 +187,11 @@ def test_many_servers_start_side_by_side(serve: Serve) -> None:
     for reader in readers:
         reader.join()
     assert len(set(ports)) == len(servers)
+
+
+def test_the_limit_of_open_files_is_no_limit_of_connections(serve: Serve) -> None:
+    server = serve(wrapper=("sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh"))
+    server.ready_line()
+    (frontend,) = server.children("fake_frontend")
+    soft, hard = frontend.rlimit(psutil.RLIMIT_NOFILE)
+    assert soft == min(hard, 65536) > 256

@@ -53,12 +53,36 @@ def test_a_truncated_shard_is_found(model: ServeConfig) -> None:
     check_model(dataclasses.replace(model, load_format="dummy"), spec)
 
 
-def test_a_template_may_come_from_elsewhere(model: ServeConfig) -> None:
+def test_a_template_may_come_from_elsewhere(model: ServeConfig, tmp_path: Path) -> None:
     spec = load_model_spec(Path(model.model_dir))
     (Path(model.model_dir) / "chat_template.jinja").unlink()
-    check_model(dataclasses.replace(model, chat_template="/some.jinja"), spec)
+    other = tmp_path / "other.jinja"
+    given = dataclasses.replace(model, chat_template=str(other))
+    with pytest.raises(ConfigError, match=r"other\.jinja is missing"):
+        check_model(given, spec)
+    other.write_text("{% generation %}{% break %}{% endgeneration %}")
+    check_model(given, spec)
     (Path(model.model_dir) / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     check_model(model, spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer_config.json", b"{", "Expecting"),
+        ("tokenizer_config.json", b"[]", "not a table"),
+        ("generation_config.json", b"\xff", "utf-8"),
+        ("chat_template.jinja", b"\xff", "utf-8"),
+        ("chat_template.jinja", b" \n", "is empty"),
+        ("chat_template.jinja", b"a\n{% if %}", "line 2 of the chat template"),
+    ],
+)
+def test_a_broken_text_file_is_named(
+    model: ServeConfig, name: str, content: bytes, words: str
+) -> None:
+    (Path(model.model_dir) / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{name}.*{words}"):
+        check_model(model, load_model_spec(Path(model.model_dir)))
 
 
 def test_weights_that_cannot_fit_are_refused(model: ServeConfig) -> None:

@@ -1,3 +1,4 @@
+import errno
 import io
 
 import pytest
@@ -9,6 +10,11 @@ class Terminal(io.StringIO):
         return True
 
 
+class Full(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_plain_lines_tell_each_stage_once_and_its_end() -> None:
     out = io.StringIO()
     display = StartDisplay(out)
@@ -18,11 +24,17 @@ def test_plain_lines_tell_each_stage_once_and_its_end() -> None:
     display.update("worker 0", "measuring memory")
     display.close()
     assert out.getvalue().splitlines() == [
-        "worker 0: loading weights 0/4",
-        "worker 0: loading weights 4/4",
-        "worker 1: loading weights 0/4",
+        "worker 0: loading weights 0%",
+        "worker 0: loading weights 100%",
+        "worker 1: loading weights 0%",
         "worker 0: measuring memory",
     ]
+
+
+def test_a_full_disk_does_not_end_the_start() -> None:
+    display = StartDisplay(Full())
+    display.update("worker 0", "loading weights", 1, 4)
+    display.close()
 
 
 def test_a_terminal_gets_a_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,4 +44,4 @@ def test_a_terminal_gets_a_live_display(monkeypatch: pytest.MonkeyPatch) -> None
     display.update("worker 0", "loading weights", 1, 4)
     display.update("worker 0", "loading weights", 2, 4)
     display.close()
-    assert "worker 0: loading weights 2/4" in out.getvalue()
+    assert "worker 0: loading weights 50%" in out.getvalue()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from glimmer.shared.errors import ConfigError
@@ -19,6 +20,17 @@ def pages(path: Path, config: Any) -> int:
 def test_an_asked_capacity_is_kept(tiny_model: Path, config_of: Any) -> None:
     assert pages(tiny_model, config_of(tiny_model, max_total_token_num=1000)) == 15
     assert pages(tiny_model, config_of(tiny_model, max_total_token_num=3)) == 1
+
+
+def test_host_memory_is_taken_when_pages_are_written(tiny_model: Path, config_of: Any) -> None:
+    config = config_of(tiny_model)
+    before = psutil.Process().memory_info().rss
+    kv = allocate_kv(10_000, load_model_spec(tiny_model), config, torch.float32)
+    assert kv.nbytes > 500 << 20
+    assert psutil.Process().memory_info().rss - before < 100 << 20
+    assert not kv[::999].any()
+    kv[7] = 1
+    assert kv.sum() == kv[7].numel()
 
 
 def test_free_memory_decides_otherwise(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def test_what_cannot_start_says_why(tmp_path: Path, tiny_model: Path, config_of:
     with pytest.raises(ModelError, match=r"no config.json"):
         load(tmp_path)
     assert parse_dtype("bf16") == torch.bfloat16
+
+
+def test_damaged_weights_are_a_bad_model(
+    tmp_path: Path, tiny_model: Path, make_runner: Any
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    for shard in (tmp_path / "model").glob("*.safetensors"):
+        data = bytearray(shard.read_bytes())
+        header = 8 + int.from_bytes(data[:8], "little")
+        data[header:] = b"\xff" * (len(data) - header)  # NaN in each format
+        shard.write_bytes(data)
+    with pytest.raises(ModelError, match="the weights are damaged"):
+        make_runner(tmp_path / "model")
 
 
 def test_tiny_models_run_on_one_thread_and_tp_shares_the_cores(

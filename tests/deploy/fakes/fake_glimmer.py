@@ -2,13 +2,16 @@
 
 import sys
 
-from glimmer.deploy import cli, launch, supervise
+from glimmer.deploy import cli, launch, server, supervise
 from glimmer.deploy.demo import run
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
 
 def main(command: str, *flags: str) -> int:
+    if "impatient-launcher" in flags or "mute-scheduler" in flags:
+        server.HEARTBEAT_LIMIT_S = 2.0
+        server._PAUSE_S = 1.9
     if command == "demo":
         return cli.guarded(lambda: run.demo(flags, MODULES))
     return cli.guarded(
