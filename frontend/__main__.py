@@ -6,12 +6,14 @@ import sys
 import uvloop
 
 from ..shared.lifecycle import run_child, start_child
-from .app import serve
 
 
 def main() -> int:
-    """Returns after draining; raises StartError when it cannot start."""
+    """Returns after draining; raises StartError when it cannot start. Greets the launcher first:
+    importing the tokenizer library takes a while."""
     child = start_child("frontend")
+    from .app import serve
+
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(child))
     return 0

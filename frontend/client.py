@@ -232,10 +232,11 @@ class EngineClient:
     def _on_ready(self, ready: Ready) -> None:
         if self.state.ready is None and ready.epoch <= self.state.last_epoch:
             return  # the lost scheduler's, overtaken by the news of its death
+        if ready != self.state.ready:  # said twice to a frontend that greets just then
+            log.info("engine ready, epoch %d", ready.epoch)
         self.state.ready, self.state.last_epoch = ready, ready.epoch
         self.state.progress_at = self._clock()
         self.state.became_ready.set()
-        log.info("engine ready, epoch %d", ready.epoch)
 
     def _on_scheduler_lost(self, reason: str) -> None:
         log.error("scheduler lost: %s", reason)

@@ -1,7 +1,7 @@
 """Greedy tokens are those of transformers, whatever the scheduler does: chunk sizes, batches,
 prefix cache, preemption, tensor parallelism.
 
-`pytest tests/e2e/test_exactness.py --parity-prompts 20 -s` prints the whole table.
+`pytest tests/e2e/test_exactness.py --parity-prompts 20 -s -m ""` prints the whole table.
 """
 
 import random
@@ -153,7 +153,7 @@ def test_tokens_do_not_depend_on_preemption(
     print(f"\n{variant:40} cache {cache}: equal after {engine.preemptions} preemptions")
 
 
-@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("tp", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_tokens_do_not_depend_on_the_number_of_ranks(
     case_of: Callable[[str], Case], tmp_path: Path, tp: int
 ) -> None:
