@@ -7,7 +7,7 @@ preemption is the safety net (`preempt.py`).
 
 import math
 import sys
-from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple
 
 from ..shared.config import ServeConfig
@@ -126,43 +126,66 @@ class Admission:
         guess = max(self._expected_output - produced, produced / 8, self._config.page_size)
         return min(longest, int(guess))
 
-    def expected_peak(self, memory: Memory, running: Iterable[Request]) -> int:
-        """Most KV tokens expected in use at any time if nothing else starts."""
-        return _peak(memory, self._rows(memory, running))
+    def forecast(self, memory: Memory, running: list[Request]) -> "Forecast":
+        """Expected KV use of `running`, to ask `can_start` about several requests in one step."""
+        return Forecast(self, memory, running)
 
-    def can_start(
-        self, memory: Memory, running: list[Request], request: Request, num_needed: int
-    ) -> bool:
-        """Whether `request`, which takes `num_needed` more pages now, should start beside
-        `running`. Alone it always may."""
+    def can_start(self, forecast: "Forecast", request: Request, num_needed: int) -> bool:
+        """Whether `request`, which takes `num_needed` more pages now, should start beside those
+        of the forecast. Alone it always may."""
+        memory = forecast.memory
         if num_needed > memory.num_available:
             return False
-        if not running:
+        if not forecast.rows:
             return True
-        rows = self._rows(memory, running)
-        used = num_needed * memory.page_size
-        rows.append((self.expected_growth(request), used))
+        growth, used = self.expected_growth(request), num_needed * memory.page_size
         capacity = memory.num_pages * memory.page_size
-        in_use = (memory.num_pages - memory.num_available) * memory.page_size
-        if in_use + used + sum(growth for growth, _ in rows) <= capacity:
+        if forecast.in_use + used + forecast.growth + growth <= capacity:
             return True  # even if all were longest at the same time
-        return _peak(memory, rows) <= capacity
-
-    def _rows(self, memory: Memory, running: Iterable[Request]) -> list[tuple[int, int]]:
-        """(expected growth, tokens of pages not shared) of each running request."""
-        size = memory.page_size
-        return [
-            (self.expected_growth(r), (len(r.pages) - r.num_shared_pages) * size) for r in running
-        ]
+        return forecast.peak((growth, used)) <= capacity
 
 
-def _peak(memory: Memory, rows: list[tuple[int, int]]) -> int:
-    """Peak over time when each row grows by one token per step and is freed when done: just
-    before the k-th longest row ends, the k longest hold what they use now plus its growth each."""
-    in_use = (memory.num_pages - memory.num_available) * memory.page_size
-    shared = max(0, in_use - sum(used for _, used in rows))
-    peak = total = 0
-    for count, (growth, used) in enumerate(sorted(rows, reverse=True), 1):
-        total += used
-        peak = max(peak, total + count * growth)
-    return shared + peak
+class Forecast:
+    """What running requests are expected to hold. Rows are looked at once, when first asked for;
+    `add` keeps up with requests that start in the same step."""
+
+    def __init__(self, admission: Admission, memory: Memory, running: list[Request]) -> None:
+        self.memory = memory
+        self._admission = admission
+        self._running = running
+
+    @cached_property
+    def rows(self) -> list[tuple[int, int]]:
+        """(expected growth, tokens of pages not shared) of each request."""
+        return [self._row(request) for request in self._running]
+
+    @cached_property
+    def growth(self) -> int:
+        """Tokens that all of them are expected to grow by."""
+        return sum(growth for growth, _ in self.rows)
+
+    @property
+    def in_use(self) -> int:
+        """Tokens of the pages held now."""
+        return (self.memory.num_pages - self.memory.num_available) * self.memory.page_size
+
+    def add(self, request: Request) -> None:
+        """`request` has just started."""
+        row = self._row(request)
+        self.growth += row[0]
+        self.rows.append(row)
+
+    def peak(self, *more: tuple[int, int]) -> int:
+        """Most tokens in use at any time, with rows `more`, when each row grows by one token per
+        step and is freed when done: just before the k-th longest row ends, the k longest hold
+        what they use now plus its growth each."""
+        shared = max(0, self.in_use - sum(used for _, used in self.rows))
+        peak = total = 0
+        for count, (growth, used) in enumerate(sorted([*self.rows, *more], reverse=True), 1):
+            total += used
+            peak = max(peak, total + count * growth)
+        return shared + peak
+
+    def _row(self, request: Request) -> tuple[int, int]:
+        num_own = len(request.pages) - request.num_shared_pages
+        return self._admission.expected_growth(request), num_own * self.memory.page_size

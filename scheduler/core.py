@@ -28,7 +28,7 @@ from ..shared.messages import (
     Tokens,
     WorkerFailed,
 )
-from .admission import Admission, Ending
+from .admission import Admission, Ending, Forecast
 from .batch import StepBuilder, StepLimits
 from .memory import forget
 from .peers import Frontends, WorkerGroup
@@ -188,12 +188,13 @@ class Scheduler:
         not for ever; one that waits for results or for a prefix that a running request is just
         computing is passed over until those are there (steps in flight, so soon)."""
         misfits: list[Request] = []
+        forecast = self._admission.forecast(self.workers.memory, self._running)
         for request in self._waiting.first(_SCAN):
             if not self.workers.free_rows or not builder.budget:
                 return
             if request.results_in_flight or request.waits_for_prefix:
                 continue
-            if self._try_start(request, builder):
+            if self._try_start(request, builder, forecast):
                 for misfit in misfits:
                     misfit.overtaken += 1
             elif not request.waits_for_prefix:
@@ -201,7 +202,7 @@ class Scheduler:
                 if request.overtaken >= _MAX_OVERTAKEN or len(misfits) >= _MAX_MISFITS:
                     return
 
-    def _try_start(self, request: Request, builder: StepBuilder) -> bool:
+    def _try_start(self, request: Request, builder: StepBuilder, forecast: Forecast) -> bool:
         memory = self.workers.memory
         if request.pages_needed > memory.num_available:  # as of the last look at the cache
             return False
@@ -212,11 +213,12 @@ class Scheduler:
             return False
         if not builder.can_chunk(len(request.tokens) - num_cached_tokens):
             return False
-        if not self._admission.can_start(memory, self._running, request, num_needed):
+        if not self._admission.can_start(forecast, request, num_needed):
             request.pages_needed = num_needed
             return False
         self._waiting.remove(request)
         memory.start(request, nodes)
+        forecast.add(request)
         request.row = self.workers.free_rows.pop()
         request.overtaken = 0
         request.move(RequestState.PREFILL)
@@ -320,9 +322,8 @@ class Scheduler:
             self._abort_frontend(lost.index)
 
     def _abort_frontend(self, index: int) -> None:
-        for request in list(self._requests.values()):
-            if request.frontend == index:
-                self._finish(request, Ending("abort"), tell=False)
+        for request in [r for r in self._requests.values() if r.frontend == index]:
+            self._finish(request, Ending("abort"), tell=False)
 
     def _lose_workers(self) -> None:
         """All KV is gone. What ran goes back to the head of the queue with its tokens so far and
@@ -383,7 +384,7 @@ class Scheduler:
             prefix_hits=self._prefix_hits,
             generated_tokens=self._generated_tokens,
             malformed_messages=malformed + self.malformed,
-            estimated_peak_tokens=self._admission.expected_peak(memory, self._running),
+            estimated_peak_tokens=self._admission.forecast(memory, self._running).peak(),
             step_us=step_us,
         )
 
