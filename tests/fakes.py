@@ -29,6 +29,23 @@ from glimmer.shared.messages import (
 )
 from glimmer.shared.sampling import SamplingParams
 
+# Fields of a Heartbeat while one request runs.
+BEAT: dict[str, Any] = {
+    "steps": 1,
+    "num_running": 1,
+    "num_waiting": 0,
+    "num_paused": 0,
+    "pages_total": 10,
+    "pages_free": 5,
+    "pages_cached": 0,
+    "worker_ready": True,
+    "preemptions": 0,
+    "prefix_queries": 0,
+    "prefix_hits": 0,
+    "generated_tokens": 0,
+    "malformed_messages": 0,
+}
+
 _MASK = (1 << 61) - 1
 Slot = tuple[int, int]  # token, hash of the whole prefix up to it
 EMPTY: Slot = (-1, -1)

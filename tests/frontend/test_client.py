@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import BEAT
 from glimmer.frontend.client import EngineClient, Event
 from glimmer.shared.errors import OverloadedError, UnavailableError
 from glimmer.shared.messages import (
@@ -22,21 +23,6 @@ from glimmer.shared.messages import TokenLogprob as Logprob
 from glimmer.shared.sampling import SamplingParams
 
 PARAMS = SamplingParams(5)
-BEAT: dict[str, Any] = {
-    "steps": 1,
-    "num_running": 1,
-    "num_waiting": 0,
-    "num_paused": 0,
-    "pages_total": 10,
-    "pages_free": 5,
-    "pages_cached": 0,
-    "worker_ready": True,
-    "preemptions": 0,
-    "prefix_queries": 0,
-    "prefix_hits": 0,
-    "generated_tokens": 0,
-    "malformed_messages": 0,
-}
 
 
 class Clock:

@@ -1,25 +1,8 @@
 """Health and throughput, as heartbeats tell them."""
 
-from typing import Any
-
+from fakes import BEAT
 from glimmer.frontend.engine_state import EngineState
 from glimmer.shared.messages import Heartbeat
-
-BEAT: dict[str, Any] = {
-    "steps": 1,
-    "num_running": 1,
-    "num_waiting": 0,
-    "num_paused": 0,
-    "pages_total": 10,
-    "pages_free": 5,
-    "pages_cached": 0,
-    "worker_ready": True,
-    "preemptions": 0,
-    "prefix_queries": 0,
-    "prefix_hits": 0,
-    "generated_tokens": 0,
-    "malformed_messages": 0,
-}
 
 
 def test_health_is_heartbeats_and_progress_while_busy() -> None:
