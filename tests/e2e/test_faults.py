@@ -152,10 +152,13 @@ def test_a_lost_rank_takes_its_group_along_and_a_lost_launcher_everything(
         survives(server, undisturbed, lambda: send(server, "worker-1") and None)
         survives(server, undisturbed, lambda: send(server, "worker-1", signal.SIGSTOP) and None)
         losses = [line for line in server.log.read_text().splitlines() if "lost worker" in line]
-        assert len(losses) == 2, losses
         assert "lost worker 1" in losses[0]
         assert "killed by SIGKILL" in losses[0]
-        assert "a step took longer" in losses[1]
+        assert "a step took longer" in losses[-1]
+        # In between, rank 0 may have ended by itself before it was killed: still one restart.
+        wait_until(
+            lambda: server.log.read_text().count("the engine is ready again") == 2, 10, "2 restarts"
+        )
 
         pids = list(server.processes().values())
         endings = asyncio.run(during_streams(server, server.launcher.kill))
