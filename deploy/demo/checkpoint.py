@@ -1,14 +1,18 @@
-"""Makes a tiny random `Glm4MoeLiteForCausalLM` checkpoint in the Hugging Face layout of
-GLM-4.7-Flash: sharded bf16 safetensors with an index, all tensor names including the NextN layer,
-a byte-level BPE tokenizer with GLM's special tokens, chat template, generation config.
+"""Writes tiny `Glm4MoeLiteForCausalLM` checkpoints in the Hugging Face layout of GLM-4.7-Flash:
+sharded bf16 safetensors with an index, all tensor names including the NextN layer, a byte-level BPE
+tokenizer with GLM's special tokens, chat template, generation config.
 
-The weights are noise: the text is too. What is real is every path that serves it.
+`train.py` writes the demo model with it; `make_checkpoint` makes one of random weights for tests.
 """
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
@@ -34,7 +38,7 @@ _WORDS = (
     "against go came right used take three model token answer question tool call name value "
     "function string number true false null What Hello AI"
 ).split()
-_PIECES = r"[\p{L}\p{M}]+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
+_PIECES = r"[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
 _PAD_ROWS = 24  # rows of the embedding without a token, as in the real one
 
 
@@ -76,6 +80,25 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         **overrides,
     }
+
+
+def trained_config(tokenizer: Any) -> dict[str, Any]:
+    """`config.json` of the trained demo model."""
+    return tiny_config(
+        **_token_facts(tokenizer),
+        hidden_size=256,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        q_lora_rank=128,
+        kv_lora_rank=128,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=64,
+        intermediate_size=1024,
+        moe_intermediate_size=128,
+        rope_theta=10000,
+    )
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -132,7 +155,13 @@ def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def make_tokenizer() -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE over common English words, then GLM's tokens."""
+    """A `tokenizers.Tokenizer` over common English words."""
+    return byte_level_tokenizer([word for word in _WORDS for _ in range(2)], 600)
+
+
+def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
+    """A `tokenizers.Tokenizer`: byte-level BPE of `vocabulary` pieces over the texts, then GLM's
+    tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -144,11 +173,11 @@ def make_tokenizer() -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
+        vocab_size=vocabulary,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([word for word in _WORDS for _ in range(2)], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(
         [
             AddedToken(token, special=token not in _PLAIN_TOKENS, normalized=False)
@@ -159,18 +188,29 @@ def make_tokenizer() -> Any:
 
 
 def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
-    """Write a whole model directory to `path` (created; existing files are overwritten).
+    """Write a model directory of random weights to `path`.
 
     `config_overrides` replace keys of `tiny_config`. Float tensors are bf16, routing biases
     float32; scales are chosen so that logits differ clearly and routing spreads over experts.
     """
-    path.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer()
-    tokenizer.save(str(path / "tokenizer.json"))
+    config = tiny_config(**{**_token_facts(tokenizer), **config_overrides})
+    write_checkpoint(path, tokenizer, config, _random_tensors(config, seed))
+
+
+def _token_facts(tokenizer: Any) -> dict[str, Any]:
     eos = [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|user|>", "<|observation|>")]
-    ends = {"eos_token_id": eos, "pad_token_id": eos[0]}
-    vocab = tokenizer.get_vocab_size() + _PAD_ROWS
-    config = tiny_config(**{"vocab_size": vocab, **ends, **config_overrides})
+    rows = tokenizer.get_vocab_size() + _PAD_ROWS
+    return {"vocab_size": rows, "eos_token_id": eos, "pad_token_id": eos[0]}
+
+
+def write_checkpoint(
+    path: Path, tokenizer: Any, config: dict[str, Any], tensors: "dict[str, Tensor]"
+) -> None:
+    """A whole model directory (created; existing files are overwritten), weights in two shards."""
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path / "tokenizer.json"))
+    ends = {k: config[k] for k in ("eos_token_id", "pad_token_id")}
     _write_json(path / "config.json", config)
     _write_json(path / "generation_config.json", {**ends, "temperature": 1.0})
     tokenizer_config = {
@@ -183,12 +223,11 @@ def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
     }
     _write_json(path / "tokenizer_config.json", tokenizer_config)
     shutil.copyfile(CHAT_TEMPLATE, path / "chat_template.jinja")
-    _write_weights(path, config, seed)
+    _write_weights(path, tensors)
 
 
-def _write_weights(path: Path, config: dict[str, Any], seed: int) -> None:
+def _random_tensors(config: dict[str, Any], seed: int) -> "dict[str, Tensor]":
     import torch
-    from safetensors.torch import save_file
 
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -205,6 +244,12 @@ def _write_weights(path: Path, config: dict[str, Any], seed: int) -> None:
         nextn = f"model.layers.{config['num_hidden_layers'] + layer}"
         tensors[f"{nextn}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors[f"{nextn}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()
+    return tensors
+
+
+def _write_weights(path: Path, tensors: "dict[str, Tensor]") -> None:
+    from safetensors.torch import save_file
+
     shards = [sorted(tensors)[0::2], sorted(tensors)[1::2]]
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):

@@ -1,0 +1,176 @@
+"""Seeded dialogues in the form of chat requests: what the demo model is trained and judged on.
+
+`dialogue(seed)` is for training. With `held_out=True` its names, values and sentence frames are
+ones that no training dialogue has.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .questions import QUESTIONS, Turn
+from .tools import (
+    Call,
+    Tool,
+    ask_for,
+    flagged,
+    intent_without_tool,
+    make_call,
+    make_tools,
+    tool_result,
+)
+from .words import RESULT_KEYS, Source
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """Messages as in a chat request and its replies, the last one the assistant's.
+
+    `must_say` are texts that the last answer must hold (of tool results, or what was looked for).
+    """
+
+    kind: str
+    messages: list[Json]
+    tools: list[Json]
+    thinking: bool
+    must_say: tuple[str, ...] = ()
+
+    @property
+    def first_reply(self) -> int:
+        """Index of the assistant's first message after the last user message."""
+        users = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
+        return users[-1] + 1
+
+
+def dialogue(seed: int | str, held_out: bool = False, kind: str | None = None) -> Dialogue:
+    """The dialogue of this seed, of a random kind or the given one (a key of KINDS)."""
+    s = Source(seed, held_out)
+    kind = kind or s.rng.choices(tuple(KINDS), [weight for _, weight in KINDS.values()])[0]
+    messages, tools, must_say = KINDS[kind][0](s)
+    return Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say))
+
+
+Parts = tuple[list[Json], list[Json], list[str]]  # messages, tools, what must be said
+Turns = tuple[list[Json], list[str]]  # messages, what must be said
+
+
+def _user(text: str) -> Json:
+    return {"role": "user", "content": text}
+
+
+def _answer(thought: str, content: str, calls: list[Call] | None = None) -> Json:
+    message: Json = {"role": "assistant", "reasoning_content": thought, "content": content}
+    if calls:
+        message["tool_calls"] = [call.message_part() for call in calls]
+    return message
+
+
+def _question(s: Source) -> Turn:
+    makers, weights = zip(*QUESTIONS, strict=True)
+    maker: Callable[[Source], Turn] = s.rng.choices(makers, weights)[0]
+    return maker(s)
+
+
+def _chat(s: Source) -> Parts:
+    """One to four questions; a system prompt only with the first."""
+    turns = [_question(s)]
+    while s.chance(0.5) and len(turns) < 4 and len(turns[0].user + turns[0].system) < 1500:
+        turn = _question(s)
+        if not turn.system:
+            turns.append(turn)
+    messages: list[Json] = []
+    if turns[0].system:
+        messages.append({"role": "system", "content": turns[0].system})
+    elif s.chance(0.15):
+        messages.append({"role": "system", "content": "You are a helpful assistant."})
+    for turn in turns:
+        messages += [_user(turn.user), _answer(turn.thought, turn.answer)]
+    return messages, [], []
+
+
+def _thought(calls: list[Call]) -> str:
+    plans = [f"{call.tool.verb} the {call.tool.object}: {call.tool.name}" for call in calls]
+    return f"I need to {', then '.join(plans)}."
+
+
+def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]:
+    """A user's text that asks for `count` calls, and these."""
+    calls: list[Call] = []
+    same = s.chance(0.4)
+    for _ in range(count):
+        tool = calls[0].tool if calls and same else s.pick(tools)
+        call = make_call(s, tool)
+        if call not in calls:
+            calls.append(call)
+    texts = [ask_for(s, call) for call in calls]
+    joined = texts[0]
+    for text in texts[1:]:
+        joiner = s.pick((" Then ", " Also ", " And ", "\n", "\nAfter that ", " "))
+        lower = text[:1].lower() + text[1:] if joiner.endswith(" ") and joiner != " " else text
+        joined = (joined if joined[-1] in ".?" else joined + ".") + joiner + lower
+    return joined, calls
+
+
+def _call(s: Source, tools: list[Tool], count: int) -> Turns:
+    """So many calls of one tool or of several."""
+    text, calls = _request(s, tools, count)
+    return [_user(text), _answer(_thought(calls), "", calls)], []
+
+
+def _no_call(s: Source, tools: list[Tool]) -> Turns:
+    """No tool fits, or the question needs none."""
+    if s.chance(0.4):
+        turn = _question(s)
+        if not turn.system and len(turn.user) < 1000:
+            thought = f"No tool is needed. {turn.thought}"
+            return [_user(turn.user), _answer(thought, turn.answer)], []
+    missing = intent_without_tool(s, tools)
+    what = f"{missing.verb} the {missing.object}"
+    answer = _answer(f"I need to {what}: no tool.", f"I have no tool to {what}.")
+    return [_user(ask_for(s, make_call(s, missing))), answer], []
+
+
+def _result(s: Source, tools: list[Tool], count: int) -> Turns:
+    """Calls, their results, an answer that tells them."""
+    messages, _ = _call(s, tools, count)
+    said, must_say = [], []
+    for number, _ in enumerate(messages[-1]["tool_calls"]):
+        content, sentence, values = tool_result(s, RESULT_KEYS)
+        messages.append({"role": "tool", "tool_call_id": f"call_{number}", "content": content})
+        said.append(sentence)
+        must_say += values
+    return [*messages, _answer("The tool has answered.", " ".join(said))], must_say
+
+
+def _with_tools(s: Source, last: Callable[[Source, list[Tool]], Turns]) -> Parts:
+    """The `last` turn after up to three others with the same tools, which makes more to learn
+    from each prompt."""
+    tools = [flagged(s, t) if s.chance(0.12) else t for t in make_tools(s, s.number(1, 5))]
+    messages: list[Json] = []
+    if s.chance(0.3):
+        text = s.pick(("You are a helpful assistant.", "Use the tools.", "Be brief.",
+                       f"You work for {s.name()}.",
+                       "Today is day " + s.digits(1, 2) + "."))  # fmt: skip
+        messages.append({"role": "system", "content": text})
+    for _ in range(s.pick((0, 0, 1, 2, 3))):
+        kind = s.number(0, 3)
+        turns, _ = _no_call(s, tools) if kind == 0 else _result(s, tools, 2 if kind == 1 else 1)
+        messages += turns
+    turns, must_say = last(s, tools)
+    return messages + turns, [tool.declaration() for tool in tools], must_say
+
+
+def _several(s: Source) -> int:
+    return 3 if s.chance(0.15) else 2
+
+
+# kind -> (maker, how often)
+KINDS: dict[str, tuple[Callable[[Source], Parts], float]] = {
+    "chat": (_chat, 2.5),
+    "call": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, 1)), 3.0),
+    "parallel": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, _several(s))), 2.5),
+    "no_call": (lambda s: _with_tools(s, _no_call), 1.8),
+    "result": (lambda s: _with_tools(s, lambda s, t: _result(s, t, s.pick((1, 1, 2)))), 1.5),
+}

@@ -1,0 +1,347 @@
+"""Tools with random names, descriptions and parameter schemas, and requests that need them."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .words import ADJECTIVES, FLAGS, PARAMETERS, VERBS, Source
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function as the client declares it, and what it is for."""
+
+    name: str
+    description: str
+    verb: str
+    object: str
+    properties: Json  # name -> JSON schema
+    required: tuple[str, ...]
+    strict: bool
+
+    def declaration(self) -> Json:
+        """As it stands in a request's `tools`."""
+        parameters: Json = {"type": "object", "properties": self.properties}
+        if self.required or not self.strict:
+            parameters["required"] = list(self.required)
+        if self.strict:
+            parameters["additionalProperties"] = False
+        function: Json = {"name": self.name}
+        if self.description:
+            function["description"] = self.description
+        return {"type": "function", "function": {**function, "parameters": parameters}}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool with arguments, in the order of its properties."""
+
+    tool: Tool
+    arguments: Json
+
+    def message_part(self) -> Json:
+        """As it stands in an assistant message's `tool_calls`."""
+        return {
+            "type": "function",
+            "function": {"name": self.tool.name, "arguments": self.arguments},
+        }
+
+
+_DESCRIPTIONS = (
+    "{Verbs} the {object}.", "{Verb} the {object}.", "{Verbs} a {object} for the user.",
+    "Use this to {verb} the {object}.", "Tool that {verbs} the {object}.", "{Verb} {object}",
+    "This function {verbs} the {object}.", "Call it to {verb} a {object}.", "{Verbs} one {object}",
+    "{Verbs} the {object} and returns the result.", "{Verb} the {object} of the account.",
+    "Can {verb} the {object}.", "Lets you {verb} any {object}.", "To {verb} a {object}.",
+    "Made to {verb} the {object}.",
+)  # fmt: skip
+_INTENTS = (
+    "{verb} the {object}", "please {verb} the {object}", "can you {verb} the {object}",
+    "I want you to {verb} the {object}", "could you please {verb} the {object}", "{verb} {object}",
+    "I need to {verb} the {object}", "we have to {verb} the {object}", "{verb} my {object}",
+    "help me {verb} the {object}", "now {verb} the {object}", "I would like to {verb} the {object}",
+    "you should {verb} the {object}", "{verb} a {object} for me", "we must {verb} this {object}",
+    "they asked me to {verb} the {object}", "let us {verb} the {object}",
+    "hey, {verb} the {object}",
+    "would you {verb} the {object}", "it is time to {verb} the {object}",
+    "my boss wants to {verb} the {object}", "kindly {verb} the {object}",
+)  # fmt: skip
+_REQUESTS = (
+    "{intent} with {params}.", "{intent}, {params}.", "{intent}. {Params}.", "{intent} ({params}).",
+    "{intent}: {params}", "{intent} using {params}.", "{intent} where {params}.",
+    "with {params}, {intent}.", "for {params}: {intent}.", "{intent}; {params}.",
+    "{params}: {intent}.", "{intent}\n{params}", "{intent}? {Params}.", "{intent}, and {params}",
+    "{intent} - {params}", "{intent} given {params}.", "{intent}, please: {params}.",
+)  # fmt: skip
+_PARAMETERS = (
+    "{p} {v}", "{p}: {v}", "{p} is {v}", "{p} = {v}", "the {p} {v}", "{p} set to {v}", "{p} of {v}",
+    "{v} as {p}", "{v} as the {p}", "use {v} for {p}", "{p} should be {v}", "{v} for the {p}",
+    "put {v} as {p}", "choose {v} for the {p}", "{v} is the {p}", "set {p} to {v}", "my {p} is {v}",
+    "{v} in {p}", "let {v} be the {p}", "make the {p} {v}", "{p} needs to be {v}", "{p} -> {v}",
+    "give {v} to {p}", "I want {v} as the {p}", "{p}={v}", "{p} has to be {v}", "{v} ({p})",
+    "{p} must be {v}", "take {v} as the {p}", "the {p} equals {v}", "pick {v} for {p}",
+    "{v} shall be the {p}", "{p} goes with {v}",
+)  # fmt: skip
+_DESCRIBE_PARAMETER = ("The {p}.", "The {p} to use.", "{P}", "{P} of the {object}", "Sets the {p}.")
+_TRUE, _FALSE = ("true", "on", "yes", "enabled"), ("false", "off", "no", "disabled")
+
+
+def make_tools(s: Source, count: int) -> list[Tool]:
+    """`count` tools with different names, each with its own pair of verb and object; some share
+    one of the two."""
+    tools: list[Tool] = []
+    while len(tools) < count:
+        tool = _make_tool(s, s.pick(tools) if tools and s.chance(0.35) else None)
+        taken = {t.name for t in tools} | {f"{t.verb} {t.object}" for t in tools}
+        if tool.name not in taken and f"{tool.verb} {tool.object}" not in taken:
+            tools.append(tool)
+    return tools
+
+
+def make_call(s: Source, tool: Tool) -> Call:
+    """The tool with fresh values; optional arguments may be missing."""
+    arguments = {
+        name: _value(s, schema)
+        for name, schema in tool.properties.items()
+        if name in tool.required or s.chance(0.5)
+    }
+    return Call(tool, arguments)
+
+
+def ask_for(s: Source, call: Call) -> str:
+    """A sentence that asks for the call, naming every argument and its value."""
+    tool = call.tool
+    intent = _intent_frame(s).format(verb=tool.verb, object=tool.object)
+    phrases = [_phrase(s, name, call.arguments[name], tool.properties[name])
+               for name in s.rng.sample(list(call.arguments), len(call.arguments))]  # fmt: skip
+    if not phrases:
+        return _sentence(intent)
+    values = tool.properties.values()
+    nested = any(schema["type"] in ("array", "object") for schema in values)
+    if (len(phrases) > 1 and nested) or s.chance(0.2):
+        params = s.pick(("; ", ". ", "\n")).join(phrases)
+    elif len(phrases) > 1 and s.chance(0.7):
+        params = f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+    else:
+        params = s.pick((", ", " and ")).join(phrases)
+    frame = _request_frame(s)
+    return _sentence(frame.format(intent=intent, params=params, Params=_capital(params)))
+
+
+def intent_without_tool(s: Source, tools: Sequence[Tool]) -> Tool:
+    """What no tool of the list does: often one that shares the verb or the object with one."""
+    while True:
+        near = s.pick(tools) if tools and s.chance(0.5) else None
+        tool = _make_tool(s, near)
+        if all((t.verb, t.object) != (tool.verb, tool.object) for t in tools):
+            return tool
+
+
+def tool_result(s: Source, keys: Sequence[str]) -> tuple[str, str, list[str]]:
+    """What a tool returns: (text, what to say about it, values that must be said)."""
+    kind = s.number(0, 9)
+    if kind == 0:
+        message = f"{s.noun()} not found"
+        return json.dumps({"error": message}), f"The tool failed: {message}.", [message]
+    if kind <= 2:
+        value = f"{s.noun()} {s.name()}" if s.chance(0.5) else s.digits(1, 5)
+        return value, f"The result is {value}.", [value]
+    names = s.sample(lambda: s.word(keys) if s.chance(0.8) else s.pseudo_word(), s.number(1, 3))
+    values = [_result_value(s) for _ in names]
+    said = [f"the {k} is {_plain(v)}" for k, v in zip(names, values, strict=True)]
+    text = json.dumps(dict(zip(names, values, strict=True)))
+    return text, f"{_capital(' and '.join(said))}.", [_plain(v) for v in values]
+
+
+def _description_frame(s: Source) -> str:
+    if s.held_out or s.chance(0.7):
+        return s.frame(_DESCRIPTIONS)
+    verb = s.pick(("{verb}", "{verbs}"))
+    return f"{s.fillers(0, 3)} {verb}{s.fillers(0, 1)} {{object}}{s.fillers(0, 3)}"
+
+
+def _intent_frame(s: Source) -> str:
+    if s.held_out or s.chance(0.7):
+        return s.frame(_INTENTS)
+    article = s.pick((" the", " the", " a", " my", ""))
+    return f"{s.fillers(1, 5, 0.1)} {{verb}}{article} {{object}}".strip()
+
+
+def _request_frame(s: Source) -> str:
+    if s.held_out or s.chance(0.7):
+        return s.frame(_REQUESTS)
+    mark = s.pick((",", ":", ";", " -", ".", "", "?"))
+    if s.chance(0.75):
+        return f"{{intent}}{mark}{s.fillers(0, 3, 0.1)} {{params}}"
+    return f"{s.fillers(0, 2)} {{params}}{mark or ','}{s.fillers(0, 2)} {{intent}}".strip()
+
+
+def _parameter_frame(s: Source) -> str:
+    """With many odd frames in training: the value is the last word, or the first that is no
+    filler."""
+    if s.held_out or s.chance(0.6):
+        return s.frame(_PARAMETERS)
+    if s.chance(0.55):
+        return f"{s.fillers(0, 1)} {{p}}{s.fillers(0, 3, 0.2)} {{v}}".strip()
+    return f"{s.fillers(0, 2)} {{v}}{s.fillers(1, 1)}{s.fillers(0, 2, 0.2)} {{p}}".strip()
+
+
+def _result_value(s: Source) -> Any:
+    kind = s.number(0, 4)
+    if kind == 0:
+        return s.number(0, 9999)
+    if kind == 1:
+        return s.number(1, 999) / 10
+    if kind == 2:
+        return f"{s.noun()} {s.noun()}"
+    return s.name() if kind == 3 else s.noun()
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _make_tool(s: Source, near: Tool | None) -> Tool:
+    verb, verbs = s.pick(VERBS)
+    thing = s.noun()
+    if s.chance(0.35):
+        thing = f"{s.word(ADJECTIVES) if s.chance(0.5) else s.noun()} {thing}"
+    if near is not None and s.chance(0.5):
+        verb, verbs = next(v for v in VERBS if v[0] == near.verb)
+    elif near is not None:
+        thing = near.object
+    words = {"verb": verb, "verbs": verbs, "object": thing}
+    words |= {"Verb": _capital(verb), "Verbs": _capital(verbs)}
+    description = _capital(_description_frame(s).format(**words).strip())
+    opaque = s.chance(0.25)
+    name = _tool_name(s, s.pseudo_word() if opaque else "", verb, thing)
+    if not opaque and s.chance(0.08):
+        description = ""
+    names = s.sample(lambda: _parameter_name(s), s.pick((0, 1, 1, 2, 2, 2, 3, 3, 4)))
+    described = s.chance(0.4)
+    properties = {n: _schema(s, n, thing, described) for n in names}
+    required = tuple(n for n in names if s.chance(0.7))
+    return Tool(name, description, verb, thing, properties, required, s.chance(0.15))
+
+
+def _tool_name(s: Source, opaque: str, verb: str, thing: str) -> str:
+    if opaque:
+        return opaque if s.chance(0.6) else f"{opaque}_{s.number(1, 99)}"
+    words = thing.split()
+    kind = s.number(0, 5)
+    if kind == 0:
+        return verb + "".join(map(_capital, words))
+    if kind == 1:
+        return "_".join([*words, verb])
+    return ("-" if kind == 2 else "_").join([verb, *words])
+
+
+def _parameter_name(s: Source) -> str:
+    kind = s.number(0, 9)
+    if kind <= 5:
+        return s.word(PARAMETERS)
+    if kind <= 7:
+        return s.pseudo_word()
+    return f"{s.word(PARAMETERS)}_{s.word(PARAMETERS)}"
+
+
+def _schema(s: Source, name: str, thing: str, described: bool, depth: int = 0) -> Json:
+    kinds = ["string"] * 5 + ["integer"] * 3 + ["number", "boolean", "enum"]
+    if depth == 0:
+        kinds += ["boolean", "enum", "array", "object"]
+    kind = s.pick(kinds)
+    schema: Json = {"type": "string" if kind == "enum" else kind}
+    if described and depth == 0:
+        words = {"p": _spoken(name), "P": _capital(_spoken(name)), "object": thing}
+        schema["description"] = s.pick(_DESCRIBE_PARAMETER).format(**words)
+    if kind == "enum":
+        schema["enum"] = s.sample(s.noun, s.number(2, 4))
+    elif kind == "array":
+        schema["items"] = {"type": s.pick(("string", "string", "integer"))}
+    elif kind == "object":
+        fields = s.sample(lambda: s.word(PARAMETERS), s.number(1, 3))
+        schema["properties"] = {f: _schema(s, f, thing, False, depth + 1) for f in fields}
+    return schema
+
+
+def _value(s: Source, schema: Json) -> Any:
+    if "enum" in schema:
+        return s.pick(schema["enum"])
+    kind = schema["type"]
+    if kind == "integer":
+        return (
+            s.number(0, 9) if s.chance(0.3) else int(s.digits(1, 5)) * (-1 if s.chance(0.05) else 1)
+        )
+    if kind == "number":
+        return s.number(1, 9999) / s.pick((10, 100))
+    if kind == "boolean":
+        return s.chance(0.5)
+    if kind == "array":
+        return s.sample(lambda: _value(s, schema["items"] | {"plain": True}), s.number(1, 4))
+    if kind == "object":
+        return {name: _value(s, one) for name, one in schema["properties"].items()}
+    return s.noun() if "plain" in schema else _string(s)
+
+
+def _string(s: Source) -> str:
+    kind = s.number(0, 11)
+    if kind <= 2:
+        return s.name()
+    if kind <= 4:
+        return s.noun()
+    if kind == 5:
+        return f"{s.noun()} {s.noun()}"
+    if kind == 6:
+        return f"{s.name()} {s.name()}"
+    if kind == 7:
+        return f"{s.pick('ABCDEFGHKLMNPRSTVWXZ')}{s.pick('ABCDEFGHKLMNPRSTVWXZ')}-{s.digits(2, 4)}"
+    if kind == 8:
+        return s.digits(4, 6)  # a zip code: declared a string, so it stays one
+    if kind == 9:
+        return f"{s.pseudo_word()}@{s.pseudo_word()}.{s.pick(('com', 'org', 'net'))}"
+    if kind == 10:
+        return f"{s.number(2020, 2039)}-{s.number(1, 12):02}-{s.number(1, 28):02}"
+    return f"/{s.noun()}/{s.pseudo_word()}.{s.pick(('txt', 'json', 'png'))}"
+
+
+def _phrase(s: Source, name: str, value: Any, schema: Json) -> str:
+    spoken = name if s.chance(0.3) else _spoken(name)
+    if isinstance(value, bool):
+        if s.chance(0.4):
+            return f"{'with' if value else 'without'} {spoken}"
+        value = s.pick(_TRUE if value else _FALSE)
+    elif isinstance(value, str):
+        if " " in value or s.chance(0.25):
+            value = s.pick(('"{}"', "'{}'")).format(value)
+    elif isinstance(value, list):
+        plain = [str(v) for v in value]
+        value = s.pick((json.dumps(value), ", ".join(plain), _listed(plain), _listed(plain)))
+    elif isinstance(value, dict):
+        fields = [f"{_spoken(k)} {_plain(v)}" for k, v in value.items()]
+        value = s.pick((json.dumps(value), f"({', '.join(fields)})", f"({_listed(fields)})"))
+    return _parameter_frame(s).format(p=spoken, v=value)
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _sentence(text: str) -> str:
+    return _capital(text) if text[:1].islower() else text
+
+
+def flagged(s: Source, tool: Tool) -> Tool:
+    """The tool with one more parameter, a flag."""
+    name = s.word(FLAGS)
+    return replace(tool, properties={**tool.properties, name: {"type": "boolean"}})

@@ -1,0 +1,325 @@
+"""The demo model as it is trained: the architecture of `Glm4MoeLiteForCausalLM` and its NextN
+layer over packed sequences, with every expert computed and weighed by its gate (0 for most).
+
+Weights of like layers are stacked, [layers, ...], which the optimizer wants; `to_checkpoint` gives
+them their Hugging Face names. The NextN layer is the last of the stacks.
+"""
+
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.varlen import varlen_attn
+
+Weights = dict[str, Tensor]
+_LORA_NORM_EPS = 1e-6  # of the norms inside MLA, as in transformers' Glm4MoeLite
+LONGEST = 6144  # tokens of a sequence, to the attention kernel; longer ones are not made
+_CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
+    {"is_causal": True}
+    if "is_causal" in inspect.signature(varlen_attn).parameters
+    else {"window_size": (-1, 0)}
+)
+
+
+class Batch(NamedTuple):
+    """Sequences one after the other: `ids` [T] int64, `positions` [T], `starts` [N + 1] int32
+    (padded with T), `weights` [T] float32 (how much predicting this token counts)."""
+
+    ids: Tensor
+    positions: Tensor
+    starts: Tensor
+    weights: Tensor
+
+
+class Losses(NamedTuple):
+    """Scalars: of the next token, of the NextN layer's first and second draft; and the number of
+    tokens that each expert got, [moe layers, experts]."""
+
+    next_token: Tensor
+    drafts: Tensor
+    loads: Tensor
+
+
+def init_weights(config: dict[str, Any], seed: int) -> Weights:
+    """Random float32 weights on the CPU; projections into the residual stream start at zero."""
+    hidden, vocab, heads = (
+        config["hidden_size"],
+        config["vocab_size"],
+        config["num_attention_heads"],
+    )
+    q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, value = (config[f"{k}_head_dim"] for k in ("qk_nope", "qk_rope", "v"))
+    expert, experts = config["moe_intermediate_size"], config["n_routed_experts"]
+    layers = config["num_hidden_layers"] + 1
+    moe, dense = layers - 1, config["intermediate_size"]
+    generator = torch.Generator().manual_seed(seed)
+
+    def matrix(*shape: int) -> Tensor:
+        noise: Tensor = torch.randn(shape, generator=generator)
+        return noise / math.sqrt(shape[-1])
+
+    return {
+        "embed": torch.randn((vocab, hidden), generator=generator) * 0.5,
+        "head": torch.zeros((vocab, hidden)),
+        "norm": torch.ones(hidden),
+        "q_a": matrix(layers, q_rank, hidden),
+        "q_a_norm": torch.ones(layers, q_rank),
+        "q_b": matrix(layers, heads * (nope + rope), q_rank),
+        "kv_a": matrix(layers, kv_rank + rope, hidden),
+        "kv_a_norm": torch.ones(layers, kv_rank),
+        "kv_b": matrix(layers, heads * (nope + value), kv_rank),
+        "o": torch.zeros(layers, hidden, heads * value),
+        "input_norm": torch.ones(layers, hidden),
+        "post_norm": torch.ones(layers, hidden),
+        "dense_gate": matrix(1, dense, hidden),
+        "dense_up": matrix(1, dense, hidden),
+        "dense_down": torch.zeros(1, hidden, dense),
+        "router": matrix(moe, experts, hidden),
+        "gate": matrix(moe, experts, expert, hidden),
+        "up": matrix(moe, experts, expert, hidden),
+        "down": torch.zeros(moe, experts, hidden, expert),
+        "shared_gate": matrix(moe, expert, hidden),
+        "shared_up": matrix(moe, expert, hidden),
+        "shared_down": torch.zeros(moe, hidden, expert),
+        "eh_proj": matrix(1, hidden, 2 * hidden),
+        "enorm": torch.ones(hidden),
+        "hnorm": torch.ones(hidden),
+        "shared_head_norm": torch.ones(hidden),
+    }
+
+
+def compute_losses(
+    w: Weights, bias: Tensor, batch: Batch, before_norm: Tensor, config: dict[str, Any]
+) -> Losses:
+    """Mean losses over the weighted tokens. `bias` [moe layers, experts] selects experts.
+
+    `before_norm` (bool scalar): which hidden state the NextN layer gets, of the two that engines
+    feed it; trained on both, it can be measured on both.
+    """
+    eps = config["rms_norm_eps"]
+    hidden, loads = trunk(w, bias, batch, config)
+    normed = rms_norm(hidden, w["norm"], eps)
+    weights = batch.weights
+    next_token = _loss(w, normed, batch.ids, weights, 1)
+    answers = weights * (weights >= 1)
+    # Draft 1 at position t has seen tokens up to t + 1 and predicts token t + 2. Draft 2 there has
+    # the NextN layer's own state of position t - 1 in place of the model's of position t.
+    state = torch.where(before_norm, hidden, normed)
+    drafts = torch.zeros((), device=hidden.device)
+    for share in (1.0, 0.5):
+        out, load = nextn(w, bias, batch, state, config)
+        out_normed = rms_norm(out, w["shared_head_norm"], eps)
+        drafts = drafts + share * _loss(w, out_normed, batch.ids, answers, 2)
+        state = torch.where(before_norm, out, out_normed).roll(1, 0)
+    return Losses(next_token, drafts, torch.cat((loads, load[None])))
+
+
+def trunk(w: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Hidden states [T, hidden] before the final norm; expert loads [moe layers - 1, experts]."""
+    x = functional.embedding(batch.ids, w["embed"]).to(_dtype(batch.ids))
+    loads = []
+    for layer in range(config["num_hidden_layers"]):
+        x = x + _attention(w, layer, x, batch, config)
+        h = rms_norm(x, w["post_norm"][layer], config["rms_norm_eps"])
+        if layer == 0:
+            x = x + _mlp(h, w["dense_gate"][0], w["dense_up"][0], w["dense_down"][0])
+        else:
+            y, load = _moe(w, bias, layer - 1, h, config)
+            x = x + y
+            loads.append(load)
+    return x, torch.stack(loads)
+
+
+def nextn(
+    w: Weights, bias: Tensor, batch: Batch, state: Tensor, config: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The NextN layer at every position t, from `state` [T, hidden] and the token at t + 1: its
+    output before `shared_head.norm`, and its expert load."""
+    x = join(w, batch.ids.roll(-1), state, config)
+    return finish(w, bias, x, _attention(w, -1, x, batch, config), config)
+
+
+def join(w: Weights, ids: Tensor, state: Tensor, config: dict[str, Any]) -> Tensor:
+    """The NextN layer's input [T, hidden]: the next token's embedding and a hidden state."""
+    eps = config["rms_norm_eps"]
+    embedded = functional.embedding(ids, w["embed"]).to(state.dtype)
+    both = (rms_norm(embedded, w["enorm"], eps), rms_norm(state, w["hnorm"], eps))
+    return linear(torch.cat(both, -1), w["eh_proj"][0])
+
+
+def finish(
+    w: Weights, bias: Tensor, x: Tensor, attended: Tensor, config: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """The NextN layer after its attention (projected, [T, hidden])."""
+    x = x + attended
+    y, load = _moe(w, bias, -1, rms_norm(x, w["post_norm"][-1], config["rms_norm_eps"]), config)
+    return x + y, load
+
+
+def logits(w: Weights, normed: Tensor) -> Tensor:
+    """[T, vocabulary] float32 of normed hidden states."""
+    return linear(normed, w["head"]).float()
+
+
+def _loss(w: Weights, normed: Tensor, ids: Tensor, weights: Tensor, distance: int) -> Tensor:
+    """Mean loss of predicting the token `distance` ahead; the last positions predict nothing."""
+    targets = ids.roll(-distance)
+    counted = weights.roll(-distance).clone()
+    counted[-distance:] = 0
+    each = functional.cross_entropy(logits(w, normed), targets, reduction="none")
+    return (each * counted).sum() / counted.sum().clamp(min=1)
+
+
+def project(
+    w: Weights, layer: int, x: Tensor, positions: Tensor, config: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [T, heads, width] of a layer's input x [T, hidden]."""
+    nope, rope, value = (config[f"{k}_head_dim"] for k in ("qk_nope", "qk_rope", "v"))
+    heads, rank, tokens = config["num_attention_heads"], config["kv_lora_rank"], x.shape[0]
+    h = rms_norm(x, w["input_norm"][layer], config["rms_norm_eps"])
+    q = rms_norm(linear(h, w["q_a"][layer]), w["q_a_norm"][layer], _LORA_NORM_EPS)
+    q = linear(q, w["q_b"][layer]).view(tokens, heads, nope + rope)
+    latent, k_rope = linear(h, w["kv_a"][layer]).tensor_split((rank,), -1)
+    latent = rms_norm(latent, w["kv_a_norm"][layer], _LORA_NORM_EPS)
+    kv = linear(latent, w["kv_b"][layer]).view(tokens, heads, nope + value)
+    theta = config["rope_theta"]
+    q_rope = _rotate(q[..., nope:], positions, theta)
+    k_rope = _rotate(k_rope[:, None], positions, theta).expand(-1, heads, -1)
+    q = torch.cat((q[..., :nope], q_rope), -1)
+    k = torch.cat((kv[..., :nope], k_rope), -1)
+    return q, k, kv[..., nope:].contiguous()
+
+
+def _attention(w: Weights, layer: int, x: Tensor, batch: Batch, config: dict[str, Any]) -> Tensor:
+    q, k, v = project(w, layer, x, batch.positions, config)
+    return linear(_packed_attention(q, k, v, batch.starts).flatten(1), w["o"][layer])
+
+
+def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+    """Causal attention inside each sequence; q, k, v are [T, heads, width]."""
+    if q.is_cuda:
+        y = varlen_attn(q, k, v, starts, starts, LONGEST, LONGEST, **_CAUSAL)
+        assert isinstance(y, Tensor), "a pair only comes on request"
+        return y
+    sequence = torch.bucketize(torch.arange(len(q)), starts[1:], right=True)
+    same = sequence[:, None] == sequence[None, :]
+    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=same.tril()).transpose(0, 1)
+
+
+def _moe(
+    w: Weights, bias: Tensor, index: int, h: Tensor, config: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    experts, chosen = config["n_routed_experts"], config["num_experts_per_tok"]
+    scores = torch.sigmoid(h.float() @ w["router"][index].T)
+    top = (scores.detach() + bias[index]).topk(chosen, -1).indices
+    picked = torch.zeros_like(scores).scatter(1, top, 1.0)
+    gates = scores * picked
+    gates = gates / (gates.sum(-1, keepdim=True) + 1e-20) * config["routed_scaling_factor"]
+    width = w["gate"].shape[2]
+    a = linear(h, w["gate"][index].flatten(0, 1))
+    b = linear(h, w["up"][index].flatten(0, 1))
+    mid = (functional.silu(a) * b).view(-1, experts, width) * gates.to(h.dtype)[..., None]
+    down = w["down"][index].transpose(0, 1).flatten(1)  # [hidden, experts * width]
+    y = linear(mid.flatten(1), down)
+    shared = (w[f"shared_{k}"][index] for k in ("gate", "up", "down"))
+    return y + _mlp(h, *shared), picked.sum(0)
+
+
+def _mlp(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return linear(functional.silu(linear(h, gate)) * linear(h, up), down)
+
+
+def _dtype(tensor: Tensor) -> torch.dtype:
+    """What to compute in: bf16 on a GPU, exactly on a CPU."""
+    return torch.bfloat16 if tensor.is_cuda else torch.float32
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] times weight [out, in], in x's type."""
+    return x @ weight.to(x.dtype).T
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm over the last axis, computed in float32."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight).to(x.dtype)
+
+
+def _rotate(x: Tensor, positions: Tensor, theta: float) -> Tensor:
+    """Rotary embedding of neighbouring pairs; x is [T, heads, width]."""
+    width = x.shape[-1]
+    frequencies = theta ** (-torch.arange(0, width, 2, device=x.device).float() / width)
+    angles = positions.float()[:, None, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    pairs = x.float().view(*x.shape[:-1], width // 2, 2)
+    even, odd = pairs[..., 0], pairs[..., 1]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).to(x.dtype)
+
+
+_ATTENTION_NAMES = {
+    "self_attn.q_a_proj": "q_a",
+    "self_attn.q_a_layernorm": "q_a_norm",
+    "self_attn.q_b_proj": "q_b",
+    "self_attn.kv_a_proj_with_mqa": "kv_a",
+    "self_attn.kv_a_layernorm": "kv_a_norm",
+    "self_attn.kv_b_proj": "kv_b",
+    "self_attn.o_proj": "o",
+    "input_layernorm": "input_norm",
+    "post_attention_layernorm": "post_norm",
+}
+
+
+def from_checkpoint(tensors: Weights, config: dict[str, Any]) -> tuple[Weights, Tensor]:
+    """`to_checkpoint` undone: float32 weights and biases."""
+    layers = range(config["num_hidden_layers"] + 1)
+    wide = {name.removesuffix(".weight"): t.float() for name, t in tensors.items()}
+
+    def stack(suffix: str, numbers: range) -> Tensor:
+        return torch.stack([wide[f"model.layers.{n}.{suffix}"] for n in numbers])
+
+    w = {ours: stack(k, layers) for k, ours in _ATTENTION_NAMES.items()}
+    w |= {"embed": wide["model.embed_tokens"], "norm": wide["model.norm"], "head": wide["lm_head"]}
+    moe = layers[1:]
+    for k in ("gate", "up", "down"):
+        w[f"dense_{k}"] = stack(f"mlp.{k}_proj", layers[:1])
+        w[f"shared_{k}"] = stack(f"mlp.shared_experts.{k}_proj", moe)
+        experts = range(config["n_routed_experts"])
+        w[k] = torch.stack([stack(f"mlp.experts.{e}.{k}_proj", moe) for e in experts], 1)
+    w["router"] = stack("mlp.gate", moe)
+    last = layers[-1:]
+    w["eh_proj"] = stack("eh_proj", last)
+    w |= {k: stack(k, last)[0] for k in ("enorm", "hnorm")}
+    w["shared_head_norm"] = stack("shared_head.norm", last)[0]
+    return w, stack("mlp.gate.e_score_correction_bias", moe)
+
+
+def to_checkpoint(w: Weights, bias: Tensor, config: dict[str, Any]) -> Weights:
+    """Hugging Face names -> CPU tensors: bf16, routing biases float32."""
+    layers = config["num_hidden_layers"]
+    named = {"model.embed_tokens": w["embed"], "model.norm": w["norm"], "lm_head": w["head"]}
+    for layer in range(layers + 1):
+        prefix = f"model.layers.{layer}"
+        named |= {f"{prefix}.{k}": w[ours][layer] for k, ours in _ATTENTION_NAMES.items()}
+        if layer == 0:
+            named |= {f"{prefix}.mlp.{k}_proj": w[f"dense_{k}"][0] for k in ("gate", "up", "down")}
+            continue
+        named[f"{prefix}.mlp.gate"] = w["router"][layer - 1]
+        for k in ("gate", "up", "down"):
+            named[f"{prefix}.mlp.shared_experts.{k}_proj"] = w[f"shared_{k}"][layer - 1]
+            for expert, one in enumerate(w[k][layer - 1]):
+                named[f"{prefix}.mlp.experts.{expert}.{k}_proj"] = one
+    prefix = f"model.layers.{layers}"
+    named[f"{prefix}.eh_proj"] = w["eh_proj"][0]
+    named |= {f"{prefix}.{k}": w[k] for k in ("enorm", "hnorm")}
+    named[f"{prefix}.shared_head.norm"] = w["shared_head_norm"]
+    named[f"{prefix}.embed_tokens"] = w["embed"]
+    named[f"{prefix}.shared_head.head"] = w["head"]
+    tensors = {f"{k}.weight": v.detach().bfloat16().cpu().clone() for k, v in named.items()}
+    for index, one in enumerate(bias):
+        name = f"model.layers.{index + 1}.mlp.gate.e_score_correction_bias"
+        tensors[name] = one.float().cpu().clone()
+    return tensors

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+from glimmer.deploy.demo.checkpoint import make_checkpoint
+from glimmer.deploy.demo.dialogues import KINDS, dialogue
+from glimmer.deploy.demo.training_data import Renderer
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dialogues_end_with_the_assistants_reply(kind: str) -> None:
+    for seed in range(60):
+        one = dialogue(seed, held_out=bool(seed % 2), kind=kind)
+        assert one.kind == kind
+        assert one.messages[-1]["role"] == "assistant"
+        first = one.messages[one.first_reply]
+        assert [m["role"] for m in one.messages[one.first_reply - 1 :][:2]] == ["user", "assistant"]
+        assert bool(one.tools) == (kind != "chat")
+        calls = first.get("tool_calls", [])
+        if kind in ("call", "parallel", "result"):
+            assert calls
+        if kind == "no_call":
+            assert first["content"]
+            assert not calls
+        for text in one.must_say:
+            assert text in one.messages[-1]["content"]
+
+
+def test_all_kinds_come_and_thinking_is_on_and_off() -> None:
+    made = [dialogue(seed) for seed in range(200)]
+    assert {one.kind for one in made} == set(KINDS)
+    assert {one.thinking for one in made} == {True, False}
+
+
+def test_training_text_is_what_the_server_renders(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    renderer = Renderer(Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
+    for seed in range(80):
+        one = dialogue(seed)
+        text = renderer.text(one)
+        prompt = tokenizer.apply_chat_template(
+            one.messages[:-1], tools=one.tools or None, tokenize=False, add_generation_prompt=True,
+            enable_thinking=one.thinking,
+        )  # fmt: skip
+        if one.thinking or one.messages[-2]["role"] == "user":
+            assert text.startswith(prompt), (text, prompt)
