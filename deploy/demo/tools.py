@@ -216,7 +216,7 @@ def _make_tool(s: Source, near: Tool | None) -> Tool:
     words = {"verb": verb, "verbs": verbs, "object": thing}
     words |= {"Verb": _capital(verb), "Verbs": _capital(verbs)}
     description = _capital(_description_frame(s).format(**words).strip())
-    opaque = s.chance(0.25)
+    opaque = s.chance(0.45)  # often: else names alone would tell what a tool does
     name = _tool_name(s, s.pseudo_word() if opaque else "", verb, thing)
     if not opaque and s.chance(0.08):
         description = ""
