@@ -81,7 +81,7 @@ def _field_row(field: "dataclasses.Field[Any]") -> str:
     values = _code(choices) if choices else kind.__name__ if kind is not bool else "flag"
     values += " ..." if many else ""
     default = field.default
-    shown = "" if default in (None, "") or kind is bool else f"`{_plain(default)}`"
+    shown = "" if default in (None, "", ()) or kind is bool else f"`{_plain(default)}`"
     text = meta["help"] + (f"; environment: `{meta['env']}`" if "env" in meta else "")
     return f"| {flag} | {values} | {shown} | {text} |"
 

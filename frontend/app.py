@@ -1,7 +1,7 @@
 """The HTTP application and the life of its process: load, wait for the engine, listen, drain.
 
-Routes are in `_GENERATING` and `_OTHER`. Every error becomes LightLLM's and OpenAI's envelope in
-one middleware. The port opens when the scheduler says that the engine is ready.
+Routes are in `routes.py`. Every error becomes the envelope of its interface (`envelopes.py`) in one
+middleware. The port opens when the scheduler says that the engine is ready.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -25,40 +24,21 @@ from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
 from . import ops
 from .client import EngineClient
-from .completions import completions
-from .generate import generate, generate_either, generate_stream
+from .envelopes import error_body
+from .grammar.compiler import GrammarCompiler
 from .job import FRONTEND, Frontend, clean_id
 from .metrics import Metrics
-from .openai import chat
+from .metrics_push import push_forever
+from .openapi import docs_page, openapi
 from .params import ModelFacts, load_defaults
-from .sse import CONTEXT, RequestContext
+from .routes import Generating, Handler, Route, all_routes
+from .sse import CONTEXT, RequestContext, encode_json
 from .tokenize import Tokenizer
 
 _BACKLOG = 4096
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _END_S = 2.0  # for the last events after the time to drain has passed
-Generating = Callable[[Frontend, web.Request, bytes], Awaitable[web.StreamResponse]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger(__name__)
-
-_GENERATING: dict[str, Generating] = {
-    "/": generate_either,
-    "/generate": generate,
-    "/generate_stream": generate_stream,
-    "/v1/chat/completions": chat,
-    "/v1/completions": completions,
-}
-_OTHER: tuple[tuple[str, str, Handler], ...] = (
-    ("GET", "/v1/models", ops.models),
-    ("GET", "/health", ops.health),
-    ("GET", "/healthz", ops.health),
-    ("GET POST", "/liveness", ops.liveness),
-    ("GET POST", "/readiness", ops.readiness),
-    ("GET", "/metrics", ops.metrics),
-    ("GET", "/token_load", ops.token_load),
-    ("GET POST", "/tokens", ops.tokens),
-    ("GET POST", "/get_model_name", ops.model_name),
-)
 
 
 def create_app(frontend: Frontend) -> web.Application:
@@ -67,26 +47,44 @@ def create_app(frontend: Frontend) -> web.Application:
     app = web.Application(middlewares=[_middleware], client_max_size=max_bytes)
     app[FRONTEND] = frontend
     app.on_response_prepare.append(_add_headers)
-    for path, generating in _GENERATING.items():
-        app.router.add_post(path, _admit(generating))
-    for methods, path, handler in _OTHER:
-        for method in methods.split():
-            app.router.add_route(method, path, handler)
+    routes = all_routes(frontend.config)
+    for route in (*routes, *_about(routes)):
+        handler = _admit(route.generating) if route.generating else route.handler
+        assert handler is not None, "a route has a handler"
+        for method in route.methods.split():
+            app.router.add_route(method, route.path.replace("{id}", "{id:.+}"), handler)
             if method == "GET":
-                app.router.add_route("HEAD", path, handler)
+                app.router.add_route("HEAD", route.path.replace("{id}", "{id:.+}"), handler)
     return app
 
 
-def load(config: ServeConfig, client: EngineClient) -> Frontend:
-    """Read what this process needs from the model directory. Takes seconds (transformers).
-    Raises ModelError or ConfigError."""
+def _about(routes: tuple[Route, ...]) -> tuple[Route, Route]:
+    """/openapi.json and /docs, made once."""
+    document = openapi(routes)
+    schema, page = encode_json(document), docs_page(document)
+
+    async def get_schema(request: web.Request) -> web.Response:
+        return web.Response(body=schema, content_type="application/json")
+
+    async def get_page(request: web.Request) -> web.Response:
+        return web.Response(text=page, content_type="text/html")
+
+    return Route("/openapi.json", "GET", get_schema), Route("/docs", "GET", get_page)
+
+
+def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None = None) -> Frontend:
+    """Read what this process needs from the model directory (but `tokenizer`, if it is there
+    already). Takes seconds (transformers). Raises ModelError or ConfigError."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
-    tokenizer = Tokenizer(model_dir, spec.vocab_size, config.chat_template)
+    tokenizer = tokenizer or Tokenizer(model_dir, spec.vocab_size, config.chat_template)
     facts = ModelFacts(config, spec, load_defaults(model_dir), tokenizer.vocabulary.added_ids)
     max_len = config.max_req_total_len or spec.max_position_embeddings
     metrics = Metrics(config, max_len, client)
-    return Frontend(config, facts, tokenizer, client, metrics)
+    grammars = GrammarCompiler(
+        config, tokenizer.vocabulary, facts.eos_ids, client.grammar_directory
+    )
+    return Frontend(config, facts, tokenizer, client, metrics, grammars)
 
 
 async def serve(child: Child) -> None:
@@ -115,15 +113,20 @@ async def _live(child: Child, client: EngineClient) -> None:
         state = client.state
         if not await _first_of(state.became_ready, state.shutdown):
             return
+        frontend.tokenizer.start()
         runner = await listen(frontend, listener)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
-        stalls = asyncio.create_task(frontend.stalls.run())
+        helpers = [asyncio.create_task(frontend.stalls.run())]
+        if frontend.config.metric_gateway:
+            helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
             await state.shutdown.wait()
             await _drain(frontend)
         finally:
-            stalls.cancel()
+            for helper in helpers:
+                helper.cancel()
             await runner.cleanup()
+            await frontend.grammars.close()
             frontend.tokenizer.close()
 
 
@@ -227,7 +230,7 @@ def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
     """aiohttp's own refusals in our envelope: no such route or method, body too late."""
     kind = "NotFoundError" if error.status == 404 else None
     place = f"{request.method} {request.path:.100}"
-    response = error_response(error.status, kind, f"{place}: {error.reason}")
+    response = _refusal(request, error.status, f"{place}: {error.reason}", kind)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
@@ -240,7 +243,7 @@ async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
         with contextlib.suppress(ConnectionError):
             await stream.fail(error)
         return stream.response
-    response = error_response(error.status, error.type, str(error), error.field)
+    response = _refusal(request, error.status, str(error), error.type, error.field)
     if error.retry_after_s:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status in (413, 503):
@@ -248,13 +251,11 @@ async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
     return response
 
 
-def error_response(
-    status: int, kind: str | None, message: str, field: str | None = None
+def _refusal(
+    request: web.Request, status: int, message: str, kind: str | None, field: str | None = None
 ) -> web.Response:
-    """OpenAI's error object plus the top-level `message` that LightLLM's older clients read."""
-    message = message.encode("utf-8", "replace").decode()  # paths and headers may be no text
-    error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}
-    return ops.reply({"error": error, "message": message}, status)
+    request_id = request[CONTEXT].request_id
+    return ops.reply(error_body(request.path, status, message, kind, field, request_id), status)
 
 
 def _too_large(config: ServeConfig) -> TooLargeError:
@@ -264,4 +265,6 @@ def _too_large(config: ServeConfig) -> TooLargeError:
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     if CONTEXT in request:  # not on a refusal that came before the middleware
         response.headers["X-Request-Id"] = request[CONTEXT].request_id
+        if "anthropic-version" in request.headers:
+            response.headers["request-id"] = request[CONTEXT].request_id
     response.headers["Server"] = "glimmer"

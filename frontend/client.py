@@ -11,12 +11,16 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..shared.errors import OverloadedError, UnavailableError
 from ..shared.messages import (
     Abort,
+    AbortNamed,
     AnyMessage,
     Finished,
+    FlushCache,
+    Grammar,
     Heartbeat,
     Hello,
     PeerLost,
@@ -51,6 +55,7 @@ class Generation:
     """The open sequences of one HTTP request. A `with` block that ends early aborts them."""
 
     def __init__(self, client: "EngineClient", request_ids: list[int]) -> None:
+        self.name = ""  # the X-Request-Id of its request
         self._client = client
         self._open = {request_id: index for index, request_id in enumerate(request_ids)}
         self._request_ids = request_ids
@@ -78,6 +83,10 @@ class Generation:
         """End one sequence; its `Finished` still comes."""
         if self._request_ids[index] in self._open:
             self._client.abort([self._request_ids[index]])
+
+    def abort_all(self) -> None:
+        """End all of its sequences; each `Finished` still comes."""
+        self._client.abort(list(self._open))
 
     def push(self, row: TokenRow) -> None:
         """The client's: new tokens for one of the sequences."""
@@ -132,6 +141,11 @@ class EngineClient:
         self._greet()
 
     @property
+    def grammar_directory(self) -> Path:
+        """Where this process keeps compiled grammars, which the worker reads."""
+        return Path(self._runtime_dir) / f"grammars-{self.index}"
+
+    @property
     def malformed(self) -> int:
         """Messages that were dropped because they could not be decoded."""
         return self._receiver.malformed
@@ -163,6 +177,7 @@ class EngineClient:
         sequences: Iterable[tuple[list[int], SamplingParams]],
         use_prefix_cache: bool = True,
         cache_salt: str = "",
+        grammar: Grammar | None = None,
     ) -> Generation:
         """Ask for one sequence per (prompt ids, sampling). Raises OverloadedError when the link
         is full."""
@@ -173,7 +188,15 @@ class EngineClient:
         for request_id, (prompt_ids, sampling) in zip(request_ids, sequences, strict=True):
             self._generations[request_id] = generation
             self._sender.send(
-                Submit(request_id, self.index, prompt_ids, sampling, use_prefix_cache, cache_salt)
+                Submit(
+                    request_id,
+                    self.index,
+                    prompt_ids,
+                    sampling,
+                    use_prefix_cache,
+                    cache_salt,
+                    grammar=grammar,
+                )
             )
         if self._sender.dropped != dropped:
             self.forget(request_ids)
@@ -191,6 +214,24 @@ class EngineClient:
         for request_id in request_ids:
             del self._generations[request_id]
         self.abort(request_ids)
+
+    def abort_named(self, name: str) -> None:
+        """End what belongs to the HTTP request of this name, or everything if it is ""."""
+        for generation in set(self._generations.values()):
+            if not name or generation.name == name:
+                generation.abort_all()
+
+    def tell_others(self, num_frontends: int, name: str) -> None:
+        """Have the other HTTP processes do the same."""
+        for index in range(num_frontends):
+            if index != self.index:
+                sender = Sender.connect(frontend_address(self._runtime_dir, index))
+                sender.send(AbortNamed(name))
+                sender.close()
+
+    def flush_cache(self) -> None:
+        """Have the scheduler forget the prefixes that no running request uses."""
+        self._sender.send(FlushCache())
 
     def fail_all(self, message: str) -> None:
         """End all open sequences with an error."""
@@ -216,6 +257,8 @@ class EngineClient:
                 generation = self._generations.pop(message.request_id, None)
                 if generation is not None:
                     generation.finish(message)
+            case AbortNamed(name=name):
+                self.abort_named(name)
             case Heartbeat():
                 self.state.on_heartbeat(message, self._clock())
             case Ready(role="scheduler"):

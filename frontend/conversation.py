@@ -19,6 +19,7 @@ _ROLES = {
     "function": "tool",
 }
 _NEEDS_CONTENT = ("system", "user")
+_MAX_NAME = 256
 Json = dict[str, Any]
 
 
@@ -39,11 +40,18 @@ def check_tools(tools: list[Json] | None) -> list[Json] | None:
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, dict):
             raise wrong(where, "must be {type: 'function', function: {...}}")
-        if not isinstance(function.get("name"), str) or not function["name"]:
-            raise wrong(f"{where}.function.name", "must be a string")
+        _check_name(function.get("name"), f"{where}.function.name")
         if not isinstance(function.get("parameters") or {}, dict):
             raise wrong(f"{where}.function.parameters", "must be an object")
     return [{**_no_nulls(t), "function": _no_nulls(t["function"])} for t in tools or []] or None
+
+
+def _check_name(name: Any, where: str) -> None:
+    """A name that the model could not write, or that would end early, can never be called."""
+    if not isinstance(name, str) or not name:
+        raise wrong(where, "must be a string")
+    if len(name) > _MAX_NAME or name != name.strip() or not set("\n<>").isdisjoint(name):
+        raise wrong(where, f"at most {_MAX_NAME} characters, no spaces around, no newline, < or >")
 
 
 def _normalise(message: Json, where: str) -> Json:

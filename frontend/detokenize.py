@@ -101,6 +101,35 @@ def _fallbacks(string: str) -> list[int]:
     return table
 
 
+class Decoder:
+    """Bytes of tokens to whole characters."""
+
+    def __init__(self, vocabulary: Vocabulary, options: TextOptions) -> None:
+        self._bytes = vocabulary.token_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        skipped = vocabulary.special_ids if options.skip_special_tokens else frozenset()
+        self._silent = options.hidden_ids | skipped
+        self._spaces = options.add_spaces_between_special_tokens
+        self._added = frozenset(vocabulary.added_ids.values()) if self._spaces else frozenset()
+        self._last_was_added: bool | None = None
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether a token never has text here."""
+        return token_id in self._silent or not self._bytes[token_id]
+
+    def text(self, token_id: int) -> str:
+        """The text that the next token completes, which may be none."""
+        if token_id in self._silent:
+            return ""
+        data = self._bytes[token_id]
+        if self._spaces:
+            added = token_id in self._added
+            if self._last_was_added is not None and (added or self._last_was_added):
+                data = b" " + data
+            self._last_was_added = added
+        return self._decode(data)
+
+
 @dataclass
 class TextStream:
     """The text of one sequence while its tokens arrive.
@@ -120,13 +149,7 @@ class TextStream:
 
     def __post_init__(self) -> None:
         options = self.options
-        self._bytes = self.vocabulary.token_bytes
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        skipped = self.vocabulary.special_ids if options.skip_special_tokens else frozenset()
-        self._silent = options.hidden_ids | skipped
-        self._spaces = options.add_spaces_between_special_tokens
-        self._added = frozenset(self.vocabulary.added_ids.values()) if self._spaces else frozenset()
-        self._last_was_added: bool | None = None
+        self._decoder = Decoder(self.vocabulary, options)
         self._stops = StopStrings(options.stop_strings) if options.stop_strings else None
         self._ids: list[int] = []
         self._length = 0  # characters decoded so far, held ones included
@@ -139,7 +162,7 @@ class TextStream:
             if self.finish_reason is not None:
                 break
             self.num_tokens += 1
-            text = "" if token_id in self._silent else self._token_text(token_id)
+            text = self._decoder.text(token_id)
             if self.options.record_pieces:
                 logprob = logprobs[n] if logprobs else None
                 self.pieces.append(Piece(token_id, text, self._length, logprob))
@@ -169,15 +192,6 @@ class TextStream:
         count = sum(piece.offset < released for piece in self.pieces)
         taken, self.pieces = self.pieces[:count], self.pieces[count:]
         return taken
-
-    def _token_text(self, token_id: int) -> str:
-        data = self._bytes[token_id]
-        if self._spaces:
-            added = token_id in self._added
-            if self._last_was_added is not None and (added or self._last_was_added):
-                data = b" " + data
-            self._last_was_added = added
-        return self._decode(data)
 
     def _release(self, text: str) -> str:
         assert self._stops is not None, "only called with stop strings"

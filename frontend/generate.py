@@ -4,12 +4,14 @@ Greedy unless do_sample. The text is not templated, the stop text stays in the o
 has exactly one `data:` event per token (clients count them) and no [DONE].
 """
 
+import dataclasses
 from typing import Any
 
 from aiohttp import web
 
 from ..shared.messages import TokenLogprob
-from .detokenize import Piece
+from .constraints import constraint_for
+from .detokenize import Piece, Vocabulary
 from .job import Frontend, Job, Sequence
 from .ops import reply
 from .params import generate_spec
@@ -29,7 +31,7 @@ async def generate_stream(
     frontend: Frontend, request: web.Request, data: bytes
 ) -> web.StreamResponse:
     """POST /generate_stream: one event per token."""
-    return await _stream(frontend, request, decode_body(data, GenerateBody))
+    return await stream_events(frontend, request, decode_body(data, GenerateBody))
 
 
 async def generate_either(
@@ -37,10 +39,11 @@ async def generate_either(
 ) -> web.StreamResponse:
     """POST /: `stream` in the body chooses."""
     body = decode_body(data, GenerateBody)
-    return await (_stream if body.stream else _whole)(frontend, request, body)
+    return await (stream_events if body.stream else _whole)(frontend, request, body)
 
 
-async def _start(frontend: Frontend, request: web.Request, body: GenerateBody) -> Job:
+async def start(frontend: Frontend, request: web.Request, body: GenerateBody) -> Job:
+    """Check and submit. Raises RequestError."""
     spec = generate_spec(body, frontend.facts)
     max_total = frontend.client.max_req_total_len
     if isinstance(body.inputs, str):
@@ -49,15 +52,17 @@ async def _start(frontend: Frontend, request: web.Request, body: GenerateBody) -
     else:
         prompt = body.inputs
         frontend.tokenizer.check_ids(prompt, "inputs")
+    grammar = await constraint_for(frontend, spec, prompt_ids=prompt)
+    spec = dataclasses.replace(spec, grammar=grammar)
     return Job(frontend, request, [prompt], spec, "inputs")
 
 
 async def _whole(
     frontend: Frontend, request: web.Request, body: GenerateBody
 ) -> web.StreamResponse:
-    with await _start(frontend, request, body) as job:
+    with await start(frontend, request, body) as job:
         await job.run()
-        formatter = _Formatter(frontend, job)
+        formatter = Formatter(frontend, job)
         pieces = [sequence.stream.take_pieces() for sequence in job.sequences]
 
         def per_sequence(values: list[Any]) -> Any:
@@ -81,18 +86,20 @@ async def _whole(
     return reply(result)
 
 
-async def _stream(
-    frontend: Frontend, request: web.Request, body: GenerateBody
+async def stream_events(
+    frontend: Frontend, request: web.Request, body: GenerateBody, is_tgi: bool = False
 ) -> web.StreamResponse:
+    """The reply of /generate_stream. In TGI's format the last event has the whole text."""
     parameters = body.parameters or GenerateParameters()
     if (parameters.best_of or parameters.n or 1) != 1:
         raise wrong("parameters.best_of", "must be 1 for streams")
-    with await _start(frontend, request, body) as job:
-        formatter = _Formatter(frontend, job)
+    with await start(frontend, request, body) as job:
+        formatter = Formatter(frontend, job, is_tgi, bool(parameters.return_details))
         stream = EventStream(request, frontend.stalls, _PREFIX)
         sequence, num_sent = job.sequences[0], 0
         while job.is_open:
-            await job.receive()
+            received = await job.receive()
+            formatter.texts += [one.text for one in received]
             pieces = sequence.stream.take_pieces()
             events = []
             for piece in pieces:
@@ -107,10 +114,14 @@ async def _stream(
     return stream.response
 
 
-class _Formatter:
-    """LightLLM's JSON for the tokens of one job."""
+class Formatter:
+    """LightLLM's JSON for the tokens of one job; `texts` is what came so far in a stream."""
 
-    def __init__(self, frontend: Frontend, job: Job) -> None:
+    def __init__(
+        self, frontend: Frontend, job: Job, is_tgi: bool = False, has_details: bool = False
+    ) -> None:
+        self.texts: list[str] = []
+        self._is_tgi, self._has_details = is_tgi, has_details
         self._vocabulary = frontend.tokenizer.vocabulary
         self._prompt = job.prompts[0]
         self._wants_prompt = job.spec.sampling.num_prompt_logprobs >= 0
@@ -121,15 +132,8 @@ class _Formatter:
         }
 
     def logprobs(self, entry: TokenLogprob | None) -> Json | None:
-        """{token id: {logprob, rank, decoded_token}} for a token and its likeliest rivals."""
-        if entry is None:
-            return None
-        result: Json = {
-            str(token_id): self._logprob(token_id, logprob, rank)
-            for rank, (token_id, logprob) in enumerate(entry.top, 1)
-        }
-        result[str(entry.token_id)] = self._logprob(entry.token_id, entry.logprob, entry.rank)
-        return result
+        """About a token and its likeliest rivals."""
+        return named_logprobs(self._vocabulary, entry)
 
     def event(self, sequence: Sequence, piece: Piece | None, count: int, is_last: bool) -> bytes:
         """One event of a stream: `count` is the token's number; no piece: ended without one."""
@@ -143,6 +147,14 @@ class _Formatter:
         }
         if is_last:
             event |= self.prompt_logprobs(sequence)
+        if is_last and self._is_tgi:
+            event["generated_text"] = "".join(self.texts)
+            if self._has_details:
+                event["details"] = {
+                    "generated_tokens": count,
+                    "finish_reason": sequence.finish_reason,
+                    "prompt_tokens": len(self._prompt),
+                }
         return _PREFIX + encode_json(event) + b"\n\n"
 
     def details(self, sequence: Sequence, pieces: list[Piece]) -> list[Json]:
@@ -180,6 +192,16 @@ class _Formatter:
             "logprobs": self.logprobs(logprob),
         }
 
-    def _logprob(self, token_id: int, logprob: float, rank: int) -> Json:
-        text = self._vocabulary.text(token_id)
-        return {"logprob": logprob, "rank": rank, "decoded_token": text}
+
+def named_logprobs(vocabulary: Vocabulary, entry: TokenLogprob | None) -> Json | None:
+    """{token id: {logprob, rank, decoded_token}} for a token and its likeliest rivals."""
+    if entry is None:
+        return None
+
+    def one(token_id: int, logprob: float, rank: int) -> Json:
+        text = vocabulary.text(token_id)
+        return {"logprob": logprob, "rank": rank or None, "decoded_token": text}
+
+    found = {str(i): one(i, logprob, rank) for rank, (i, logprob) in enumerate(entry.top, 1)}
+    found[str(entry.token_id)] = one(entry.token_id, entry.logprob, entry.rank)
+    return found

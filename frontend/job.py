@@ -8,9 +8,10 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Protocol
 
 from aiohttp import web
 
@@ -24,7 +25,8 @@ from ..shared.errors import (
 )
 from ..shared.messages import Finished, TokenLogprob
 from .client import RETRY_AFTER_S, EngineClient, Event
-from .detokenize import TextStream
+from .detokenize import Piece, TextStream
+from .grammar.compiler import GrammarCompiler
 from .metrics import Metrics, RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec, ModelFacts
 from .schema import wrong
@@ -43,6 +45,7 @@ class Frontend:
     tokenizer: Tokenizer
     client: EngineClient
     metrics: Metrics
+    grammars: GrammarCompiler
     stalls: Stalls = field(default_factory=Stalls)
     created: int = field(default_factory=lambda: int(time.time()))
     num_open: int = 0  # generating requests, tokenising ones included
@@ -70,12 +73,33 @@ class Frontend:
 FRONTEND = web.AppKey("frontend", Frontend)
 
 
+class Stream(Protocol):
+    """What takes a sequence's tokens: `TextStream`, or `ChatStream` on the chat routes."""
+
+    max_new_tokens: int
+    num_tokens: int
+    finish_reason: str | None
+    must_abort: bool
+
+    def add(self, token_ids: list[int], logprobs: list[TokenLogprob]) -> str:
+        """Take tokens; the text that may be sent now."""
+        ...
+
+    def finish(self) -> str:
+        """The text that was still held back."""
+        ...
+
+    def take_pieces(self) -> list[Piece]:
+        """Recorded tokens that were not taken before."""
+        ...
+
+
 @dataclass
 class Sequence:
     """One sequence of a request and what is known about it so far."""
 
     index: int
-    stream: TextStream
+    stream: Stream
     text: str = ""  # new since the last `Job.receive`
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None  # the engine's last word
@@ -91,7 +115,8 @@ class Sequence:
 class Job:
     """The sequences of one HTTP request: n for each prompt, prompt by prompt.
 
-    Use as a `with` block: leaving it early aborts what is still running.
+    Use as a `with` block: leaving it early aborts what is still running. `make_stream` makes what
+    takes the tokens of a sequence, given the most that may come (default: `TextStream`).
     Raises RequestError (field `prompt_field`) when a prompt is empty or leaves no room for output.
     """
 
@@ -102,6 +127,7 @@ class Job:
         prompts: list[list[int]],
         spec: GenerationSpec,
         prompt_field: str,
+        make_stream: Callable[[int], Stream] | None = None,
     ) -> None:
         self.prompts = prompts
         self.spec = spec
@@ -118,11 +144,16 @@ class Job:
             for sample in range(spec.n)
         ]
         vocabulary = frontend.tokenizer.vocabulary
+        make = make_stream or (lambda max_new: TextStream(vocabulary, spec.text, max_new))
         self.sequences = [
-            Sequence(index, TextStream(vocabulary, spec.text, one.max_new_tokens))
-            for index, (_, one) in enumerate(sampling)
+            Sequence(index, make(one.max_new_tokens)) for index, (_, one) in enumerate(sampling)
         ]
-        self._generation = frontend.client.submit(sampling, spec.use_prefix_cache, spec.cache_salt)
+        self._generation = frontend.client.submit(
+            sampling, spec.use_prefix_cache, spec.cache_salt, spec.grammar
+        )
+        if spec.grammar is not None:
+            frontend.grammars.hold(spec.grammar.name)
+        self._generation.name = request[CONTEXT].request_id
         self._submitted_s = time.monotonic() - self._arrived_s
         self._first_token_s: float | None = None
 
@@ -198,6 +229,8 @@ class Job:
         tb: TracebackType | None,
     ) -> None:
         self._generation.__exit__(kind, value, tb)
+        if self.spec.grammar is not None:
+            self._frontend.grammars.release(self.spec.grammar.name)
         record = self._record()
         status = 200
         if isinstance(value, asyncio.CancelledError | ConnectionError):

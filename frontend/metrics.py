@@ -5,7 +5,8 @@ last heartbeat when `/metrics` is read. With several HTTP processes a scrape sho
 answers it, so each labels what it observed with its number: sums over `frontend` are the whole.
 """
 
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import (
@@ -16,14 +17,19 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from ..shared.config import ServeConfig
-from ..shared.messages import Heartbeat
+from ..shared.messages import BATCH_SIZES, STEP_SECONDS, Heartbeat
 from .client import EngineClient
 
-_SECONDS = [0.0015 * 1.5**k for k in range(35)]
+_SECONDS = list(STEP_SECONDS)
 _RATIOS = [k / 10 for k in range(11)]
 _ACCEPTED = [1 + k / 10 for k in range(71)]  # tokens per step; at most 7 drafts
 _COUNTERS = {
@@ -73,7 +79,7 @@ class Metrics:
 
     def __init__(self, config: ServeConfig, max_req_total_len: int, client: EngineClient) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         engine_labels = {"model_name": config.model_name}
         self._labels = dict(engine_labels)
         if config.httpserver_workers > 1:
@@ -81,7 +87,7 @@ class Metrics:
         lengths = [max_req_total_len * k / 100 for k in range(101)]
         self._counters = {
             name: Counter(
-                f"lightllm_{name}", text, list(self._labels), registry=self._registry
+                f"lightllm_{name}", text, list(self._labels), registry=self.registry
             ).labels(**self._labels)
             for name, text in _COUNTERS.items()
         }
@@ -96,14 +102,13 @@ class Metrics:
         self._tokens_per_step = self._histogram(
             "request_mtp_avg_token_per_step", "tokens per decode step", _ACCEPTED
         )
-        self._declare_batch_metrics()
         self._hit_rate = Gauge(
             "lightllm_cache_hit_rate",
             "part of the last request's prompt found in the prefix cache",
             list(self._labels),
-            registry=self._registry,
+            registry=self.registry,
         ).labels(**self._labels)
-        self._registry.register(_EngineCollector(client, engine_labels))
+        self.registry.register(_EngineCollector(client, engine_labels, config.page_size))
 
     def count(self, name: str) -> None:
         """Count one request: "request_count" or "request_failure"."""
@@ -134,7 +139,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus text format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
 
     def _histogram(self, name: str, text: str, buckets: Iterable[float]) -> Histogram:
         return Histogram(
@@ -142,34 +147,15 @@ class Metrics:
             text,
             list(self._labels),
             buckets=list(buckets),
-            registry=self._registry,
+            registry=self.registry,
         ).labels(**self._labels)
-
-    def _declare_batch_metrics(self) -> None:
-        """LightLLM's per-batch metrics, which it never fills: heartbeats do not carry them, so
-        they stay at zero here as well. Steps and batch size are in the engine's own metrics."""
-        self._histogram("batch_next_size", "requests in the next batch", range(1, 129))
-        labels = [*self._labels, "method"]
-        count = Counter(
-            "lightllm_batch_inference_count", "steps run", labels, registry=self._registry
-        )
-        duration = Histogram(
-            "lightllm_batch_inference_duration_bucket",
-            "time of a step, s",
-            labels,
-            buckets=_SECONDS,
-            registry=self._registry,
-        )
-        for method in ("prefill", "decode"):
-            count.labels(**self._labels, method=method)
-            duration.labels(**self._labels, method=method)
 
 
 class _EngineCollector(Collector):
     """Reads the client's state when `/metrics` is rendered."""
 
-    def __init__(self, client: EngineClient, labels: dict[str, str]) -> None:
-        self._client = client
+    def __init__(self, client: EngineClient, labels: dict[str, str], page_size: int) -> None:
+        self._client, self._page_size = client, page_size
         self._names, self._values = list(labels), list(labels.values())
 
     def collect(self) -> Iterator[Metric]:
@@ -186,6 +172,30 @@ class _EngineCollector(Collector):
             family = CounterMetricFamily(name, text, labels=self._names)
             family.add_metric(self._values, value)
             yield family
+        yield from self._steps(heartbeat)
+        labels = {"block_size": str(self._page_size), "num_gpu_blocks": str(heartbeat.pages_total)}
+        cache = GaugeMetricFamily(
+            "vllm:cache_config_info", "size of the KV cache", labels=[*self._names, *labels]
+        )
+        cache.add_metric([*self._values, *labels.values()], 1)
+        yield cache
+
+    def _steps(self, beat: Heartbeat) -> Iterator[Metric]:
+        """LightLLM's metrics about steps: kind, time, and rows of each plan."""
+        names = [*self._names, "method"]
+        count = CounterMetricFamily("lightllm_batch_inference_count", "steps run", labels=names)
+        name = "lightllm_batch_inference_duration_bucket"
+        duration = HistogramMetricFamily(name, "time of a step, s", labels=names)
+        for method, times in (("prefill", beat.prefill_steps), ("decode", beat.decode_steps)):
+            values = [*self._values, method]
+            count.add_metric(values, sum(times.counts))
+            duration.add_metric(values, _buckets(STEP_SECONDS, times.counts), times.total_s)
+        sizes = HistogramMetricFamily(
+            "lightllm_batch_next_size", "requests in the next batch", labels=self._names
+        )
+        buckets = _buckets(BATCH_SIZES, beat.batch_sizes)
+        sizes.add_metric(self._values, buckets, beat.batch_rows)
+        yield from (count, duration, sizes)
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=self._names)
@@ -220,6 +230,8 @@ def _counters(beat: Heartbeat, malformed: int) -> dict[str, tuple[str, float]]:
         "glimmer_prefix_queries": ("prompt tokens looked up", beat.prefix_queries),
         "glimmer_prefix_hits": ("prompt tokens found", beat.prefix_hits),
         "vllm:prefix_cache_queries": ("prompt tokens looked up", beat.prefix_queries),
+        "vllm:num_preemptions": ("requests preempted", beat.preemptions),
+        "vllm:generation_tokens": ("tokens generated", beat.generated_tokens),
         "vllm:prefix_cache_hits": ("prompt tokens found", beat.prefix_hits),
         "glimmer_generated_tokens": ("tokens generated", beat.generated_tokens),
         "glimmer_malformed_messages": (
@@ -227,6 +239,13 @@ def _counters(beat: Heartbeat, malformed: int) -> dict[str, tuple[str, float]]:
             beat.malformed_messages + malformed,
         ),
     }
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Counts per bucket -> Prometheus's cumulative ones, with the upper bounds as text."""
+    counts = counts or [0] * (len(bounds) + 1)
+    limits = [*(str(float(bound)) for bound in bounds), "+Inf"]
+    return list(zip(limits, itertools.accumulate(map(float, counts)), strict=True))
 
 
 def kv_usage(beat: Heartbeat) -> float:

@@ -4,16 +4,16 @@ All answered from memory: a probe never queues behind generation.
 """
 
 import asyncio
+import datetime
 import time
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ..shared.errors import RequestError
+from ..shared.errors import NotFoundError, RequestError
 from .job import FRONTEND
 from .metrics import kv_usage
-from .schema import GenerateParameters, TokensBody, decode_body
 from .sse import encode_json
 
 BODY_TIMEOUT_S = 60.0
@@ -61,7 +61,7 @@ async def readiness(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics."""
+    """GET /metrics: Prometheus text."""
     body = request.app[FRONTEND].metrics.render()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
@@ -79,29 +79,40 @@ async def token_load(request: web.Request) -> web.Response:
 
 
 async def model_name(request: web.Request) -> web.Response:
-    """GET /get_model_name."""
+    """GET or POST /get_model_name: the name of the model."""
     return reply({"model_name": request.app[FRONTEND].config.model_name})
 
 
 async def models(request: web.Request) -> web.Response:
-    """GET /v1/models."""
+    """GET /v1/models: the one model that is served."""
+    card = _model_card(request)
+    more = {}
+    if "anthropic-version" in request.headers:
+        more = {"first_id": card["id"], "last_id": card["id"], "has_more": False}
+    return reply({"object": "list", "data": [card], **more})
+
+
+async def model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}: 404 for any but the one that is served."""
+    card = _model_card(request)
+    wanted = request.match_info["id"]
+    if wanted != card["id"]:
+        raise NotFoundError(f"model {wanted!r:.200} is not served here", "model")
+    return reply(card)
+
+
+def _model_card(request: web.Request) -> dict[str, Any]:
+    """The served model; Anthropic's clients get the keys that they look for as well."""
     frontend = request.app[FRONTEND]
-    model = {
-        "id": frontend.config.model_name,
+    name = frontend.config.model_name
+    card = {
+        "id": name,
         "object": "model",
         "created": frontend.created,
         "owned_by": frontend.config.model_owner or "lightllm",
         "max_model_len": frontend.client.max_req_total_len,
     }
-    return reply({"object": "list", "data": [model]})
-
-
-async def tokens(request: web.Request) -> web.Response:
-    """GET or POST /tokens: how many tokens a text has."""
-    frontend = request.app[FRONTEND]
-    body = decode_body(await read_body(request), TokensBody)
-    special = (body.parameters or GenerateParameters()).add_special_tokens is not False
-    ids = await frontend.tokenizer.encode(
-        body.text, "text", frontend.client.max_req_total_len, special
-    )
-    return reply({"ntokens": len(ids)})
+    if "anthropic-version" in request.headers:
+        made = datetime.datetime.fromtimestamp(frontend.created, datetime.UTC).isoformat()
+        card |= {"type": "model", "display_name": name, "created_at": made}
+    return card

@@ -15,22 +15,17 @@ from msgspec import Meta, Struct
 
 from ..shared.config import ServeConfig
 from ..shared.errors import ModelError
+from ..shared.messages import Grammar
 from ..shared.model_spec import ModelSpec
 from ..shared.sampling import SamplingParams
 from .detokenize import TextOptions
+from .grammar.source import OutputFormat
+from .output_format import output_format
 from .schema import GenerateBody, GenerateParameters, OpenAiBody, SamplingFields, wrong
 
 MAX_SEQUENCES = 1024  # prompts x n of one request
 _SEED_MASK = 2**63 - 1
 _BAN = -100.0
-_CONSTRAINTS = (
-    "guided_json",
-    "guided_grammar",
-    "guided_regex",
-    "guided_choice",
-    "structured_outputs",
-    "regular_constraint",
-)
 
 
 class GenerationDefaults(Struct):
@@ -68,6 +63,8 @@ class GenerationSpec:
     n: int
     use_prefix_cache: bool = True
     cache_salt: str = ""
+    output_format: OutputFormat | None = None
+    grammar: Grammar | None = None  # what became of `output_format` and tool_choice
 
     def for_sequence(self, sample: int, num_prompt_tokens: int, max_total: int) -> SamplingParams:
         """Parameters of sample number `sample` of a prompt; `max_total` limits prompt + output.
@@ -97,7 +94,7 @@ def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
     if any((body.multimodal_params or {}).values()):
         raise wrong("multimodal_params", "this model reads text only")
     p = body.parameters or GenerateParameters()
-    _refuse_constraints(p, "parameters.")
+    form = output_format(p, "parameters.")
     if p.best_of is not None and p.n is not None and p.n != p.best_of:
         raise wrong("parameters.n", f"must equal best_of ({p.best_of})")
     num_prompt_logprobs = _first(p.prompt_logprobs, -1)
@@ -119,7 +116,7 @@ def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
         num_logprobs=0,
         num_prompt_logprobs=num_prompt_logprobs,
     )
-    sampling = _complete(p, sampling, facts, sample_default=False, prefix="parameters.")
+    sampling = _complete(p, sampling, facts, form is not None, False, "parameters.")
     text = TextOptions(
         stop_token_ids=frozenset(sampling.stop_token_ids),
         hidden_ids=frozenset() if p.print_eos_token else frozenset(facts.eos_ids),
@@ -132,7 +129,8 @@ def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
         record_pieces=True,
     )
     use_cache = not p.disable_prompt_cache
-    return GenerationSpec(sampling, text, p.n or p.best_of or 1, use_cache)
+    n = p.n or p.best_of or 1
+    return GenerationSpec(sampling, text, n, use_cache, output_format=form)
 
 
 def openai_spec(
@@ -140,9 +138,7 @@ def openai_spec(
 ) -> GenerationSpec:
     """Wishes of an OpenAI body: sampled by default. `num_logprobs` as in SamplingParams.
     Raises RequestError."""
-    _refuse_constraints(body, "")
-    if (body.response_format or {}).get("type", "text") != "text":
-        raise wrong("response_format", "only {type: 'text'} is supported")
+    form = output_format(body)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise wrong("best_of", f"must equal n ({body.n or 1})")
     max_new, min_new = max_tokens or 65536, body.min_tokens or 0
@@ -162,7 +158,7 @@ def openai_spec(
         ),
         num_logprobs=num_logprobs,
     )
-    sampling = _complete(body, sampling, facts, sample_default=True, prefix="")
+    sampling = _complete(body, sampling, facts, form is not None, True, "")
     text = TextOptions(
         stop_token_ids=frozenset(sampling.stop_token_ids),
         hidden_ids=frozenset(sampling.stop_token_ids),
@@ -171,7 +167,9 @@ def openai_spec(
         skip_special_tokens=_first(body.skip_special_tokens, True),
         record_pieces=num_logprobs >= 0,
     )
-    return GenerationSpec(sampling, text, body.n or 1, cache_salt=body.cache_salt or "")
+    return GenerationSpec(
+        sampling, text, body.n or 1, cache_salt=body.cache_salt or "", output_format=form
+    )
 
 
 def parse_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
@@ -193,17 +191,19 @@ def _complete(
     fields: SamplingFields,
     sampling: SamplingParams,
     facts: ModelFacts,
+    has_format: bool,
     sample_default: bool,
     prefix: str,
 ) -> SamplingParams:
-    """Fill in the shared fields and check that a token can be chosen at all."""
+    """Fill in the shared fields and check that a token can be chosen at all. `ignore_eos` is void
+    with an output format: that says itself when the text ends, and then it has to."""
     defaults = facts.defaults
     do_sample = _first(fields.do_sample, defaults.do_sample, sample_default)
     temperature = _first(fields.temperature, defaults.temperature, 1.0) if do_sample else 0.0
     greedy = temperature < 1e-5
     top_k = _first(fields.top_k, defaults.top_k, 0)
     seed = fields.seed if fields.seed is not None and fields.seed >= 0 else random.getrandbits(62)
-    eos = () if fields.ignore_eos else facts.eos_ids
+    eos = () if fields.ignore_eos and not has_format else facts.eos_ids
     sampling = msgspec.structs.replace(
         sampling,
         temperature=0.0 if greedy else temperature,
@@ -240,12 +240,6 @@ def _check_ids(sampling: SamplingParams, spec: ModelSpec, prefix: str) -> None:
 def _check_range(ids: Sequence[int], limit: int, field: str) -> None:
     if ids and max(ids) >= limit:
         raise wrong(field, f"token id {max(ids)} is outside 0..{limit - 1}")
-
-
-def _refuse_constraints(fields: SamplingFields, prefix: str) -> None:
-    for name in _CONSTRAINTS:
-        if getattr(fields, name):
-            raise wrong(prefix + name, "constrained output is not supported")
 
 
 def _split_stops(

@@ -4,8 +4,10 @@ Every rejection is a RequestError that names the field and its limit. Unknown fi
 as other servers of these two interfaces do. What the fields mean: `params.py`.
 """
 
+import contextlib
 import re
-from typing import Annotated, Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -25,8 +27,10 @@ StopIds = Annotated[list[TokenId], Meta(min_length=1, max_length=256)]
 StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]
 StopSequences = StopString | Annotated[list[StopString | StopIds], Meta(max_length=64)]
 Ids = Annotated[list[TokenId], Meta(max_length=1024)]
+AllowedIds = Annotated[list[TokenId], Meta(max_length=1 << 20)]  # a whole vocabulary
 Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]], Meta(max_length=1024)]
 Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 Body = TypeVar("Body")
 
@@ -44,7 +48,7 @@ class SamplingFields(Struct):
     seed: Annotated[int, Meta(ge=-1, le=_MAX_SEED)] | None = None
     ignore_eos: bool | None = None
     logit_bias: Bias | None = None
-    allowed_token_ids: Ids | None = None
+    allowed_token_ids: AllowedIds | None = None
     skip_special_tokens: bool | None = None
     guided_json: Any = None
     guided_grammar: Any = None
@@ -105,6 +109,16 @@ class OpenAiBody(SamplingFields):
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+    user: str | None = None  # this and the next have no effect here
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+
+class Thinking(Struct):
+    """`thinking` of the chat route, as the model's own service spells it."""
+
+    type: Literal["enabled", "disabled"]
 
 
 class ChatBody(OpenAiBody, kw_only=True):
@@ -116,17 +130,28 @@ class ChatBody(OpenAiBody, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
     function_call: Any = None
     functions: Any = None
     chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+    separate_reasoning: bool | None = None
+    stream_reasoning: bool | None = None  # no effect: reasoning always streams
+    role_settings: Any = None  # given to the template, which may know them
+    character_settings: Any = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
 
 
 class CompletionBody(OpenAiBody, kw_only=True):
     """Body of /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0, le=_BIG)] | None = None  # 0 with echo
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=1024)] | None = None
     echo: bool | None = None
     suffix: str | None = None
 
@@ -141,6 +166,19 @@ class TokensBody(Struct):
 def wrong(field: str, problem: str) -> RequestError:
     """The client's mistake in `field`, as an error to raise."""
     return RequestError(f"{field}: {problem}", field=field)
+
+
+@contextlib.contextmanager
+def spelled(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about fields that this route spells differently: `names` maps ours to the client's."""
+    try:
+        yield
+    except RequestError as error:
+        for ours, theirs in names.items():
+            if error.field and re.match(rf"{re.escape(ours)}(?=$|[.\[])", error.field):
+                message = str(error).replace(ours, theirs, 1)
+                raise type(error)(message, theirs + error.field[len(ours) :]) from None
+        raise
 
 
 def decode_body(data: bytes, kind: type[Body]) -> Body:

@@ -6,6 +6,7 @@ handler and so aborts its sequences. Framing of both interfaces is in `generate.
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -32,9 +33,16 @@ CONTEXT = web.RequestKey("context", RequestContext)
 
 class EventStream:
     """One open reply. Headers go out with the first write, so that a request that fails before
-    its first token can still get a plain error reply."""
+    its first token can still get a plain error reply. An error later is the last event:
+    `format_error`'s, or by default OpenAI's error object after `prefix`."""
 
-    def __init__(self, request: web.Request, stalls: "Stalls", prefix: bytes) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        stalls: "Stalls",
+        prefix: bytes,
+        format_error: Callable[[HttpError], bytes] | None = None,
+    ) -> None:
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -46,6 +54,7 @@ class EventStream:
         self._request = request
         self._stalls = stalls
         self._prefix = prefix
+        self._format_error = format_error or self._error_object
         request[CONTEXT].stream = self
 
     @property
@@ -70,9 +79,12 @@ class EventStream:
 
     async def fail(self, error: HttpError) -> None:
         """Last event of a stream that breaks. No [DONE] follows."""
-        body = {"error": {"message": str(error), "type": "server_error", "code": "stream_error"}}
-        await self.write(self._prefix + encode_json(body) + b"\n\n")
+        await self.write(self._format_error(error))
         await self.end()
+
+    def _error_object(self, error: HttpError) -> bytes:
+        body = {"error": {"message": str(error), "type": "server_error", "code": "stream_error"}}
+        return self._prefix + encode_json(body) + b"\n\n"
 
     def cut(self) -> None:
         """Drop the connection; aiohttp then cancels the handler."""

@@ -1,11 +1,10 @@
 """Text to token ids: the checkpoint's tokenizer and chat template, on threads of their own.
 
 The template comes from the model directory (or `--chat_template`), never from a request, and is
-rendered by transformers in Jinja's sandbox; no code of the checkpoint is run.
+rendered in a process of its own (`template.py`); no code of the checkpoint is run here.
 """
 
 import asyncio
-import inspect
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +16,15 @@ from transformers import AutoTokenizer
 from ..shared.errors import ConfigError, ModelError, RequestError
 from .detokenize import Vocabulary
 from .schema import wrong
+from .template import Renderer, check_template
 
 _THREADS = 2
+_RENDER_S = 10.0
+_RESERVED = frozenset(
+    "self messages tools documents conversation chat_template tokenize truncation padding "
+    "max_length return_tensors return_dict tokenizer_kwargs add_generation_prompt "
+    "continue_final_message raise_exception strftime_now namespace".split()
+)
 _MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenised
 # Never left out of the text, whatever tokenizer.json flags: parsers and clients look for them.
 _ALWAYS_VISIBLE = frozenset(
@@ -30,13 +36,21 @@ T = TypeVar("T")
 
 
 class Tokenizer:
-    """The checkpoint's tokenizer. Encoding and rendering run in a small thread pool.
+    """The checkpoint's tokenizer. Encoding runs in a small thread pool, rendering in another
+    process, one prompt at a time.
 
     Raises ModelError when the tokenizer cannot be loaded or is not a byte-level BPE, ConfigError
-    when `chat_template` (a path that replaces the checkpoint's template) cannot be read.
+    when `chat_template` (a path that replaces the checkpoint's template) cannot be read; both when
+    the template has an error of syntax. `render_limit_s` is the longest time for one prompt.
     """
 
-    def __init__(self, model_dir: Path, vocab_size: int, chat_template: str | None = None) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        vocab_size: int,
+        chat_template: str | None = None,
+        render_limit_s: float = _RENDER_S,
+    ) -> None:
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
                 model_dir, trust_remote_code=False, local_files_only=True
@@ -44,17 +58,23 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{model_dir}: cannot load the tokenizer: {error}") from error
         self._backend = self._tokenizer.backend_tokenizer
-        self._template: str | None = self._tokenizer.chat_template
-        if chat_template is not None:
-            try:
-                self._template = Path(chat_template).read_text()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"--chat_template {chat_template}: {error}") from error
+        template = _load_template(self._tokenizer.chat_template, model_dir, chat_template)
+        self._renderer: Renderer | None = None
+        if template is not None:
+            tokens = self._tokenizer.special_tokens_map
+            self._renderer = Renderer(template, tokens, render_limit_s)
         self.vocab_size = vocab_size
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
-        render_parameters = inspect.signature(self._tokenizer.apply_chat_template).parameters
-        self._reserved = frozenset(render_parameters) | {"self", "messages"}
+        # One thread, which waits for the process: a template that hangs keeps no text from
+        # being encoded.
+        self._render_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._reserved = _RESERVED | {*self._tokenizer.special_tokens_map}
+
+    def start(self) -> None:
+        """Have the first prompt rendered as quickly as the others."""
+        if self._renderer is not None:
+            self._render_pool.submit(self._renderer.start)
 
     async def encode(
         self, text: str, field: str, max_tokens: int, add_special_tokens: bool = False
@@ -78,15 +98,20 @@ class Tokenizer:
         for name in template_kwargs:
             if name in self._reserved:
                 raise wrong(f"chat_template_kwargs.{name}", "cannot be set by a request")
-        if self._template is None:
+        renderer = self._renderer
+        if renderer is None:
             raise RequestError("this model has no chat template; use /v1/completions", "messages")
-
-        def render_and_encode() -> list[int]:
-            text = self._render(messages, tools, template_kwargs)
-            check_text_length(len(text), "messages", max_tokens)
-            return self._encode(text, add_special_tokens=False)
-
-        return await self._run(render_and_encode)
+        check_text_length(sum(len(m.get("content", "")) for m in messages), "messages", max_tokens)
+        arguments = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": True,
+            **template_kwargs,
+        }
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
+        check_text_length(len(text), "messages", max_tokens)
+        return await self._run(lambda: self._encode(text, add_special_tokens=False))
 
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""
@@ -102,6 +127,9 @@ class Tokenizer:
 
     def close(self) -> None:
         """Stop the threads; running jobs end first."""
+        self._render_pool.shutdown(wait=False, cancel_futures=True)
+        if self._renderer is not None:
+            self._renderer.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, job: Callable[[], T]) -> T:
@@ -111,19 +139,24 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def _render(self, messages: list[dict[str, Any]], tools: Any, kwargs: dict[str, Any]) -> str:
+
+def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | None:
+    """The template's text: the checkpoint's, or that of the file that replaces it."""
+    template: str | None = own if isinstance(own, str) else None
+    name = f"{model_dir}: chat template"
+    if replacement is not None:
+        name = f"--chat_template {replacement}"
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                tools=tools,
-                chat_template=self._template,
-                add_generation_prompt=True,
-                tokenize=False,
-                **kwargs,
-            )
-        except Exception as error:  # the template is a program of its own: it may raise anything
-            raise wrong("messages", f"the chat template fails on them: {error}") from error
-        return str(text)
+            template = Path(replacement).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{name}: {error}") from error
+    if template is not None:
+        try:
+            check_template(template)
+        except (ValueError, RecursionError) as error:
+            kind = ModelError if replacement is None else ConfigError
+            raise kind(f"{name}: {error}") from error
+    return template
 
 
 def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:

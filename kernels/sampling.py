@@ -35,11 +35,21 @@ def add_bias(logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> Tenso
     return logits.index_put((rows, ids), values, accumulate=True)
 
 
-def allow_only(logits: Tensor, allowing: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-    """-inf for all but (rows[i], ids[i]) in the rows where `allowing` [num_rows] bool is set."""
-    forbidden = allowing[:, None].expand_as(logits).clone()
-    forbidden[rows, ids] = False
-    return logits.masked_fill(forbidden, -torch.inf)
+def allow_only(logits: Tensor, places: Tensor, allowed: Tensor) -> Tensor:
+    """-inf for all tokens of the rows `places` int64 [n] but those set in `allowed` bool
+    [n, vocab]. Changes `logits` in place and returns it."""
+    logits[places] = logits[places].masked_fill(~allowed, -torch.inf)
+    return logits
+
+
+def unpack_bits(words: Tensor, num_ids: int) -> Tensor:
+    """One bit per id in int32 words [n, ceil(vocab / 32)], the lowest first -> bool
+    [n, num_ids]. Looks up 8 bools at a time, as one int64: at 64 rows of 154,880 ids 6 ms, where
+    shifting took 24 ms (one x86 core). For little-endian machines."""
+    octets = words.contiguous().view(torch.uint8).flatten().int()
+    bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
+    table = (bits & 1).bool().view(torch.int64).flatten()
+    return table[octets].view(torch.bool).view(len(words), -1)[:, :num_ids]
 
 
 def draw(logits: Tensor, noise: Tensor) -> Tensor:

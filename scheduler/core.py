@@ -8,7 +8,6 @@ request; what fits into a step is in `batch.py`, who may start in `admission.py`
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 from ..shared.config import ServeConfig
@@ -16,9 +15,9 @@ from ..shared.messages import (
     Abort,
     AnyMessage,
     Finished,
+    GrammarLoaded,
     Heartbeat,
     Hello,
-    Message,
     PeerLost,
     Ready,
     Shutdown,
@@ -30,26 +29,18 @@ from ..shared.messages import (
 )
 from .admission import Admission, Ending, Forecast
 from .batch import StepBuilder, StepLimits
+from .grammars import Grammars
 from .memory import forget
-from .peers import Frontends, WorkerGroup
+from .peers import Frontends, Outgoing, WorkerGroup
 from .preempt import choose_victim
 from .request import Request, RequestState
-from .results import Flight, Outcome
+from .results import Flight, Outcome, finished_message
 from .waiting import WaitingQueue
 
 MAX_WORKER_LOSSES = 2  # a request that ran in so many dying groups may be the cause
 _SCAN = 64  # queued requests looked at per step
 _MAX_MISFITS = 4  # of these, how many that do not fit
 _MAX_OVERTAKEN = 32  # then nobody starts before the one that does not fit
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message and its destination: frontend `index`, or the launcher (index 0)."""
-
-    to: str  # "frontend" | "launcher"
-    index: int
-    message: Message
 
 
 class Scheduler:
@@ -64,6 +55,7 @@ class Scheduler:
         self.workers = WorkerGroup(config, self._limits, first_epoch)
         self._requests: dict[int, Request] = {}  # every live one, by id
         self._waiting = WaitingQueue()
+        self._grammars = Grammars()
         self._running: list[Request] = []  # those with a row, sorted by age_key
         self._outbox: list[Outgoing] = []
         self._now_ns = 0
@@ -89,6 +81,8 @@ class Scheduler:
             self._handle(message)
         self._check_time()
         plan = self._plan()
+        self._outbox += [Outgoing("worker", 0, message) for message in self._grammars.outbox]
+        self._grammars.outbox.clear()
         outbox, self._outbox = self._outbox, []
         return plan, outbox
 
@@ -98,6 +92,8 @@ class Scheduler:
                 self._on_result(message)
             case Submit():
                 self._on_submit(message)
+            case GrammarLoaded():
+                self._on_grammar_loaded(message)
             case Abort():
                 for request_id in message.request_ids:
                     request = self._requests.get(request_id)
@@ -139,6 +135,14 @@ class Scheduler:
         request.deadline_ns = self._now_ns + timeout_ns if timeout_ns else 0
         self._requests[request.request_id] = request
         self._waiting.push(request)
+        self._grammars.add(request)
+
+    def _on_grammar_loaded(self, loaded: GrammarLoaded) -> None:
+        if self._grammars.on_loaded(loaded) and loaded.error:
+            ending = Ending("error", f"the grammar cannot be loaded: {loaded.error}")
+            for request in list(self._requests.values()):
+                if request.grammar is not None and request.grammar.name == loaded.name:
+                    self._finish(request, ending)
 
     def _check_time(self) -> None:
         for request in self._waiting.expired(self._now_ns):
@@ -193,6 +197,8 @@ class Scheduler:
             if not self.workers.free_rows or not builder.budget:
                 return
             if request.results_in_flight or request.waits_for_prefix:
+                continue
+            if self._grammars.is_missing(request):
                 continue
             if self._try_start(request, builder, forecast):
                 for misfit in misfits:
@@ -264,22 +270,12 @@ class Scheduler:
             self._waiting.remove(request)
         request.move(RequestState.FINISHED)
         del self._requests[request.request_id]
+        self._grammars.remove(request)
         if tell:
             self._send_finished(request, ending)
 
     def _send_finished(self, request: Request, ending: Ending) -> None:
-        waited_ns = self._now_ns - request.arrival_ns
-        message = Finished(
-            request_id=request.request_id,
-            reason=ending.reason,
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_output_tokens=request.num_output_tokens,
-            num_cached_tokens=request.num_cached_tokens,
-            message=ending.message,
-            field=ending.field,
-            retry_after_s=ending.retry_after_s,
-            queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
-        )
+        message = finished_message(request, ending, self._now_ns)
         self._outbox.append(Outgoing("frontend", request.frontend, message))
 
     def _leave_row(self, request: Request) -> None:
@@ -301,6 +297,7 @@ class Scheduler:
             self._lose_workers()
         if not self.workers.enroll(ready):
             return
+        self._grammars.start(self.workers.epoch)
         self._admission.settle_limit(self.workers.memory.num_pages)
         message = self._ready_message()
         self._outbox.append(Outgoing("launcher", 0, message))
@@ -329,6 +326,7 @@ class Scheduler:
         """All KV is gone. What ran goes back to the head of the queue with its tokens so far and
         is replayed by the next group: same seeds and positions, so the same tokens."""
         self.workers.forget()
+        self._grammars.forget()
         self._running.clear()
         for request in list(self._requests.values()):
             request.waits_for, request.pages_needed = None, 0
@@ -391,6 +389,7 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless pages, rows, queue and requests account for each other."""
         self.workers.check_integrity(self._running)
+        self._grammars.check_integrity(list(self._requests.values()))
         keys = [r.age_key for r in self._running]
         assert keys == sorted(keys), "running requests are not sorted"
         queued = self._waiting.check_integrity()

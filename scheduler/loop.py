@@ -10,7 +10,17 @@ import time
 
 from ..shared.codec import encode
 from ..shared.lifecycle import Child
-from ..shared.messages import PROTOCOL_VERSION, AnyMessage, Hello, Message, Ready, Shutdown
+from ..shared.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    FlushCache,
+    Hello,
+    LoadGrammar,
+    Message,
+    Ready,
+    Shutdown,
+    StepResult,
+)
 from ..shared.transport import (
     Receiver,
     Sender,
@@ -18,7 +28,9 @@ from ..shared.transport import (
     scheduler_address,
     worker_address,
 )
-from .core import Outgoing, Scheduler
+from .core import Scheduler
+from .peers import Outgoing
+from .step_stats import StepStats
 
 HEARTBEAT_NS = 1_000_000_000
 _log = logging.getLogger(__name__)
@@ -60,6 +72,8 @@ class Links:
         """Send one message of the core to where it belongs."""
         if outgoing.to == "launcher":
             self._child.launcher.send(outgoing.message)
+        elif isinstance(outgoing.message, LoadGrammar):
+            self.workers(outgoing.message.epoch)[outgoing.index].send(outgoing.message)
         else:
             self.frontend(outgoing.index).send(outgoing.message)
 
@@ -125,6 +139,7 @@ class SchedulerLoop:
         self._next_heartbeat_ns = 0
         self._checked = True  # pages were checked since the last request
         self._running = True
+        self._stats = StepStats()
         self.steps = 0
         self.step_time_s = 0.0
 
@@ -155,6 +170,11 @@ class SchedulerLoop:
                 self._links.reopen_frontend(message.index)
             case Shutdown(drain_s=drain_s) if drain_s <= 0:
                 self._running = False
+            case StepResult():
+                self._stats.answered(message, time.monotonic_ns())
+            case FlushCache():
+                self._core.workers.flush_cache()
+                return False
         return True
 
     def turn(self, inbox: list[AnyMessage]) -> None:
@@ -166,6 +186,7 @@ class SchedulerLoop:
                 data = encode(plan)
                 for sender in self._links.workers(plan.epoch):
                     sender.send_bytes(data)
+                self._stats.sent(plan, started)
             for outgoing in outbox:
                 self._log_ready(outgoing.message)
                 self._links.send(outgoing)
@@ -182,7 +203,8 @@ class SchedulerLoop:
         return self.step_time_s * 1e6 / max(1, self.steps)
 
     def _beat(self, malformed: int) -> None:
-        self._links.broadcast(self._core.heartbeat(malformed, self._step_us))
+        heartbeat = self._core.heartbeat(malformed, self._step_us)
+        self._links.broadcast(self._stats.fill(heartbeat))
         self._next_heartbeat_ns = time.monotonic_ns() + HEARTBEAT_NS
         if not self._core.num_live and not self._checked:
             self._core.check_integrity()

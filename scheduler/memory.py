@@ -86,6 +86,8 @@ class Memory:
             num_cached_tokens=request.num_kv,
             num_output_tokens=request.num_output_tokens,
             counted_ids=request.counted_ids(),
+            grammar=request.grammar,
+            matched_ids=request.matched_ids(),
         )
 
     # --- while running -------------------------------------------------------------------

@@ -3,15 +3,25 @@ incarnations of the frontends. Messages of different peers arrive over different
 process may be heard before the loss of the old one is."""
 
 from collections import deque
+from dataclasses import dataclass
 
 from ..shared.config import ServeConfig
-from ..shared.messages import PeerLost, Ready, StepPlan, StepResult
+from ..shared.messages import Message, PeerLost, Ready, StepPlan, StepResult
 from .batch import StepLimits
 from .memory import Memory
 from .request import Request
 from .results import Flight, fits
 
 MAX_IN_FLIGHT = 2  # plan n+1 is sent while n runs; more would only delay new requests
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and its destination: frontend `index`, worker rank `index` or the launcher (0)."""
+
+    to: str  # "frontend" | "worker" | "launcher"
+    index: int
+    message: Message
 
 
 class WorkerGroup:
@@ -103,6 +113,10 @@ class WorkerGroup:
         self._freed_rows.append(request.row)
         self.free_rows.append(request.row)
         request.row = -1
+
+    def flush_cache(self) -> None:
+        """Free the pages that the prefix cache alone holds."""
+        self.memory.cache.evict(self.memory.cache.num_evictable)
 
     def check_integrity(self, running: list[Request]) -> None:
         """Raise AssertionError unless rows and pages are free or held by `running`, once."""

@@ -44,6 +44,7 @@ class Request:
         "cache_salt",
         "deadline_ns",
         "frontend",
+        "grammar",
         "kv_capacity",
         "max_total_tokens",
         "node",
@@ -79,6 +80,7 @@ class Request:
         self.sampling = submit.sampling
         self.stop_ids = frozenset(submit.sampling.stop_token_ids)
         self.cache_salt = submit.cache_salt
+        self.grammar = submit.grammar
         self.uses_cache = uses_cache
         self.priority = submit.priority
         self.sequence = sequence  # arrival order, unique
@@ -148,6 +150,10 @@ class Request:
             f"request {self.request_id}: {self.state.value} -> {state.value}"
         )
         self.state = state
+
+    def matched_ids(self) -> list[int]:
+        """Outputs that the grammar of this request has seen (see RowAdmit)."""
+        return [] if self.grammar is None else self.tokens[self.num_prompt_tokens :].tolist()
 
     def counted_ids(self) -> list[int]:
         """Tokens that the penalties of this request count (see RowAdmit)."""

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from ..shared.messages import RowResult, StepResult, TokenLogprob, TokenRow
+from ..shared.messages import Finished, RowResult, StepResult, TokenLogprob, TokenRow
+from .admission import Ending
 from .memory import Memory
 from .request import Request, RequestState
 
@@ -22,6 +23,22 @@ def fits(flight: Flight, result: StepResult) -> bool:
         and len(result.rows) == len(flight.sampling)
         and len(result.prompt_logprobs) in (0, len(flight.chunks))
         and all(len(row.token_ids) == 1 for row in result.rows)
+    )
+
+
+def finished_message(request: Request, ending: Ending, now_ns: int) -> Finished:
+    """The last word about a request that ends now."""
+    waited_ns = now_ns - request.arrival_ns
+    return Finished(
+        request_id=request.request_id,
+        reason=ending.reason,
+        num_prompt_tokens=request.num_prompt_tokens,
+        num_output_tokens=request.num_output_tokens,
+        num_cached_tokens=request.num_cached_tokens,
+        message=ending.message,
+        field=ending.field,
+        retry_after_s=ending.retry_after_s,
+        queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
     )
 
 

@@ -42,7 +42,6 @@ _MOE = "experts are split over the tp ranks"
 _CACHE = "the prefix cache lives in device memory only"
 _GRAPHS = "the server decides which batches to capture"
 _MULTIMODAL = "the model is text-only"
-_PUSH = "metrics are not pushed; scrape /metrics"
 _STATS = "throughput figures are in /metrics"
 _NO_LINEAR = "the model has no linear attention"
 _OVERLAP = "the model is served without this overlap"
@@ -86,7 +85,6 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_refused("use the request's allowed_token_ids", "flag", "first_token_constraint_mode"),
     *_refused("the model generates text, it gives no scores", "flag", "use_reward_model"),
     *_refused("replies do not hold expert ids", "flag", "enable_return_routed_experts"),
-    *_refused("/generate speaks LightLLM's own format only", "flag", "use_tgi_api"),
     CompatFlag(
         "long_truncation_mode",
         "str",
@@ -178,15 +176,11 @@ FLAGS: tuple[CompatFlag, ...] = (
         "str",
         None,
         False,
-        "there are no profiler endpoints",
+        "/profiler_start and /profiler_stop answer 400",
         ("torch_profiler", "nvtx"),
     ),
     # monitoring
     *_ignored("the launcher always watches its processes", "flag", "health_monitor"),
-    *_ignored(_PUSH, "str", "metric_gateway", "job_name"),
-    *_ignored(_PUSH, "append", "grouping_key"),
-    *_ignored(_PUSH, "int", "push_interval"),
-    *_refused("/metrics would stay open; put a proxy before it", "flag", "enable_monitor_auth"),
     *_ignored(_STATS, "flag", "disable_log_stats"),
     *_ignored(_STATS, "int", "log_stats_interval"),
     # images and sound, beside the families below
@@ -227,8 +221,7 @@ VARIABLES = {
     "LIGHTLLM_GRAMMAR_CONSTRAINT_MAX_LENGTH": _NO_CAP,
     "LIGHTLLM_JSON_SCHEMA_MAX_LENGTH": _NO_CAP,
     "LIGHTLLM_MAX_PROMPT_LOGPROBS": _NO_CAP,
-    "LIGHTLLM_TRACE_DIR": "there are no profiler endpoints",
-    "RETURN_LIST": "the TGI format is not offered",
+    "LIGHTLLM_TRACE_DIR": "no profiles are written",
     "LIGHTLLM_RADIX_TREE_MERGE_ENABLE": _INTERNAL,
     "LIGHTLLM_RADIX_TREE_MERGE_DELTA": _INTERNAL,
     "LIGHTLLM_OUT_TOKEN_QUEUE_SIZE": _INTERNAL,

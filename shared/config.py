@@ -153,8 +153,41 @@ class ServeConfig:
     reasoning_parser: str | None = _option(
         None, "reasoning format; default: reasoning stays in the text", choices=_REASONING_PARSERS
     )
+    preserve_thinking: bool = _option(
+        False, "keep the reasoning of earlier turns in prompts (default of clear_thinking: false)"
+    )
+    repeat_unclosed_reasoning: bool = _option(
+        False, "a reply that ends by itself inside its reasoning has that as content, too"
+    )
+    grammar_timeout_s: float = _option(
+        15.0, "longest time to compile a schema or grammar of a request", bounds=(0.1, 3600)
+    )
+    grammar_memory_mb: float = _option(2048.0, "most memory for that, in MB", bounds=(16, 1 << 20))
+    grammar_source_kb: float = _option(
+        256.0, "larger schemas and grammars are refused, in kB", bounds=(1, 1 << 20)
+    )
+    grammar_compiled_mb: float = _option(
+        64.0, "the same for compiled ones, in MB", bounds=(1, 4096)
+    )
     enable_prompt_logprobs: bool = _option(
         False, "allow prompt_logprobs", alias="return_all_prompt_logprobs"
+    )
+    use_tgi_api: bool = _option(False, "/generate and /generate_stream speak TGI's format")
+    return_list: bool = _option(
+        False, "with use_tgi_api: replies are lists of one", env="RETURN_LIST"
+    )
+    enable_admin_api: bool = _option(
+        False, "allow /flush_cache and the abort_all of /abort_request"
+    )
+    # monitoring
+    metric_gateway: str | None = _option(None, "push metrics to this Prometheus push gateway")
+    job_name: str = _option("lightllm", "job of pushed metrics")
+    grouping_key: tuple[str, ...] = _option(
+        (), "key=value that groups pushed metrics; may be repeated", repeatable=True
+    )
+    push_interval: float = _option(10.0, "seconds between pushes", bounds=(0.05, 1e6))
+    enable_monitor_auth: bool = _option(
+        False, "push with basic auth: environment variables USERNAME and PASSWORD"
     )
     # operation
     runtime_dir: str | None = _option(None, "private directory for sockets; default: made anew")
@@ -184,6 +217,7 @@ FIELD_GROUPS = {  # first field of each group in flag help and docs
     "batch_max_tokens": "Scheduling",
     "llm_prefill_att_backend": "Kernels and speculative decoding",
     "host": "HTTP",
+    "metric_gateway": "Monitoring",
     "runtime_dir": "Operation",
 }
 
@@ -215,6 +249,12 @@ def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = No
 def environment() -> dict[str, str]:
     """A copy of this process's environment."""
     return dict(os.environ)
+
+
+def monitor_credentials() -> tuple[str, str]:
+    """User and password for the push gateway. Not in ServeConfig, which is written to a file and
+    shown by /get_server_info."""
+    return os.environ.get("USERNAME", ""), os.environ.get("PASSWORD", "")
 
 
 def child_environment(role: str, threads: int) -> dict[str, str]:
@@ -280,12 +320,13 @@ def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]
     if kind is bool:
         group.add_argument(*names, dest=field.name, action="store_true", help=text)
         return
-    if field.default not in (None, "", ("auto",)) and "default:" not in text:
+    if field.default not in (None, "", (), ("auto",)) and "default:" not in text:
         text += f" (default {field.default})"
     choices = field.metadata.get("choices")
     group.add_argument(
         *names,
         dest=field.name,
+        action="extend" if field.metadata.get("repeatable") else "store",
         type=str.lower if field.name == "log_level" else kind,
         choices=choices,
         nargs="+" if many else None,

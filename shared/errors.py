@@ -9,6 +9,7 @@ GlimmerError
     GpuError      6     GPU lost or unusable
   RequestError   400    the client's mistake; `field` names the parameter
     TooLargeError 413   body over the size limit
+    NotFoundError 404   no such model
   OverloadedError 429   queue full; `retry_after_s`
   UnavailableError 503  draining, starting or engine lost; `retry_after_s`
   EngineError    500    ours
@@ -67,6 +68,11 @@ class RequestError(HttpError):
 
 class TooLargeError(RequestError):
     status = 413
+
+
+class NotFoundError(RequestError):
+    status = 404
+    type = "NotFoundError"
 
 
 class OverloadedError(HttpError):

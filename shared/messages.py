@@ -7,6 +7,7 @@ is the type's name (see `codec.py`). A field is only ever appended; a change of 
     launcher    frontend            scheduler              worker ranks
        <- Hello, Progress, Ready, Heartbeat from all
                    -- Submit, Abort ->
+                                       -- LoadGrammar -> <- GrammarLoaded -- (rank 0)
                                        -- StepPlan (same bytes to every rank) ->
                                        <- StepResult (rank 0) --
                    <- Tokens, Finished --
@@ -67,6 +68,17 @@ class Ready(Message, frozen=True):
     max_req_total_len: int = 0
 
 
+STEP_SECONDS = tuple(0.0015 * 1.5**k for k in range(35))  # bounds of the buckets of StepTimes
+BATCH_SIZES = tuple(range(1, 129))  # bounds of Heartbeat.batch_sizes
+
+
+class StepTimes(Part, frozen=True):
+    """How long the steps of one kind took, since the scheduler started."""
+
+    counts: list[int] = []  # steps per bucket, one more bucket than STEP_SECONDS; empty: none
+    total_s: float = 0.0
+
+
 class Heartbeat(Message, frozen=True):
     """Scheduler -> frontends and launcher, every second and never from a timer thread.
 
@@ -89,6 +101,10 @@ class Heartbeat(Message, frozen=True):
     malformed_messages: int
     estimated_peak_tokens: int = 0
     step_us: float = 0.0  # mean time of one scheduling step
+    prefill_steps: StepTimes = StepTimes()  # steps with prompt chunks
+    decode_steps: StepTimes = StepTimes()  # the others
+    batch_sizes: list[int] = []  # plans per bucket of rows, one more than BATCH_SIZES; empty: none
+    batch_rows: int = 0  # rows of all plans
 
 
 class PeerLost(Message, frozen=True):
@@ -115,6 +131,21 @@ class Shutdown(Message, frozen=True):
 # --- a request's way in ---------------------------------------------------------------------
 
 
+class Grammar(Part, frozen=True):
+    """What the output of a sequence must match. Made by a frontend, loaded by worker rank 0.
+
+    `path` is the compiled grammar, a file in the runtime directory that stays while a request of
+    the frontend uses it; beside it lies the vocabulary it was compiled for. The output is free
+    until token `start_id` came (-1: it must match from the first token on); while it is free the
+    tokens of `banned_ids` and the stop tokens are not allowed.
+    """
+
+    name: str  # equal names are equal grammars
+    path: str
+    start_id: int = -1
+    banned_ids: tuple[int, ...] = ()
+
+
 class Submit(Message, frozen=True):
     """Frontend -> scheduler: one sequence to generate. Answered by exactly one `Finished`."""
 
@@ -126,6 +157,7 @@ class Submit(Message, frozen=True):
     cache_salt: str = ""  # prefixes are shared only between equal salts
     priority: int = 0  # lower runs earlier; equal is first come, first served
     timeout_s: float = 0.0  # longest time in the queue; 0: the server's default
+    grammar: Grammar | None = None
 
 
 class Abort(Message, frozen=True):
@@ -133,6 +165,16 @@ class Abort(Message, frozen=True):
     the request may just have finished."""
 
     request_ids: list[int]
+
+
+class AbortNamed(Message, frozen=True):
+    """Frontend -> the other frontends: end the HTTP request whose X-Request-Id is `name`."""
+
+    name: str  # "": all requests
+
+
+class FlushCache(Message, frozen=True):
+    """Frontend -> scheduler: forget the prefixes that no running request uses."""
 
 
 # --- one step -------------------------------------------------------------------------------
@@ -151,6 +193,26 @@ class RowAdmit(Part, frozen=True):
     num_cached_tokens: int
     num_output_tokens: int
     counted_ids: list[int]  # tokens that penalties count; empty unless sampling.uses_penalties
+    grammar: Grammar | None = None  # loaded before (see LoadGrammar)
+    matched_ids: list[int] = []  # with a grammar: the outputs so far
+
+
+class LoadGrammar(Message, frozen=True):
+    """Scheduler -> worker rank 0, before any row with `grammar` is admitted: load it beside the
+    steps, then say `GrammarLoaded`. Forget those named in `dropped`: no row has them."""
+
+    epoch: int
+    grammar: Grammar | None
+    dropped: list[str] = []
+
+
+class GrammarLoaded(Message, frozen=True):
+    """Worker rank 0 -> scheduler: rows with this grammar may be admitted now, or, with an
+    `error`, cannot be."""
+
+    epoch: int
+    name: str
+    error: str = ""
 
 
 class PagesAppended(Part, frozen=True):
@@ -282,6 +344,10 @@ AnyMessage = (
     | Shutdown
     | Submit
     | Abort
+    | AbortNamed
+    | FlushCache
+    | LoadGrammar
+    | GrammarLoaded
     | StepPlan
     | StepResult
     | WorkerFailed

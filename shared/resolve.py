@@ -99,7 +99,8 @@ def _range_problems(config: ServeConfig) -> list[str]:
         least, most = field.metadata.get("bounds", (None, None))
         if least is not None and value is not None and not least <= value <= most:
             problems.append(f"--{field.name} {value}: needs to be from {least} to {most}")
-    return problems
+    wrong = [pair for pair in config.grouping_key if not pair.partition("=")[0] or "=" not in pair]
+    return problems + [f"--grouping_key {pair}: needs key=value" for pair in wrong]
 
 
 def _mtp_problems(config: ServeConfig) -> list[str]:

@@ -6,13 +6,18 @@ Results are delivered one step late, so the look-ahead of production is exercise
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
-from glimmer.scheduler.core import Outgoing, Scheduler
+from glimmer.scheduler.core import Scheduler
+from glimmer.scheduler.peers import Outgoing
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     AnyMessage,
     Finished,
+    Grammar,
+    GrammarLoaded,
+    LoadGrammar,
     Message,
     Ready,
     StepPlan,
@@ -55,9 +60,22 @@ class Engine:
         self, prompts: Sequence[list[int]], sampling: SamplingParams, **submit: Any
     ) -> list[list[int]]:
         """All prompts at once -> their output ids. Every request must end by itself."""
-        inbox: list[AnyMessage] = [
-            Submit(number, 0, prompt, sampling, **submit) for number, prompt in enumerate(prompts)
-        ]
+        return self._run(
+            [Submit(n, 0, prompt, sampling, **submit) for n, prompt in enumerate(prompts)]
+        )
+
+    def generate_each(
+        self,
+        prompts: Sequence[list[int]],
+        sampling: SamplingParams,
+        grammars: Sequence[Grammar | None],
+    ) -> list[list[int]]:
+        """The same with a grammar for each."""
+        pairs = enumerate(zip(prompts, grammars, strict=True))
+        return self._run([Submit(n, 0, p, sampling, grammar=grammar) for n, (p, grammar) in pairs])
+
+    def _run(self, prompts: list[Submit]) -> list[list[int]]:
+        inbox: list[AnyMessage] = list(prompts)
         outputs: list[list[int]] = [[] for _ in prompts]
         finished: set[int] = set()
         results: deque[StepResult] = deque()
@@ -66,7 +84,9 @@ class Engine:
             inbox = []
             for outgoing in outbox:
                 message = outgoing.message
-                if isinstance(message, Tokens):
+                if isinstance(message, LoadGrammar):
+                    inbox += self._load_grammar(message)
+                elif isinstance(message, Tokens):
                     for row in message.rows:
                         assert row.request_id not in finished, "a token after the end"
                         outputs[row.request_id] += row.token_ids
@@ -78,11 +98,25 @@ class Engine:
             if plan is not None:
                 results.append(self.runner.run(plan))
             if results and (plan is None or len(results) == 2):
-                inbox = [results.popleft()]
-        while results:  # of steps that turned out to be one too many
-            self._step([results.popleft()])
+                inbox.append(results.popleft())
+        for late in [*inbox, *results]:  # of steps that turned out to be one too many
+            self._step([late])
         self.core.check_integrity()
         return outputs
+
+    def _load_grammar(self, message: LoadGrammar) -> list[AnyMessage]:
+        """As the worker's loop does it, but waits for it."""
+        grammars = self.runner.grammars
+        assert grammars is not None, "rank 0"
+        grammars.drop(message.dropped)
+        if message.grammar is None:
+            return []
+        done: Queue[GrammarLoaded] = Queue()
+        grammars.load(
+            message.grammar,
+            lambda name, error: done.put(GrammarLoaded(message.epoch, name, error)),
+        )
+        return [done.get(timeout=60)]
 
     def _step(self, inbox: list[AnyMessage]) -> tuple[StepPlan | None, list[Outgoing]]:
         self._now_ns += 1

@@ -12,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from glimmer.scheduler.core import Outgoing, Scheduler
+from glimmer.scheduler.core import Scheduler
+from glimmer.scheduler.peers import Outgoing
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Finished,
+    Grammar,
+    GrammarLoaded,
+    LoadGrammar,
     Message,
     PrefillChunk,
     Ready,
@@ -49,6 +53,11 @@ BEAT: dict[str, Any] = {
 _MASK = (1 << 61) - 1
 Slot = tuple[int, int]  # token, hash of the whole prefix up to it
 EMPTY: Slot = (-1, -1)
+
+
+def grammar(name: str = "g") -> Grammar:
+    """A grammar of which nobody reads the file."""
+    return Grammar(name, f"/nowhere/{name}")
 
 
 def mix(state: int, value: int) -> int:
@@ -107,6 +116,7 @@ class FakeRow:
     num_outputs: int
     last_token: int | None = None  # sampled, not yet written
     next_id: int | None = None  # token announced after the last chunk
+    matched: list[int] | None = None  # with a grammar: the outputs that it has seen
 
 
 @dataclass
@@ -125,6 +135,7 @@ class FakeWorker:
     salt_of: Callable[[SamplingParams], int] = lambda sampling: 0
     rows: dict[int, FakeRow] = field(default_factory=dict)
     num_plans: int = 0
+    grammars: set[str] = field(default_factory=set)  # that are loaded
 
     def __post_init__(self) -> None:
         self.memory: list[list[Slot]] = [[EMPTY] * self.page_size for _ in range(self.num_pages)]
@@ -157,6 +168,18 @@ class FakeWorker:
             logprobs = []
         return StepResult(plan.epoch, plan.step, results, logprobs)
 
+    def load_grammar(self, message: LoadGrammar) -> list[Message]:
+        """Load it, at once; the answer, if one is due. Call it when loading is over."""
+        assert message.epoch == self.epoch, "a grammar for another epoch"
+        for name in message.dropped:
+            assert name in self.grammars, f"grammar {name} dropped but not loaded"
+            self.grammars.remove(name)
+        if message.grammar is None:
+            return []
+        assert message.grammar.name not in self.grammars, "a grammar loaded twice"
+        self.grammars.add(message.grammar.name)
+        return [GrammarLoaded(self.epoch, message.grammar.name)]
+
     def _admit(self, admit: RowAdmit) -> None:
         assert 0 <= admit.row < self.max_rows, f"row {admit.row} does not exist"
         assert admit.row not in self.rows, f"row {admit.row} admitted but in use"
@@ -170,9 +193,14 @@ class FakeWorker:
             assert stored == prefix_hash, "cached pages do not hold one prefix of this salt"
         counted = sum(admit.counted_ids)
         assert admit.sampling.uses_penalties or not admit.counted_ids, "counted_ids not empty"
-        self.rows[admit.row] = FakeRow(
+        row = FakeRow(
             admit.sampling, list(admit.pages), slots, salt, counted, admit.num_output_tokens
         )
+        if admit.grammar is not None:
+            assert admit.grammar.name in self.grammars, "admitted without its grammar"
+            assert len(admit.matched_ids) == admit.num_output_tokens, "matched_ids"
+            row.matched = list(admit.matched_ids)
+        self.rows[admit.row] = row
 
     def _check_shape(self, plan: StepPlan) -> None:
         active = [chunk.row for chunk in plan.prefill] + plan.decode
@@ -233,6 +261,10 @@ class FakeWorker:
         token = next_token(
             row.slots[-1][1], sampling, row.counted, row.num_outputs, self.vocab_size
         )
+        if row.matched is not None:
+            seen = [slot[0] for slot in row.slots[len(row.slots) - len(row.matched) :]]
+            assert row.matched == seen, "the grammar saw other outputs"
+            row.matched.append(token)
         row.last_token = token
         row.num_outputs += 1
         row.counted += token
@@ -264,6 +296,7 @@ class FakeEngine:
         self.sent: list[Outgoing] = []  # everything, in order
         self.plans: list[StepPlan] = []  # every one, in order
         self.in_flight: list[StepPlan] = []
+        self.holds_grammars = False  # LoadGrammar stays unanswered: tests answer
         self._next_id = 1
         self.start_workers(0)
 
@@ -288,14 +321,17 @@ class FakeEngine:
         inbox: list[Any] = list(messages)
         while True:
             plan, outbox = self.core.step(self.now_ns, inbox)
+            inbox = []
             for outgoing in outbox:
                 self._note(outgoing)
+                if isinstance(outgoing.message, LoadGrammar) and not self.holds_grammars:
+                    inbox += self.worker.load_grammar(outgoing.message)
             self.core.check_integrity()
-            if plan is None:
+            if plan is None and not inbox:
                 return
-            self.plans.append(plan)
-            self.in_flight.append(plan)
-            inbox = []
+            if plan is not None:
+                self.plans.append(plan)
+                self.in_flight.append(plan)
 
     def _note(self, outgoing: Outgoing) -> None:
         self.sent.append(outgoing)

@@ -28,7 +28,7 @@ DOCS = [
 MAY_IMPORT = {
     "shared": {"shared"},
     "kernels": {"kernels"},
-    "frontend": {"frontend", "shared"},
+    "frontend": {"frontend", "shared", "__version__"},
     "scheduler": {"scheduler", "shared"},
     "workers": {"workers", "kernels", "shared"},
     "deploy": {*FOLDERS, "__version__"},

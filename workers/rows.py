@@ -47,12 +47,15 @@ class RowTable:
         self.num_pages = [0] * num_rows
         self.num_outputs = [0] * num_rows
         self.last_hidden: dict[int, Tensor] = {}
+        # [vocab] bool on the device; rows with `allowed_token_ids` alone
+        self.allowed: dict[int, Tensor] = {}
 
     def apply(self, plan: StepPlan) -> None:
         """Rows freed, admitted, pages appended, in this order."""
         for row in plan.freed:
             self.num_pages[row] = 0  # a later step that uses the row by mistake is refused
             self.last_hidden.pop(row, None)
+            self.allowed.pop(row, None)
         for admit in plan.admitted:
             self._admit(admit)
         self._append_pages([(part.row, part.pages) for part in plan.appended])
@@ -90,6 +93,11 @@ class RowTable:
         self.num_outputs[row] = admit.num_output_tokens
         self.num_pages[row] = 0
         self.last_hidden.pop(row, None)
+        self.allowed.pop(row, None)
+        if params.allowed_token_ids:
+            ids = torch.tensor(params.allowed_token_ids, device=self.counts.device)
+            self.allowed[row] = torch.zeros_like(self.counts[row], dtype=torch.bool)
+            self.allowed[row][ids] = True
         self.lengths[row] = admit.num_cached_tokens
         for name, column in self.scalars.items():
             value = getattr(params, name)

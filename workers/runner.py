@@ -23,6 +23,7 @@ from ..shared.messages import (
 from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.sampling import SamplingParams
 from .checkpoint import check_weights
+from .grammars import GrammarRows
 from .host import usable_cores
 from .inputs import StepInputs, build_inputs
 from .kv_cache import allocate_kv, count_pages, pages_per_row
@@ -62,6 +63,7 @@ class ModelRunner:
         self._spec = spec
         self._model = model
         self._ranks = ranks
+        self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
         self._kv = allocate_kv(self.num_pages, spec, config, model.embedding.dtype)
         self._table = RowTable(
             config.running_max_req_size or 1,
@@ -78,6 +80,11 @@ class ModelRunner:
         table = self._table
         self._check_pages(plan)
         table.apply(plan)
+        if self.grammars is not None:
+            for row in plan.freed:
+                self.grammars.free(row)
+            for admit in plan.admitted:
+                self.grammars.admit(admit)
         if not plan.prefill and not plan.decode:
             return StepResult(plan.epoch, plan.step, [])
         inputs = build_inputs(plan, table)
@@ -117,10 +124,14 @@ class ModelRunner:
         if logits is None:
             ids = torch.empty_like(inputs.sampling_index)
         else:
-            ids, logprobs = sample(logits, rows, self._table, self._spec.num_token_ids)
+            masks = self.grammars.masks(rows) if self.grammars else None
+            ids, logprobs = sample(logits, rows, self._table, self._spec.num_token_ids, masks)
         self._ranks.broadcast(ids)
         self._table.record(rows, ids)
-        return [RowResult([i], found) for i, found in zip(ids.tolist(), logprobs, strict=True)]
+        token_ids = ids.tolist()
+        if self.grammars is not None:
+            self.grammars.advance(rows, token_ids)
+        return [RowResult([i], found) for i, found in zip(token_ids, logprobs, strict=True)]
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
         """About each token of the chunk, given all before it; [] where not asked for. A chunk that
@@ -180,6 +191,8 @@ def load_runner(
         )
     runner = ModelRunner(spec, config, model, ranks, epoch)
     report("warming up", 0, 0)
+    if config.device == "cuda" and runner.grammars is not None:
+        runner.grammars.preload()
     try:
         runner.warm_up()
     except FloatingPointError as error:

@@ -16,11 +16,19 @@ _LEAST_LOGPROB = -9999.0  # stands for -inf, which JSON cannot say
 _MOST_BOOST = 1e30  # exponential length penalty: keeps logits finite however long the text is
 
 
+Masks = tuple[Sequence[int], Tensor]  # of grammars: places in the batch, [places, words] int32
+
+
 def sample(
-    raw: Tensor, rows: Sequence[int], table: RowTable, num_token_ids: int
+    raw: Tensor,
+    rows: Sequence[int],
+    table: RowTable,
+    num_token_ids: int,
+    masks: Masks | None = None,
 ) -> tuple[Tensor, list[list[TokenLogprob]]]:
     """raw logits [len(rows), vocab] float32 -> (token ids [len(rows)] int64, log-probabilities
     parallel to rows, an empty list where not asked for). Ids >= `num_token_ids` are padding.
+    Rows with a grammar sample what their mask allows, before anything else that they asked for.
 
     Raises FloatingPointError naming the first row whose logits are not finite numbers.
     """
@@ -30,7 +38,7 @@ def sample(
         raise FloatingPointError(f"logits of row {bad[0]} are not finite ({len(bad)} rows are bad)")
     params = [table.params[row] for row in rows]
     index = torch.tensor(rows, device=raw.device)
-    logits = _apply_rules(raw[:, :num_token_ids], rows, index, params, table)
+    logits = _apply_rules(raw[:, :num_token_ids], rows, index, params, table, masks)
     wants_logprobs = [i for i, p in enumerate(params) if p.num_logprobs >= 0]
     greedy = [i for i, p in enumerate(params) if p.temperature == 0]
     if len(greedy) == len(rows) and not wants_logprobs:
@@ -65,8 +73,9 @@ def _apply_rules(
     index: Tensor,
     params: list[SamplingParams],
     table: RowTable,
+    masks: Masks | None,
 ) -> Tensor:
-    """Penalties, stop-token rules, bias and allow lists, for the rows that have any."""
+    """Penalties, stop-token rules, bias, allow lists and grammars, for the rows that have any."""
     before = logits
     vocab = logits.shape[1]
     penalised = [i for i, p in enumerate(params) if p.uses_penalties]
@@ -81,21 +90,32 @@ def _apply_rules(
             scalars["frequency_penalty"][at],
             scalars["presence_penalty"][at],
         )
-    boosted, biased, allowed = _collect_pairs(rows, params, table, vocab)
+    boosted, biased = _collect_pairs(rows, params, table, vocab)
     if boosted:
         logits = sampling.boost(logits, *_columns(boosted, logits))
     if biased:
         logits = sampling.add_bias(logits, *_columns(biased, logits))
-    allowing = [bool(p.allowed_token_ids) for p in params]
-    if any(allowing):
-        mask = torch.tensor(allowing, device=logits.device)
-        pairs = torch.tensor(allowed, dtype=torch.int64, device=logits.device).view(-1, 2)
-        logits = sampling.allow_only(logits, mask, pairs[:, 0], pairs[:, 1])
-    if biased or any(allowing):
-        # Rules that together forbid everything (a client's contradiction) are void.
+    allowing = [i for i, row in enumerate(rows) if row in table.allowed]
+    if allowing:
+        allowed = torch.stack([table.allowed[rows[i]][:vocab] for i in allowing])
+        places = torch.tensor(allowing, device=logits.device)
+        logits = sampling.allow_only(_copy_once(logits, before), places, allowed)
+    if masks is not None and masks[0]:
+        places = torch.tensor(masks[0], device=logits.device)
+        legal = sampling.unpack_bits(masks[1].to(logits.device), vocab)
+        logits = sampling.allow_only(_copy_once(logits, before), places, legal)
+        if biased or allowing:
+            before = sampling.allow_only(before.clone(), places, legal)
+    if biased or allowing:
+        # Rules that together forbid everything (a client's contradiction, or a grammar that leaves
+        # no other way) are void, except for the grammar.
         void = logits.amax(-1, keepdim=True) == -torch.inf
         logits = torch.where(void, before, logits)
     return logits
+
+
+def _copy_once(logits: Tensor, before: Tensor) -> Tensor:
+    return logits.clone() if logits is before else logits
 
 
 _Pairs = list[tuple[int, int, float]]  # (place in the batch, token id, value)
@@ -103,11 +123,10 @@ _Pairs = list[tuple[int, int, float]]  # (place in the batch, token id, value)
 
 def _collect_pairs(
     rows: Sequence[int], params: list[SamplingParams], table: RowTable, vocab: int
-) -> tuple[_Pairs, _Pairs, list[tuple[int, int]]]:
-    """Single logits to change: (boosts of stop tokens, biases and bans, allowed ids)."""
+) -> tuple[_Pairs, _Pairs]:
+    """Single logits to change: (boosts of stop tokens, biases and bans)."""
     boosted: _Pairs = []
     biased: _Pairs = []
-    allowed: list[tuple[int, int]] = []
     for i, (row, p) in enumerate(zip(rows, params, strict=True)):
         num_outputs = table.num_outputs[row]
         if p.decay_factor != 1 and num_outputs > p.decay_start:
@@ -116,8 +135,7 @@ def _collect_pairs(
         if num_outputs < p.min_new_tokens:
             biased += [(i, t, -torch.inf) for t in p.stop_token_ids if t < vocab]
         biased += [(i, t, -torch.inf if b <= -100 else b) for t, b in p.logit_bias if t < vocab]
-        allowed += [(i, t) for t in p.allowed_token_ids if t < vocab]
-    return boosted, biased, allowed
+    return boosted, biased
 
 
 def _decay(factor: float, steps: int) -> float:

@@ -1,29 +1,44 @@
 """A worker that answers each plan at once with a made-up token: what remains is our own overhead.
 
-Speaks the worker's protocol in full; holds no model. Only `glimmer bench overhead` starts it.
+Speaks the worker's protocol in full; holds no model. Its tokens are an agent's day: text, a call of
+the tool `call` with a string argument, text again. Only `glimmer bench overhead` starts it.
 """
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
 
 from ...shared.lifecycle import run_child, start_child
 from ...shared.messages import Ready, RowResult, Shutdown, StepPlan, StepResult
 from ...shared.transport import Receiver, Sender, scheduler_address, worker_address
 
 _NUM_PAGES = 1 << 16
-_FIRST_TOKEN = 40  # some printable ones of a byte-level vocabulary
-_NUM_TOKENS = 40
+_TEXT = list(range(40, 80))  # some printable tokens of a byte-level vocabulary
+_CALL = "<tool_call>call<arg_key>name</arg_key><arg_value>"
+_CALL_END = "</arg_value></tool_call>"
 
 
-def answer(plan: StepPlan) -> StepResult:
+def cycle(model_dir: Path) -> list[int]:
+    """The tokens that are repeated for ever. Closes reasoning once each time round, which counts
+    the first time only."""
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    end, call, call_end = (tokenizer.encode(t).ids for t in ("</think>", _CALL, _CALL_END))
+    return [*_TEXT, *end, *_TEXT, *call, *_TEXT, *call_end]
+
+
+def answer(plan: StepPlan, tokens: Sequence[int]) -> StepResult:
     """One token per sampling row, different from step to step."""
     rows = sum(chunk.sample for chunk in plan.prefill) + len(plan.decode)
-    token = _FIRST_TOKEN + plan.step % _NUM_TOKENS
+    token = tokens[plan.step % len(tokens)]
     return StepResult(plan.epoch, plan.step, [RowResult([token])] * rows)
 
 
 def main() -> int:
     """Serve plans until told to stop."""
     child = start_child("worker")
+    tokens = cycle(Path(child.config.model_dir))
     scheduler = Sender.connect(scheduler_address(child.runtime_dir))
     address = worker_address(child.runtime_dir, child.epoch, child.index)
     with Receiver.bind(address) as inbox:
@@ -34,7 +49,7 @@ def main() -> int:
         while True:
             for message in inbox.receive(None):
                 if isinstance(message, StepPlan) and child.index == 0:
-                    scheduler.send(answer(message))
+                    scheduler.send(answer(message, tokens))
                 elif isinstance(message, Shutdown):
                     return 0
 

@@ -1,8 +1,9 @@
 """`glimmer bench overhead`: the whole system with a worker that answers at once.
 
 Streams N requests at a time through real HTTP, frontend, scheduler and sockets, and prints what a
-scheduler step and a streamed token cost when the model costs nothing. The load generator counts
-events in raw bytes so that it takes as little as possible of the cores it shares.
+scheduler step and a streamed token cost when the model costs nothing. The load generator looks at
+raw bytes so that it takes as little as possible of the cores it shares. `--route` chooses what is
+asked: /generate_stream, the chat route, or the chat route with reasoning and tool calls parsed.
 """
 
 import argparse
@@ -20,14 +21,18 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ...shared.errors import StartError
 from ..demo.checkpoint import make_checkpoint
+from .report import report, write_report
 
 _EVENT = b"data:"
+_END = b"data: [DONE]\n\n"
+_ROUTES = ("generate", "chat", "chat-parsed")
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -44,8 +49,61 @@ class Result:
 
     @property
     def tokens_per_s(self) -> float:
-        """Streamed events that reached the client, per second."""
+        """Tokens that reached the clients, per second."""
         return self.tokens / self.seconds
+
+    @property
+    def frontend_us(self) -> float:
+        """CPU time of the frontend per token, in us."""
+        return self.cpu.get("frontend", 0.0) / self.tokens_per_s * 1e6
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is asked, of the server whose launcher has process id `server`."""
+
+    server: int
+    port: int
+    route: str
+
+    async def run(self, running: int, tokens: int) -> None:
+        """That many requests at once. Raises StartError if a stream broke off."""
+        await asyncio.gather(*(self._stream(i, tokens) for i in range(running)))
+
+    async def _stream(self, number: int, tokens: int) -> None:
+        path, body = self._request(number, tokens)
+        data = json.dumps(body).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        writer.write(head.encode() + data)
+        events, tail, end = 0, b"", b""
+        while received := await reader.read(1 << 16):
+            tail += received
+            events += tail.count(_EVENT)
+            end = (end + received)[-64:]
+            tail = tail[-len(_EVENT) + 1 :]
+        writer.close()
+        is_whole = events == tokens if self.route == "generate" else _END in end
+        if not is_whole:
+            raise StartError(f"a stream of {tokens} tokens broke off after {events} events")
+
+    def _request(self, number: int, tokens: int) -> tuple[str, dict[str, Any]]:
+        if self.route == "generate":
+            prompt = [100 + (number * 7 + i) % 100 for i in range(16)]
+            limits = {"max_new_tokens": tokens, "ignore_eos": True}
+            return "/generate_stream", {"inputs": prompt, "parameters": limits}
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": f"question {number}"}],
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        if self.route == "chat-parsed":
+            parameters = {"type": "object", "properties": {"name": {"type": "string"}}}
+            function = {"name": "call", "parameters": parameters}
+            body["tools"] = [{"type": "function", "function": function}]
+        return "/v1/chat/completions", body
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,28 +111,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="glimmer bench overhead", description=__doc__)
     parser.add_argument("--running", type=int, nargs="+", default=[1, 32, 256, 512])
     parser.add_argument("--seconds", type=float, default=5.0, help="about, per row of the table")
+    parser.add_argument("--route", choices=_ROUTES, default="generate")
     parser.add_argument("--port", type=int, default=8999)
     parser.add_argument("--output", type=Path, help="write the results as JSON")
     args = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as directory, _serve(Path(directory), args.port) as server:
+    flags = ["--reasoning_parser", "glm45"] if args.route == "chat-parsed" else []
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        serving(Path(directory), args.port, flags) as server,
+    ):
+        load = Load(server, args.port, args.route)
         results = []
         for running in args.running:
-            rough = _measure(server, args.port, running, max(8, 2000 // running))
+            rough = _measure(load, running, max(8, 2000 // running))
             tokens = int(max(16, min(4000, rough.tokens_per_s * args.seconds / running)))
-            results.append(_measure(server, args.port, running, tokens))
-    _print(results)
+            results.append(_measure(load, running, tokens))
+    _print(results, args.route)
     if args.output:
         rows = [{**vars(r), "tokens_per_s": r.tokens_per_s} for r in results]
-        args.output.write_text(json.dumps({"cores": os.cpu_count(), "results": rows}, indent=1))
+        settings = {"route": args.route, "seconds": args.seconds}
+        words = sys.argv[1:] if argv is None else argv
+        write_report(args.output, report("overhead", words, settings, rows))
     return 0
 
 
 @contextlib.contextmanager
-def _serve(directory: Path, port: int) -> Iterator[int]:
+def serving(directory: Path, port: int, flags: list[str]) -> Iterator[int]:
     """Start the server with the fake worker; yields the launcher's process id once ready."""
     make_checkpoint(directory)
     command = [sys.executable, "-m", __package__ + ".fake_server", "--model_dir", str(directory)]
     command += ["--port", str(port), "--running_max_req_size", "512", "--log_level", "warning"]
+    command += flags
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
@@ -100,20 +167,20 @@ def _get(port: int, path: str) -> str:
         return str(reply.read().decode())
 
 
-def _measure(server: int, port: int, running: int, tokens: int) -> Result:
+def _measure(load: Load, running: int, tokens: int) -> Result:
     """Stream `running` requests of `tokens` tokens each, all at once."""
     time.sleep(1.1)  # the counters come with the scheduler's heartbeat
-    (steps_before, planning_before), cpu_before = _counters(port), _cpu_seconds(server)
+    (steps_before, planning_before), cpu_before = _counters(load.port), _cpu_seconds(load.server)
     start = time.monotonic()
-    events = asyncio.run(_load(port, running, tokens))
+    asyncio.run(load.run(running, tokens))
     seconds = time.monotonic() - start
-    cpu_after = _cpu_seconds(server)
+    cpu_after = _cpu_seconds(load.server)
     time.sleep(1.1)
-    steps_after, planning_after = _counters(port)
+    steps_after, planning_after = _counters(load.port)
     steps = steps_after - steps_before
     cpu = {k: (cpu_after[k] - cpu_before.get(k, 0.0)) / seconds for k in cpu_after}
     step_us = (planning_after - planning_before) / max(steps, 1) * 1e6
-    return Result(running, events, seconds, steps, step_us, cpu)
+    return Result(running, running * tokens, seconds, steps, step_us, cpu)
 
 
 def _counters(port: int) -> tuple[float, float]:
@@ -146,35 +213,11 @@ def _cpu_seconds(server: int) -> dict[str, float]:
     return seconds
 
 
-async def _load(port: int, running: int, tokens: int) -> int:
-    return sum(await asyncio.gather(*(_stream(port, i, tokens) for i in range(running))))
-
-
-async def _stream(port: int, number: int, tokens: int) -> int:
-    """One streamed request; returns the events received. Raises if the stream broke off."""
-    parameters = {"max_new_tokens": tokens, "ignore_eos": True}
-    prompt = [100 + (number * 7 + i) % 100 for i in range(16)]
-    body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = "POST /generate_stream HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    writer.write(
-        f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    )
-    writer.write(body)
-    events, tail = 0, b""
-    while data := await reader.read(1 << 16):
-        tail += data
-        events += tail.count(_EVENT)
-        tail = tail[-len(_EVENT) + 1 :]
-    writer.close()
-    if events != tokens:
-        raise StartError(f"a stream broke off after {events} of {tokens} tokens")
-    return events
-
-
-def _print(results: list[Result]) -> None:
-    table = Table(title=f"overhead with a worker that answers at once, {os.cpu_count()} cores")
-    for column in ("running", "tokens/s", "steps/s", "scheduler us/step", "CPU by process"):
+def _print(results: list[Result], route: str) -> None:
+    title = f"{route}: overhead with a worker that answers at once, {os.cpu_count()} cores"
+    table = Table(title=title)
+    columns = "running", "tokens/s", "steps/s", "scheduler us/step", "frontend us/token"
+    for column in (*columns, "CPU by process"):
         table.add_column(column, justify="right")
     for r in results:
         cpu = sorted(r.cpu.items(), key=lambda item: -item[1])
@@ -183,6 +226,7 @@ def _print(results: list[Result]) -> None:
             f"{r.tokens_per_s:,.0f}",
             f"{r.steps / r.seconds:,.0f}",
             f"{r.step_us:,.0f}",
+            f"{r.frontend_us:,.0f}",
             " ".join(f"{role} {share:.0%}" for role, share in cpu if share >= 0.01),
         )
-    Console(width=110).print(table)
+    Console(width=120).print(table)

@@ -17,8 +17,8 @@ from glimmer.deploy.cli import guarded, main
         (["serve", "--help"], 0, "--max_req_total_len"),
         (["demo", "--help"], 0, "--once"),
         (["sevre"], 2, "unknown command 'sevre'; there are: serve"),
-        (["bench"], 2, "glimmer bench needs a benchmark; there are: overhead"),
-        (["bench", "speed"], 2, "there are: overhead"),
+        (["bench"], 2, "glimmer bench needs a benchmark; there are: serve, overhead"),
+        (["bench", "speed"], 2, "there are: serve, overhead"),
         (["serve"], 2, "--model_dir is required"),
         (["serve", "--prot", "1"], 2, "did you mean --port?"),
         (["serve", "--model_dir", "/none"], 4, "/none has no config.json"),
@@ -53,6 +53,8 @@ def test_bench_hands_its_arguments_on(
 ) -> None:
     assert main(["bench", "overhead", "--help"]) == 0
     assert "--running" in capsys.readouterr().out
+    assert main(["bench", "serve", "--request-rat", "4"]) == 2
+    assert "--request_rat" in capsys.readouterr().err
 
 
 def test_python_m_is_the_same_command() -> None:

@@ -59,6 +59,29 @@ MESSAGES: list[Json] = [
     {"role": "assistant", "content": None, "tool_calls": [CALL]},
     {"role": "tool", "content": "1", "tool_call_id": "c"},
 ]
+ANTHROPIC: Json = {
+    "system": [{"type": "text", "text": "be brief"}],
+    "messages": [
+        {"role": "user", "content": "hi"},
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "thinking", "thinking": "hm", "signature": "s"},
+                {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}},
+            ],
+        },
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "1"}]},
+    ],
+    "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "auto"},
+    "thinking": {"type": "enabled", "budget_tokens": 5},
+}
+ITEMS: list[Json] = [
+    {"role": "user", "content": [{"type": "input_text", "text": "hi"}]},
+    {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "hm"}]},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"type": "function_call_output", "call_id": "c", "output": "1"},
+]
 BODIES: dict[str, Json] = {
     "/": {"inputs": "hi", "stream": True, "parameters": PARAMETERS},
     "/generate": {"inputs": [5, 6, 7], "parameters": PARAMETERS},
@@ -74,6 +97,29 @@ BODIES: dict[str, Json] = {
         "chat_template_kwargs": {"enable_thinking": False},
     },
     "/tokens": {"text": "hi", "parameters": {"add_special_tokens": True}},
+    "/tokenize": {
+        "messages": MESSAGES,
+        "tools": [TOOL],
+        "return_token_strs": True,
+        "chat_template_kwargs": {"enable_thinking": False},
+    },
+    "/detokenize": {"tokens": [5, 6, 7]},
+    "/abort_request": {"request_id": "nobody"},
+    "/v1/messages": {**ANTHROPIC, "max_tokens": 3, "stop_sequences": ["zq"], "temperature": 1.5},
+    "/v1/messages/count_tokens": ANTHROPIC,
+    "/v1/responses": {
+        "input": ITEMS,
+        "instructions": "be brief",
+        "max_output_tokens": 3,
+        "temperature": 1.5,
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "tool_choice": "auto",
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "text": {"format": {"type": "text"}},
+        "reasoning": {"effort": "none"},
+        "stream": False,
+    },
 }
 NASTY: list[Any] = [None, True, False, 0, -1, 1, 0.5, -0.0, 1e-40, 1e-300, 1e308, 2**31, 2**63]
 NASTY += [
@@ -122,6 +168,7 @@ def hostile_requests(draw: st.DrawFn) -> tuple[str, bytes]:
         path = draw(st.sampled_from(paths_of(body)[1:] or [()]))
         new = draw(st.sampled_from(NASTY))
         unlimited = path == ("parameters",) or str(path[-1:]).startswith("('max_")
+        assume(not (path[-1:] == ("abort_all",) and new))
         assume(not unlimited or not (new is None or isinstance(new, dict)))  # would run for long
         body = replaced(body, path, new)
     data = json.dumps(body).encode()
@@ -147,8 +194,13 @@ def post(server: RunningServer, path: str, data: bytes, **headers: str) -> tuple
 
 
 def check_refusal(status: int, data: bytes) -> str:
-    """A refusal has OpenAI's envelope and LightLLM's message; the field that it names."""
+    """A refusal has OpenAI's envelope and LightLLM's message, or Anthropic's; the field that it
+    names."""
     body = json.loads(data)
+    if body.get("type") == "error":
+        assert body["request_id"]
+        assert body["error"]["type"] == "invalid_request_error"
+        return str(body["error"]["message"].partition(": ")[0])
     assert body["error"]["code"] == status
     assert body["message"] == body["error"]["message"] != ""
     return str(body["error"]["param"] or "")
@@ -198,6 +250,7 @@ def test_no_body_is_answered_with_a_500(server: RunningServer, request: tuple[st
         check_refusal(status, reply)
     else:
         assert b'"stream_error"' not in reply
+        assert b"response.failed" not in reply
 
 
 def test_the_server_still_answers_after_the_fuzz(server: RunningServer) -> None:
@@ -334,3 +387,104 @@ def test_the_shortest_output_counts_its_end_token_on_generate(server: RunningSer
     body = {"prompt": [5, 6], "temperature": 0, "max_tokens": 9, "min_tokens": 5}
     _, reply = server.post("/v1/completions", {**body, "logit_bias": {str(end): 100}})
     assert reply["usage"]["completion_tokens"] == 6
+
+
+TOOLS_OF = {
+    "/v1/chat/completions": lambda f: {"tools": [{"type": "function", "function": f}]},
+    "/v1/responses": lambda f: {"tools": [{"type": "function", **f}]},
+    "/v1/messages": lambda f: {"tools": [{"name": f.get("name"), "input_schema": {}}]},
+}
+PROMPTS: dict[str, Any] = {
+    "/generate_stream": lambda text: {"inputs": text},
+    "/v1/completions": lambda text: {"prompt": text},
+    "/v1/chat/completions": lambda text: {"messages": [{"role": "user", "content": text}]},
+    "/v1/responses": lambda text: {"input": text},
+    "/v1/messages": lambda text: {
+        "max_tokens": 3,
+        "messages": [{"role": "user", "content": text}],
+    },
+}
+STOPS = {"/generate_stream": "stop_sequences", "/v1/messages": "stop_sequences"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", PROMPTS)
+def test_each_route_refuses_what_no_server_could_do(
+    server: RunningServer, route: str, stream: bool
+) -> None:
+    """Ten megabytes of prompt, a thousand stop strings, images, nameless tools, deep nesting."""
+
+    def refused(body: Json, field: str) -> None:
+        data = json.dumps({**body, "stream": stream}).encode()
+        status, reply = post(server, route, data)
+        assert status == 400, (body.keys(), status, reply[:300])
+        assert check_refusal(status, reply).startswith(field), reply[:300]
+
+    good = PROMPTS[route]("hi")
+    prompt_field = next(key for key in good if key != "max_tokens")
+    refused(PROMPTS[route]("x " * (5 << 20)), prompt_field)
+    stops = {STOPS.get(route, "stop"): ["x"] * 1000}
+    nested = route == "/generate_stream"
+    refused(
+        {**good, **({"parameters": stops} if nested else stops)}, "parameters" if nested else "stop"
+    )
+    refused({**good, prompt_field: None}, prompt_field)
+    refused({**good, prompt_field: []}, prompt_field)
+    if route in TOOLS_OF:
+        image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
+        refused({**good, prompt_field: image}, f"{prompt_field}[0].content[0]")
+        for wrong in ({}, {"name": ""}, {"name": 5}):
+            refused({**good, **TOOLS_OF[route](wrong)}, "tools[0]")
+        refused({**good, "tool_choice": "always"}, "tool_choice")
+        refused({**good, "temperature": 1e9}, "temperature")
+    data = json.dumps({**good, "stream": stream}).encode()[:-1] + b',"x":' + b"[" * 200_000
+    status, reply = post(server, route, data)
+    assert status == 400, reply[:200]
+    check_refusal(status, reply)
+
+
+def test_unknown_models_and_fields_are_no_mistake(server: RunningServer) -> None:
+    more = {"model": "gpt-9", "no_such_field": {"a": [1]}, "max_tokens": 2, "max_output_tokens": 2}
+    for route, prompt in PROMPTS.items():
+        if route != "/generate_stream":
+            status, reply = server.post(route, {**prompt("hi"), **more})
+            assert (status, reply["model"]) == (200, "gpt-9"), route
+
+
+def test_methods_and_paths_that_are_not_there(server: RunningServer) -> None:
+    for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses", "/tokenize"):
+        status, text = server.get(path)
+        assert status == 405, path
+        assert "Method Not Allowed" in text
+    assert server.get("/v1/nothing")[0] == 404
+    assert json.loads(server.get("/v1/messages/nothing")[1])["error"]["type"] == "not_found_error"
+
+
+def test_nesting_that_json_allows_never_breaks_a_reply(server: RunningServer) -> None:
+    """Up to the depth where the parser gives up; what is repeated in replies is nested deeper."""
+    hello = [{"role": "user", "content": "hi"}]
+    use = {"type": "tool_use", "id": "x", "name": "f", "input": "@@"}
+    turns = [{"role": "assistant", "content": [use]}, *hello]
+    openai_tool = {"type": "function", "function": {"name": "f", "parameters": "@@"}}
+    responses_tool = {"type": "function", "name": "f", "parameters": "@@"}
+    bodies = [
+        ("/v1/responses", {"input": "x", "max_output_tokens": 1, "metadata": {"a": "@@"}}),
+        ("/v1/responses", {"input": "x", "stream": True, "text": {"format": "@@"}}),
+        ("/v1/chat/completions", {"messages": hello, "max_tokens": 1, "metadata": "@@"}),
+    ]
+    longer = [  # their prompts grow with the depth
+        ("/v1/responses", {"input": "x", "max_output_tokens": 1, "tools": [responses_tool]}),
+        ("/v1/messages", {"messages": turns, "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": hello, "max_tokens": 1, "tools": [openai_tool]}),
+        ("/tokenize", {"messages": hello, "tools": [openai_tool]}),
+    ]
+    cases = [(depth, bodies) for depth in (50, *range(900, 1000, 3))]
+    cases += [(depth, longer) for depth in (50, 500, 985)]
+    for depth, bodies in cases:
+        nested = b'{"a":' * depth + b"1" + b"}" * depth
+        for route, body in bodies:
+            for stream in (False, True):
+                data = json.dumps({**body, "stream": stream}).encode().replace(b'"@@"', nested)
+                status, reply = post(server, route, data)
+                assert status in (200, 400), (route, depth, reply[:300])
+                assert b"stream_error" not in reply, (route, depth)

@@ -85,6 +85,10 @@ exactly once:
 | `Hello`, `Progress`, `Ready` | each process, to launcher, scheduler | start: who, how far, ready |
 | `Heartbeat` | scheduler, to frontends and launcher | every second: progress, queue, pages |
 | `Abort` | frontend, to scheduler | the client left, or a stop string was seen |
+| `AbortNamed` | frontend, to the other frontends | `/abort_request`: one may have that request |
+| `FlushCache` | frontend, to scheduler | `/flush_cache` |
+| `LoadGrammar` | scheduler, to worker rank 0 | a request needs a grammar that is not there yet |
+| `GrammarLoaded` | worker rank 0, to scheduler | now its rows may be admitted |
 | `WorkerFailed` | worker or scheduler, to launcher | a rank cannot go on, or does not answer |
 | `PeerLost` | launcher, to the others | a process died |
 | `Shutdown` | launcher, to all | drain, or stop now |

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,
     Finished,
+    FlushCache,
     Heartbeat,
     Hello,
     Message,
@@ -51,6 +52,7 @@ class FakeEngine:
     submits: list[Submit] = field(default_factory=list)
     aborts: list[Abort] = field(default_factory=list)
     hellos: list[Hello] = field(default_factory=list)
+    flushes: int = 0
     finished: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -158,6 +160,8 @@ class FakeEngine:
                 self.aborts.append(message)
             case Hello():
                 self.hellos.append(message)
+            case FlushCache():
+                self.flushes += 1
             case _:
                 raise AssertionError(message)
 
@@ -228,8 +232,10 @@ Start = Callable[..., Awaitable[Harness]]
 
 
 @pytest.fixture(scope="session")
-def tokenizer(tiny_model: Path) -> Tokenizer:
-    return Tokenizer(tiny_model, load_model_spec(tiny_model).vocab_size)
+def tokenizer(tiny_model: Path) -> Iterator[Tokenizer]:
+    tokenizer = Tokenizer(tiny_model, load_model_spec(tiny_model).vocab_size)
+    yield tokenizer
+    tokenizer.close()
 
 
 @pytest.fixture
@@ -248,7 +254,9 @@ async def fake_engine(tokenizer: Tokenizer, tmp_path: Path) -> AsyncIterator[Fak
 
 
 @pytest.fixture
-async def start(tiny_model: Path, fake_engine: FakeEngine, tmp_path: Path) -> AsyncIterator[Start]:
+async def start(
+    tiny_model: Path, tokenizer: Tokenizer, fake_engine: FakeEngine, tmp_path: Path
+) -> AsyncIterator[Start]:
     """Starts one frontend with the given settings; everything is stopped after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
@@ -272,8 +280,11 @@ async def start(tiny_model: Path, fake_engine: FakeEngine, tmp_path: Path) -> As
                 await asyncio.gather(link, return_exceptions=True)
 
             stack.push_async_callback(stop)
-            frontend = load(config, client)
-            stack.callback(frontend.tokenizer.close)
+            is_usual = config.model_dir == base["model_dir"] and config.chat_template is None
+            frontend = load(config, client, tokenizer if is_usual else None)
+            stack.push_async_callback(frontend.grammars.close)
+            if not is_usual:
+                stack.callback(frontend.tokenizer.close)
             listener = socket.socket()
             listener.bind(("127.0.0.1", 0))
             listener.setblocking(False)

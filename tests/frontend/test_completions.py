@@ -86,6 +86,60 @@ async def test_logprobs(server: Any) -> None:
     assert offsets == [0, 3, 4, 10, 11, 13, 14, 17, 18]
 
 
+async def test_echo_and_logprobs_tell_about_the_prompt_too(server: Any) -> None:
+    body = {"prompt": "the answer é", "echo": True, "logprobs": 1, "max_tokens": 2}
+    _, reply = await server.post(PATH, body)
+    [choice] = reply["choices"]
+    assert choice["text"] == "the answer éthe "
+    logprobs = choice["logprobs"]
+    prompt = server.engine.submits[0].prompt_ids
+    assert server.engine.submits[0].sampling.num_prompt_logprobs == 1
+    assert len(logprobs["tokens"]) == len(prompt) + 2
+    assert logprobs["tokens"][:3] == ["the", " ", "answer"]
+    assert logprobs["tokens"][-2:] == ["the", " "]
+    assert logprobs["text_offset"][:3] == [0, 3, 4]
+    assert logprobs["text_offset"][-2:] == [12, 15]
+    assert logprobs["token_logprobs"] == [None] + [-0.5] * (len(prompt) + 1)
+    assert logprobs["top_logprobs"][:2] == [None, {" ": -0.5}]
+    events = await server.events(PATH, {**body, "stream": True})
+    chunks = [event["choices"][0] for event in events[:-1]]
+    assert "".join(chunk["text"] for chunk in chunks) == choice["text"]
+    for key in logprobs:
+        streamed = [item for chunk in chunks for item in (chunk["logprobs"] or {key: []})[key]]
+        assert streamed == logprobs[key], key
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_text_is_scored_without_adding_to_it(server: Any, stream: bool) -> None:
+    body = {"prompt": [275, 220], "echo": True, "logprobs": 0, "max_tokens": 0}
+    if stream:
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        *events, last, _ = await server.events(PATH, {**body, **options})
+        choices = [event["choices"][0] for event in events]
+        assert [choice["finish_reason"] for choice in choices] == [None, "length"]
+        usage = last["usage"]
+    else:
+        _, reply = await server.post(PATH, body)
+        choices, usage = reply["choices"], reply["usage"]
+        assert choices[0]["finish_reason"] == "length"
+    assert "".join(choice["text"] for choice in choices) == "the "
+    assert choices[0]["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert (usage["completion_tokens"], usage["prompt_tokens"]) == (0, 2)
+
+
+async def test_prompt_logprobs_of_each_prompt(server: Any) -> None:
+    body = {"prompt": [[275, 220], [519]], "prompt_logprobs": 2, "max_tokens": 1}
+    _, reply = await server.post(PATH, body)
+    first, second = reply["choices"]
+    assert first["prompt_token_ids"] == [275, 220]
+    assert first["prompt_logprobs"][0] is None
+    entry = first["prompt_logprobs"][1]["220"]
+    assert entry == {"logprob": -0.5, "rank": 1, "decoded_token": " "}
+    assert len(first["prompt_logprobs"][1]) == 2
+    assert (second["prompt_token_ids"], second["prompt_logprobs"]) == ([519], [None])
+    assert first["logprobs"] is None
+
+
 async def test_the_usage_chunk_comes_before_done(server: Any) -> None:
     options = {"include_usage": True}
     body = {"prompt": "x", "stream": True, "stream_options": options, "max_tokens": 2}
@@ -106,10 +160,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": ["a", "b"], "stream": True}, "prompt"),
     ({"prompt": ["a"] * 200, "n": 8}, "n"),
     ({"suffix": "x"}, "suffix"),
-    ({"echo": True, "logprobs": 1}, "echo"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"prompt_logprobs": 1025}, "prompt_logprobs"),
+    ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"stop": ["x"] * 1000}, "stop"),
     ({"best_of": 2}, "best_of"),
     ({"logprobs": 21}, "logprobs"),
-    ({"guided_regex": "x"}, "guided_regex"),
 ]
 
 

@@ -102,6 +102,11 @@ def test_tools_keep_their_shape_without_unset_keys() -> None:
         ({"type": "function"}, "tools[0]"),
         ({"type": "function", "function": {}}, "tools[0].function.name"),
         ({"function": {"name": 1}}, "tools[0].function.name"),
+        ({"function": {"name": ""}}, "tools[0].function.name"),
+        ({"function": {"name": " f"}}, "tools[0].function.name"),
+        ({"function": {"name": "f\ng"}}, "tools[0].function.name"),
+        ({"function": {"name": "f<arg_key>"}}, "tools[0].function.name"),
+        ({"function": {"name": "f" * 257}}, "tools[0].function.name"),
         ({"function": {"name": "f", "parameters": "x"}}, "tools[0].function.parameters"),
     ],
 )

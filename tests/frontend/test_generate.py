@@ -230,7 +230,7 @@ BAD: list[tuple[Any, str]] = [
         {"inputs": "x", "parameters": {"stop_sequences": ["x"] * 10_000}},
         "parameters.stop_sequences",
     ),
-    ({"inputs": "x", "parameters": {"guided_json": "{}"}}, "parameters.guided_json"),
+    ({"inputs": "x", "parameters": {"guided_json": "{"}}, "parameters.guided_json"),
     ({"inputs": "x", "parameters": {"n": 2, "best_of": 1}}, "parameters.n"),
     ({"inputs": "x", "parameters": {"temperature": -1}}, "parameters.temperature"),
     ({"inputs": "x", "multimodal_params": {"images": [1]}}, "multimodal_params"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from glimmer.shared.messages import Finished
+from glimmer.shared.messages import BATCH_SIZES, STEP_SECONDS, Finished, StepTimes
 from prometheus_client.parser import text_string_to_metric_families
 
 COUNTERS = "request_count request_success request_failure prompt_tokens generation_tokens"
@@ -46,6 +46,40 @@ async def test_every_name_has_its_type_and_the_model_label(server: Any) -> None:
             assert all(s.labels["model_name"] == "tiny" for s in family.samples)
     methods = {s.labels["method"] for s in found["lightllm_batch_inference_count"].samples}
     assert methods == {"prefill", "decode"}
+
+
+async def test_steps_are_counted_and_timed_by_kind(server: Any) -> None:
+    decode, sizes = [0] * (len(STEP_SECONDS) + 1), [0] * (len(BATCH_SIZES) + 1)
+    decode[0], decode[2], decode[-1] = 5, 3, 1
+    sizes[0], sizes[3], sizes[-1] = 4, 2, 1
+    server.engine.beat(
+        steps=9,
+        decode_steps=StepTimes(decode, 2.5),
+        prefill_steps=StepTimes([1, *decode[1:]], 1.0),
+        batch_sizes=sizes,
+        batch_rows=700,
+    )
+    await server.settle(lambda: server.frontend.client.state.heartbeat.steps == 9)
+    found = await families(server)
+    name = "lightllm_batch_inference"
+    assert value(found, f"{name}_count_total", method="decode") == 9
+    assert value(found, f"{name}_count_total", method="prefill") == 5
+    duration = f"{name}_duration_bucket"
+    assert value(found, f"{duration}_sum", method="decode") == 2.5
+    assert value(found, f"{duration}_count", method="decode") == 9
+    bounds = {le: value(found, f"{duration}_bucket", method="decode", le=le) for le in ("0.0015",)}
+    assert bounds == {"0.0015": 5}
+    assert value(found, f"{duration}_bucket", method="decode", le="+Inf") == 9
+    size = "lightllm_batch_next_size"
+    assert (value(found, f"{size}_count"), value(found, f"{size}_sum")) == (7, 700)
+    assert value(found, f"{size}_bucket", le="4.0") == 6
+    assert value(found, f"{size}_bucket", le="128.0") == 6
+
+
+async def test_gateways_find_the_size_of_the_cache(server: Any) -> None:
+    [sample] = (await families(server))["vllm:cache_config_info"].samples
+    assert sample.value == 1
+    assert (sample.labels["block_size"], sample.labels["num_gpu_blocks"]) == ("64", "100")
 
 
 async def test_one_of_several_processes_labels_what_it_observed(start: Any) -> None:
@@ -101,6 +135,8 @@ async def test_the_engines_numbers_are_those_of_its_last_heartbeat(server: Any) 
         "vllm:prefix_cache_hits_total": 250,
         "vllm:prefix_cache_queries_total": 1000,
         "glimmer_preemptions_total": 2,
+        "vllm:num_preemptions_total": 2,
+        "vllm:generation_tokens_total": 77,
         "glimmer_ready": 1,
     }
     for name, number in expected.items():

@@ -53,6 +53,7 @@ async def test_the_guides_request(server: Any) -> None:
             "completion_tokens": 10,
             "total_tokens": 16,
             "prompt_tokens_details": {"cached_tokens": 3, "audio_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         },
     }
 
@@ -80,7 +81,8 @@ async def test_the_stream_byte_for_byte(server: Any, include_usage: bool) -> Non
     if include_usage:
         expected += head + (
             '],"usage":{"prompt_tokens":6,"completion_tokens":3,"total_tokens":9,'
-            '"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":0}}}\n\n'
+            '"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":0},'
+            '"completion_tokens_details":{"reasoning_tokens":0}}}\n\n'
         )
     assert data == expected + "data: [DONE]\n\n"
 
@@ -226,11 +228,21 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"messages": []}, "messages"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"tool_choice": "required"}, "tool_choice"),
-    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
-    ({"guided_json": {"type": "object"}}, "guided_json"),
-    ({"guided_grammar": "x"}, "guided_grammar"),
-    ({"regular_constraint": "x"}, "regular_constraint"),
+    ({"tool_choice": "any"}, "tool_choice"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice"),
+    (
+        {"tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "tool_choice.function.name",
+    ),
+    ({"reasoning_effort": "enormous"}, "reasoning_effort"),
+    ({"thinking": {"type": "maybe"}}, "thinking.type"),
+    ({"separate_reasoning": "yes"}, "separate_reasoning"),
+    ({"modalities": ["text", "audio"]}, "modalities[1]"),
+    ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({"user": 5}, "user"),
+    ({"response_format": {"type": "yaml"}}, "response_format.type"),
+    ({"guided_json": {"type": "nothing"}}, "guided_json"),
+    ({"regular_constraint": "("}, "regular_constraint"),
     ({"function_call": "auto"}, "function_call"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),

@@ -98,10 +98,16 @@ async def test_names_and_loads(start: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_tokens_counts(server: Any, method: str) -> None:
-    body = {"text": "the answer<|user|>", "parameters": {"add_special_tokens": False}}
-    async with server.session.request(method, server.url + "/tokens", json=body) as reply:
-        assert (reply.status, await reply.json()) == (200, {"ntokens": 4})
-    status, reply = await server.post("/tokens", {"txt": "x"})
-    assert (status, reply["error"]["param"]) == (400, "text")
+async def test_one_model_by_its_name(start: Any) -> None:
+    server = await start(model_name="zai/glm")
+    listed = json.loads((await server.get("/v1/models"))[1])["data"][0]
+    status, text = await server.get("/v1/models/zai/glm")
+    assert (status, json.loads(text)) == (200, listed)
+    status, text = await server.get("/v1/models/gpt-9")
+    error = json.loads(text)["error"]
+    assert (status, error["type"], error["param"]) == (404, "NotFoundError", "model")
+
+
+async def test_ping_is_health(server: Any) -> None:
+    assert await server.get("/ping") == await server.get("/health")
+    assert (await server.post("/ping", {}))[0] == 200

@@ -236,13 +236,8 @@ def test_requests_that_leave_no_token_are_refused(facts: ModelFacts) -> None:
         ({"n": 2, "best_of": 3}, "best_of"),
         ({"best_of": 2}, "best_of"),
         ({"min_tokens": 99}, "min_tokens"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type"),
         ({"guided_json": {}, "guided_regex": "a"}, "guided_regex"),
-        ({"guided_json": {"type": "object"}}, "guided_json"),
-        ({"guided_grammar": "root ::= 'x'"}, "guided_grammar"),
-        ({"guided_choice": ["a"]}, "guided_choice"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
     ],
 )
 def test_openai_refuses_by_name(facts: ModelFacts, fields: dict[str, Any], field: str) -> None:
@@ -254,18 +249,24 @@ def test_openai_refuses_by_name(facts: ModelFacts, fields: dict[str, Any], field
     [
         ({"n": 2, "best_of": 1}, "parameters.n"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, "parameters.min_new_tokens"),
-        ({"regular_constraint": "a+"}, "parameters.regular_constraint"),
-        ({"guided_grammar": "json"}, "parameters.guided_grammar"),
-        ({"guided_json": "{}"}, "parameters.guided_json"),
+        ({"guided_json": "{"}, "parameters.guided_json"),
+        ({"guided_json": "{}", "guided_grammar": "json"}, "parameters.guided_grammar"),
+        ({"guided_json": "{}", "allowed_token_ids": [1]}, "parameters.allowed_token_ids"),
     ],
 )
 def test_generate_refuses_by_name(facts: ModelFacts, fields: dict[str, Any], field: str) -> None:
     refuses(field, lambda: lightllm(facts, **fields))
 
 
-def test_empty_constraints_are_none(facts: ModelFacts) -> None:
-    assert lightllm(facts, regular_constraint="", guided_grammar="", guided_json="")
-    assert openai(facts, response_format={"type": "text"})
+def test_an_output_format_is_kept_and_needs_end_tokens(facts: ModelFacts) -> None:
+    assert lightllm(facts, regular_constraint="", guided_json="").output_format is None
+    spec = lightllm(facts, regular_constraint="a+", ignore_eos=True)
+    assert spec.output_format is not None
+    assert spec.output_format.field == "parameters.regular_constraint"
+    assert spec.sampling.stop_token_ids == EOS
+    spec = openai(facts, guided_choice=["a"], ignore_eos=True)
+    assert spec.output_format is not None
+    assert spec.sampling.stop_token_ids == EOS
 
 
 def test_pictures_and_unasked_for_prompt_logprobs_are_refused(facts: ModelFacts) -> None:

@@ -1,7 +1,9 @@
 """Text in: the checkpoint's tokenizer and chat template, guarded."""
 
+import asyncio
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,9 +58,22 @@ async def test_golden_tool_conversation_with_argument_strings(tokenizer: Tokeniz
         "</arg_key><arg_value>null</arg_value></tool_call><tool_call>g</tool_call><|observation|>"
         "<tool_response>out1</tool_response><tool_response>out2</tool_response><|assistant|><think>"
     )
-    messages += [{"role": "assistant", "content": "done"}, {"role": "user", "content": "q2"}]
-    assert "R1" not in await render(tokenizer, messages)
-    assert "R1" in await render(tokenizer, messages, clear_thinking=False)
+    messages += [
+        {"role": "assistant", "content": "done", "reasoning_content": "R2"},
+        {"role": "user", "content": "q2"},
+    ]
+    history = prompt.removesuffix("<|assistant|><think>").removeprefix("[gMASK]<sop><|user|>q")
+    tail = "<|user|>q2<|assistant|><think>"
+    cleared = history.replace("<think>R1</think>", "</think>")
+    assert await render(tokenizer, messages) == (
+        f"[gMASK]<sop><|user|>q{cleared}<|assistant|></think>done{tail}"
+    )
+    assert await render(tokenizer, messages, clear_thinking=False) == (
+        f"[gMASK]<sop><|user|>q{history}<|assistant|><think>R2</think>done{tail}"
+    )
+    assert await render(tokenizer, messages, clear_thinking=True) == (
+        f"[gMASK]<sop><|user|>q{cleared}<|assistant|></think>done{tail}"
+    )
 
 
 async def test_null_content_is_not_rendered_as_a_word(tokenizer: Tokenizer) -> None:
@@ -93,13 +108,44 @@ async def render_with(tokenizer: Tokenizer, kwargs: dict) -> None:
 async def test_a_template_that_fails_is_the_clients_error(tiny_model: Path, tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text("{{ raise_exception('no ' ~ messages[0].content) }}")
-    own = Tokenizer(tiny_model, 584, str(template))
-    with pytest.raises(RequestError, match="no x"):
-        await render_with(own, {})
-    template.write_text("{{ messages.__class__.__mro__[1].__subclasses__() }}")
-    sandboxed = Tokenizer(tiny_model, 584, str(template))
-    with pytest.raises(RequestError, match="template"):
-        await render_with(sandboxed, {})
+    with closing(Tokenizer(tiny_model, 584, str(template))) as own:
+        with pytest.raises(RequestError, match="no x") as failure:
+            await render_with(own, {})
+        assert failure.value.field == "messages"
+
+
+async def test_a_template_that_never_ends_harms_its_own_requests_alone(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "t.jinja"
+    loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(4))
+    ends = "{% endfor %}" * 4
+    template.write_text(
+        f"{{% if messages[0].content == 'loop' %}}{loops}{ends}{{% endif %}}{{{{ 'done' }}}}"
+    )
+    with closing(Tokenizer(tiny_model, 584, str(template), render_limit_s=0.5)) as own:
+        looping = asyncio.create_task(
+            own.encode_chat([{"role": "user", "content": "loop"}], None, {}, LIMIT)
+        )
+        assert own.decode(await own.encode("meanwhile", "inputs", LIMIT)) == "meanwhile"
+        with pytest.raises(RequestError, match=r"longer than 0.5 s"):
+            await looping
+        ids = await own.encode_chat([{"role": "user", "content": "x"}], None, {}, LIMIT)
+        assert own.decode(ids) == "done"
+
+
+async def test_closing_ends_a_rendering_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    template = tmp_path / "t.jinja"
+    loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(4))
+    template.write_text(loops + "{% endfor %}" * 4)
+    own = Tokenizer(tiny_model, 584, str(template), render_limit_s=600)
+    looping = asyncio.create_task(render_with(own, {}))
+    async with asyncio.timeout(30):
+        while own._renderer is None or own._renderer._process is None:
+            await asyncio.sleep(0.01)
+        own.close()
+        with pytest.raises(RequestError, match="template"):
+            await looping
 
 
 async def test_far_too_long_texts_are_refused_at_once(tokenizer: Tokenizer) -> None:
@@ -133,7 +179,8 @@ def test_tags_that_parsers_need_are_never_skipped(tiny_model: Path, tmp_path: Pa
     for token in raw["added_tokens"]:
         token["special"] = True
     (model / "tokenizer.json").write_text(json.dumps(raw))
-    vocabulary = Tokenizer(model, 584).vocabulary
+    with closing(Tokenizer(model, 584)) as own:
+        vocabulary = own.vocabulary
     assert vocabulary.added_ids["</think>"] not in vocabulary.special_ids
     assert vocabulary.added_ids["<|user|>"] in vocabulary.special_ids
 
@@ -152,3 +199,6 @@ def test_a_checkpoint_that_does_not_fit_is_a_model_error(tiny_model: Path, tmp_p
         Tokenizer(model, 584)
     with pytest.raises(ConfigError, match="nowhere"):
         Tokenizer(tiny_model, 584, str(tmp_path / "nowhere"))
+    (tmp_path / "broken").write_text("one\n{% if %}")
+    with pytest.raises(ConfigError, match=r"broken: line 2"):
+        Tokenizer(tiny_model, 584, str(tmp_path / "broken"))

@@ -50,9 +50,20 @@ def test_boost_bias_and_allow_touch_only_their_pairs() -> None:
     repeated = (torch.tensor([1, 1, 0]), torch.tensor([0, 0, 2]))
     biased = sampling.add_bias(logits, *repeated, torch.tensor([1.0, 2.0, -torch.inf]))
     assert biased.tolist() == [[1.0, -2.0, -math.inf], [7.0, 5.0, 6.0]]
-    allowed = sampling.allow_only(logits, torch.tensor([True, False]), *at)
-    assert allowed.tolist() == [[-math.inf, -2.0, 3.0], [4.0, 5.0, 6.0]]
+    allowed = torch.tensor([[False, True, True]])
+    masked = sampling.allow_only(logits.clone(), torch.tensor([0]), allowed)
+    assert masked.tolist() == [[-math.inf, -2.0, 3.0], [4.0, 5.0, 6.0]]
     assert logits.tolist() == [[1.0, -2.0, 3.0], [4.0, 5.0, 6.0]]
+
+
+@pytest.mark.parametrize("num_ids", [1, 31, 32, 33, 64, 584])
+def test_bits_are_unpacked_lowest_first(num_ids: int) -> None:
+    generator = torch.Generator().manual_seed(num_ids)
+    words = torch.randint(-(1 << 31), (1 << 31) - 1, (3, -(-num_ids // 32)), generator=generator)
+    expected = [
+        [bool(int(row[i // 32]) >> i % 32 & 1) for i in range(num_ids)] for row in words.tolist()
+    ]
+    assert sampling.unpack_bits(words.int(), num_ids).tolist() == expected
 
 
 def test_draw_follows_softmax() -> None:

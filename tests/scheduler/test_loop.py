@@ -12,6 +12,7 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.lifecycle import Child
 from glimmer.shared.messages import (
     Finished,
+    FlushCache,
     Heartbeat,
     Hello,
     Message,
@@ -149,6 +150,25 @@ def test_the_heartbeat_reaches_launcher_and_frontends(peers: Peers) -> None:
     launcher: list[Message] = []
     while not beaten(launcher):
         launcher += peers.launcher.receive(10)
+
+
+def test_the_heartbeat_tells_what_steps_cost_and_a_flush_empties_the_cache(peers: Peers) -> None:
+    peers.hello("frontend", 0, 100)
+    peers.scheduler.send(submit(1, [1, 2, 3, 4, 5], 6))
+    heard = peers.serve(0, lambda all_of_it: finished(1)(all_of_it) and cached(all_of_it))
+    beat = [m for m in heard if isinstance(m, Heartbeat)][-1]
+    assert sum(beat.prefill_steps.counts) == 1
+    assert sum(beat.decode_steps.counts) >= 5
+    assert beat.decode_steps.total_s > 0
+    assert sum(beat.batch_sizes) == beat.batch_rows == peers.loop.steps
+    peers.scheduler.send(FlushCache())
+    beats: list[Message] = []
+    while not any(isinstance(m, Heartbeat) and m.pages_free == NUM_PAGES for m in beats):
+        beats += peers.frontend.receive(10)
+
+
+def cached(heard: list[Message]) -> bool:
+    return any(isinstance(m, Heartbeat) and m.pages_cached and not m.num_running for m in heard)
 
 
 def test_a_process_of_another_configuration_is_not_answered(

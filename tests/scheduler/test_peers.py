@@ -2,7 +2,8 @@
 
 import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.core import Outgoing, Scheduler
+from glimmer.scheduler.core import Scheduler
+from glimmer.scheduler.peers import Outgoing
 from glimmer.shared.messages import (
     Hello,
     PeerLost,
@@ -178,3 +179,20 @@ def test_losses_reported_after_the_replacements_greeted_hit_nobody_new() -> None
     engine.submit([4], 50)
     engine.tell(PeerLost("frontend", 0, "killed"))
     assert engine.core.num_live == 0
+
+
+def test_a_flushed_cache_keeps_what_running_requests_use() -> None:
+    engine = FakeEngine(64)
+    first = engine.submission([1] * 12, 4)
+    engine.tell(first)
+    engine.finish()
+    running = engine.submission([2] * 12, 40)
+    engine.tell(running)
+    engine.turn(3)
+    assert engine.core.heartbeat().pages_cached > 0
+    engine.core.workers.flush_cache()
+    beat = engine.core.heartbeat()
+    assert (beat.pages_cached, beat.num_running) == (0, 1)
+    engine.core.check_integrity()
+    engine.finish()
+    assert engine.tokens[running.request_id] == engine.right_answer(running)

@@ -21,6 +21,7 @@ SAMPLING = SamplingParams(
     logit_bias=((1, -2.5),),
     seed=2**63 - 1,
 )
+GRAMMAR = messages.Grammar("name", "/run/name", 7, (8, 9))
 LOGPROB = TokenLogprob(5, -0.25, 1, [(5, -0.25), (6, -9999.0)])
 
 
@@ -33,9 +34,12 @@ def example(kind: type[Message]) -> Message:
         bool: True,
         SamplingParams: SAMPLING,
         list[int]: [0, 2**40],
+        messages.StepTimes: messages.StepTimes([1, 2], 0.5),
     }
     by_name = {
-        "admitted": [RowAdmit(1, SAMPLING, [4, 5], 64, 2, [7])],
+        "admitted": [RowAdmit(1, SAMPLING, [4, 5], 64, 2, [7], GRAMMAR, [8, 9])],
+        "grammar": GRAMMAR,
+        "dropped": ["a", "b"],
         "appended": [messages.PagesAppended(2, [9])],
         "prefill": [PrefillChunk(0, 64, [1, 2, 3], False, 4)],
         "rows": [RowResult([5], [LOGPROB])],
@@ -48,7 +52,7 @@ def example(kind: type[Message]) -> Message:
 
 
 def test_the_list_of_types_is_complete() -> None:
-    assert len(MESSAGE_TYPES) == 13
+    assert len(MESSAGE_TYPES) == 17
     assert set(MESSAGE_TYPES) == set(messages.AnyMessage.__args__)
 
 

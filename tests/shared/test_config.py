@@ -5,7 +5,13 @@ from pathlib import Path
 
 import pytest
 from glimmer.shared.compat_flags import FLAGS
-from glimmer.shared.config import ServeConfig, child_environment, parse_serve_args, serve_parser
+from glimmer.shared.config import (
+    ServeConfig,
+    child_environment,
+    monitor_credentials,
+    parse_serve_args,
+    serve_parser,
+)
 from glimmer.shared.errors import ConfigError, UsageError
 
 GUIDE = """--model_dir /path/to/GLM-4.7-Flash/ --tp 1 --max_req_total_len 202752
@@ -23,6 +29,7 @@ reasoning_parser=glm45 host=h port=9 mtp_mode=eagle_with_att mtp_step=1 mtp_draf
 performance_mode=personal p_mode=personal httpserver_workers=2 model_name=n model_owner=o
 max_total_token_num=9 mem_fraction=0.5 batch_max_tokens=9 eos_id=1 running_max_req_size=9
 data_type=bf16 chat_template=f disable_dynamic_prompt_cache disable_chunked_prefill
+use_tgi_api metric_gateway=a job_name=j grouping_key=a=b push_interval=1 enable_monitor_auth
 enable_prompt_logprobs return_all_prompt_logprobs
 """.split()
 IGNORED = """
@@ -42,8 +49,8 @@ enable_tpsp_mix_mode enable_dp_prefill_balance enable_prefill_microbatch_overlap
 enable_decode_microbatch_overlap disable_custom_allreduce enable_custom_allgather
 disable_symm_mem_allreduce disable_flashinfer_allreduce linear_att_hash_page_size=1
 disable_linear_att_small_page_cpu_cache enable_torch_fallback enable_triton_fallback
-enable_profiling=nvtx health_monitor metric_gateway=a job_name=j grouping_key=a=b
-push_interval=1 disable_log_stats log_stats_interval=1 router_max_new_token_len=1
+enable_profiling=nvtx health_monitor disable_log_stats log_stats_interval=1
+router_max_new_token_len=1
 visual_gpu_ids=0 visual_use_proxy_mode audio_gpu_ids=0 vit_att_backend=fa3 disable_vision
 disable_audio enable_multimodal enable_multimodal_audio enable_mps cache_capacity=1
 cache_reserved_ratio=0.5 embed_cache_storage_size=1 max_image_token_count=1
@@ -53,10 +60,10 @@ pd_kv_page_num=16 pd_kv_page_size=1024 pd_decode_rpyc_port=1 config_server_host=
 config_server_port=1 config_server_visual_redis_port=1
 """.split()
 REFUSED = """
-token_healing_mode first_token_constraint_mode use_tgi_api long_truncation_mode=head
+token_healing_mode first_token_constraint_mode long_truncation_mode=head
 use_reward_model enable_return_routed_experts enable_rl enable_torch_memory_saver
 enable_weight_cpu_backup quant_type=awq quant_cfg=f expert_dtype=fp8 llm_kv_type=int8kv
-kv_quant_calibration_config_path=f hardware_platform=musa enable_monitor_auth
+kv_quant_calibration_config_path=f hardware_platform=musa
 run_mode=prefill run_mode=nixl_decode run_mode=visual_only nnodes=2 node_rank=1 dp=2 load_way=DS
 """.split()
 REFUSED_BUT_DEFAULT = """
@@ -119,8 +126,23 @@ def test_no_flag_of_the_table_is_left_out_of_the_lists_above() -> None:
 
 def test_all_refused_flags_are_named_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse("--run_mode decode --use_tgi_api --quant_type awq")
-    assert all(f"--{n}" in str(caught.value) for n in ("run_mode", "use_tgi_api", "quant_type"))
+        parse("--run_mode decode --enable_rl --quant_type awq")
+    assert all(f"--{n}" in str(caught.value) for n in ("run_mode", "enable_rl", "quant_type"))
+
+
+def test_a_repeated_key_adds_up() -> None:
+    config = parse("--grouping_key zone=a --metric_gateway h:1 --grouping_key rack=b=c row=d")
+    assert config.grouping_key == ("zone=a", "rack=b=c", "row=d")
+    assert parse("").grouping_key == ()
+
+
+def test_credentials_for_the_push_gateway_are_in_no_config(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("USERNAME", "ann")
+    monkeypatch.setenv("PASSWORD", "hush")
+    assert monitor_credentials() == ("ann", "hush")
+    assert "hush" not in str(parse("--enable_monitor_auth"))
 
 
 def test_dashes_underscores_and_prefixes_are_the_same() -> None:

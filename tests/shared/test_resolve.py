@@ -58,6 +58,7 @@ def test_nothing_is_left_open() -> None:
     config = settle()
     open_by_design = {"model_owner", "chat_template", "max_total_token_num", "performance_mode"}
     open_by_design |= {"mtp_mode", "mtp_draft_model_dir", "reasoning_parser", "runtime_dir"}
+    open_by_design |= {"metric_gateway"}
     values = dataclasses.asdict(config)
     assert {name for name, value in values.items() if value is None} == open_by_design
     assert "auto" not in (config.device, *config.llm_prefill_att_backend)
@@ -125,6 +126,8 @@ def test_personal_mode_sets_only_what_was_left_open() -> None:
         ("--disable_chunked_prefill --batch_max_tokens 8", "raise --batch_max_tokens to 202752"),
         ("--max_total_token_num 8 --batch_max_tokens 9", "--max_total_token_num 8 is below"),
         ("--max_total_token_num 63", "below --page_size 64"),
+        ("--grouping_key a", "--grouping_key a: needs key=value"),
+        ("--grouping_key a=b =c", "--grouping_key =c: needs key=value"),
         ("--port 65536", "--port 65536: needs to be from 0 to 65535"),
         ("--mem_fraction 1.5", "--mem_fraction 1.5: needs to be from"),
         ("--mem_fraction nan", "--mem_fraction nan"),

@@ -6,8 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from glimmer.scheduler import batch, core, memory, pages, peers, radix, request, results, waiting
+from glimmer.scheduler import (
+    batch,
+    core,
+    grammars,
+    memory,
+    pages,
+    peers,
+    radix,
+    request,
+    results,
+    waiting,
+)
 from glimmer.scheduler.request import RequestState
+from glimmer.shared import messages
 
 Patch = Callable[[Any, str, Any], None]
 Mutant = Callable[[Patch], None]
@@ -219,6 +231,18 @@ MUTANTS: dict[str, Mutant] = {
     "waits for a prefix that nobody computes any more": replace(
         radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
     ),
+    "admits rows before their grammar is loaded": replace(
+        grammars.Grammars, "is_missing", lambda _: lambda self, req: False
+    ),
+    "resumes a row without what its grammar has seen": replace(
+        request.Request, "matched_ids", lambda _: lambda self: []
+    ),
+    "believes that new workers have the old grammars": replace(
+        grammars.Grammars, "forget", lambda _: lambda self: setattr(self, "_epoch", -1)
+    ),
+    "drops a grammar that is in use": replace(
+        grammars.Grammars, "remove", lambda remove: lambda self, req: _retire(self, remove, req)
+    ),
     "counts prompt tokens as outputs for penalties": replace(
         request.Request,
         "counted_ids",
@@ -228,6 +252,12 @@ MUTANTS: dict[str, Mutant] = {
         memory, "forget", lambda forget: lambda req: (forget(req), _again(req))
     ),
 }
+
+
+def _retire(self: Any, remove: Any, req: Any) -> None:
+    remove(self, req)
+    if req.grammar is not None and self._users[req.grammar.name]:
+        self.outbox.append(messages.LoadGrammar(self._epoch, None, [req.grammar.name]))
 
 
 def _again(req: Any) -> None:

@@ -12,14 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import FakeWorker, oracle
+from fakes import FakeWorker, grammar, oracle
 from glimmer.scheduler.core import Scheduler
 from glimmer.shared.codec import encode
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,
     Finished,
+    Grammar,
     Hello,
+    LoadGrammar,
     Message,
     PeerLost,
     Ready,
@@ -181,6 +183,19 @@ class Group:
         if self.queue:
             self._work()
 
+    def load(self, message: LoadGrammar) -> None:
+        """Drops happen between plans; loading takes a while beside them."""
+        if message.grammar is None:
+            self.worker.load_grammar(message)
+        else:
+            delay = self.world.grammar_rng.choice((0, 1, 8, 60)) * MS
+            self.world.after(delay, self._loaded, message)
+
+    def _loaded(self, message: LoadGrammar) -> None:
+        if self.alive and not self.hung:
+            for answer in self.worker.load_grammar(message):
+                self.world.to_scheduler(answer)
+
     def _arrive(self, result: StepResult) -> None:
         self.in_flight -= 1
         self.world.to_scheduler(result)
@@ -191,6 +206,7 @@ class SimWorld:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.grammar_rng = random.Random(~seed)
         self.knobs = Knobs.draw(self.rng)
         self.core = Scheduler(self.knobs.config)
         self.now_ns = 1_000 * MS
@@ -286,7 +302,10 @@ class SimWorld:
             plan, outbox = self.core.step(self.now_ns, inbox)  # type: ignore[arg-type]
             for outgoing in outbox:
                 self._log.update(b">%d" % self.now_ns + encode(outgoing.message))
-                if outgoing.to == "launcher":
+                if isinstance(outgoing.message, LoadGrammar):
+                    if self.group is not None and self.group.epoch == outgoing.message.epoch:
+                        self.group.load(outgoing.message)
+                elif outgoing.to == "launcher":
                     self._launcher_hears(outgoing.message)
                 else:
                     self._frontend_hears(outgoing.index, outgoing.message)
@@ -438,6 +457,7 @@ class SimWorld:
             cache_salt="other" * salt,
             priority=rng.choice((0, 0, 0, 1, -1)),
             timeout_s=rng.choice((0.0, 0.0, 0.0, 0.03)),
+            grammar=self._maybe_grammar(),
         )
         abort = rng.random() < self.knobs.abort_share
         client = Client(submit, salt, 0, rng.randrange(6) if abort else None)
@@ -447,6 +467,12 @@ class SimWorld:
         if abort and rng.random() < 0.6:  # at any time, also before it arrives or after its end
             latest = 15 if self.knobs.crowds else 30
             self.at(time_ns + rng.randrange(latest * MS), self._abort, client)
+
+    def _maybe_grammar(self) -> Grammar | None:
+        if self.grammar_rng.random() < 0.7:
+            return None
+        kinds = self.grammar_rng.choice((2, 60))  # shared by many, or more than are kept idle
+        return grammar(f"g{self.grammar_rng.randrange(kinds)}")
 
     def _maybe_next_turn(self, client: Client) -> None:
         """The client goes on with the conversation."""

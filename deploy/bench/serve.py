@@ -1,0 +1,182 @@
+"""`glimmer bench serve`: load on a running OpenAI-compatible server, and how long it takes.
+
+Works with Glimmer, vLLM and LightLLM; times are defined as in `vllm bench serve`, and the JSON has
+its names, so that figures of both compare:
+
+  TTFT  sending a request until its first chunk with tokens
+  TPOT  (last chunk - first chunk) / (output tokens - 1): the first token does not count
+  ITL   between neighbouring chunks with tokens; a chunk may hold several tokens
+  E2EL  sending a request until its last chunk
+  throughput: of whole replies, over the time from the first request to the last chunk
+
+Tokens are those that the server counts (stream_options.include_usage), else a tokenizer's. Unlike
+vLLM, a chunk that only opens or ends a reply is no token. Requests that fail are counted by reason
+and are in no other figure. Warm-up requests have other prompts than the measured ones.
+
+  glimmer bench serve --concurrency 32 --num_prompts 128 --input_len 1024 --output_len 256 \\
+      --ignore_eos --json result.json
+  glimmer bench serve --request_rate 4 --dataset shared-prefix --prefix_len 2000 --input_len 200
+  glimmer bench serve --route chat --dataset text --tokenizer /path/to/GLM-4.7-Flash --seed 7
+
+Exit code: 0 all requests were answered, 1 some were not, or none could be sent, 2 usage.
+"""
+
+import asyncio
+import gc
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ...shared.errors import StartError
+from .client import Client, ask_server, is_local, open_session, served_model
+from .load import arrivals, run_load
+from .metrics import PERCENTILES, TIMES, Run, details, summarize
+from .prompts import load_tokenizer, make_prompts
+from .report import report, write_report
+from .settings import Settings, parse_settings, without_secrets
+
+_BUSY = 0.7  # share of a core from which this process may be what is measured
+_MOST_REASONS = 10
+_TITLES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "itl": "between chunks",
+    "e2el": "whole request",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark, print the tables (and write JSON with --json). Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    settings = parse_settings(words, __doc__)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            server, run = runner.run(_measure(settings))
+    except KeyboardInterrupt:
+        raise StartError("stopped before the end: there are no figures") from None
+    results = summarize(run)
+    if settings.details:
+        results["requests"] = details(run)
+    whole = report(
+        "serve",
+        without_secrets(words),
+        settings.public(),
+        results,
+        server={"is_local": is_local(settings.url), **server},
+    )
+    _print(whole, results)
+    if settings.json is not None:
+        write_report(settings.json, whole)
+    return 1 if results["failed"] else 0
+
+
+async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
+    """What the server says about itself, and what was measured."""
+    async with open_session(settings) as session:
+        server = await ask_server(session, settings.url)
+        model = settings.model or served_model(server)
+        tokenizer = load_tokenizer(settings.tokenizer, server)
+        warmups = make_prompts(settings, tokenizer, settings.num_warmups, "warm-up")
+        prompts = make_prompts(settings, tokenizer, settings.num_prompts, "measured")
+        client = Client(session, settings, model, tokenizer)
+        if warmups:
+            warm = await run_load(warmups, client.send, [0.0] * len(warmups), settings.concurrency)
+            _check_warmup(warm)
+        gc.collect()
+        gc.freeze()  # a collection over all prompts would stop the clock's readers
+        times_s = arrivals(len(prompts), settings.request_rate, settings.seed)
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            bar = progress.add_task("requests", total=len(prompts))
+            progress.disable = not progress.console.is_terminal
+            run = await run_load(
+                prompts,
+                client.send,
+                times_s,
+                settings.concurrency,
+                lambda outcome: progress.advance(bar),
+            )
+    return {"model": model, **server}, run
+
+
+def _check_warmup(warm: Run) -> None:
+    """Where no warm-up request was answered no other will be."""
+    errors = [o.error for o in warm.outcomes if o.error is not None]
+    if len(errors) == len(warm.outcomes):
+        raise StartError(f"the warm-up failed, nothing was measured: {errors[0]}")
+
+
+def _print(whole: dict[str, Any], results: dict[str, Any]) -> None:
+    console = Console(width=100)
+    console.print(_overview(whole, results))
+    console.print(_latencies(results))
+    for line in _remarks(whole, results):
+        console.print(line, markup=False, highlight=False)
+
+
+def _overview(whole: dict[str, Any], results: dict[str, Any]) -> Table:
+    settings, environment = whole["settings"], whole["environment"]
+    device = environment["device"] if whole["server"]["is_local"] else "a server elsewhere"
+    table = Table(title=f"{whole['server']['model']} on {device}", show_header=False)
+    rate = settings["request_rate"]
+    prefix = f"{settings['prefix_len']} shared + " if settings["prefix_len"] else ""
+    lengths = f"{prefix}{settings['input_len']} in, {settings['output_len']} out"
+    pace = "all at once" if settings["concurrency"] is None and rate is None else ""
+    pace += f"{settings['concurrency']} at a time" if settings["concurrency"] else ""
+    pace += f" {rate:g}/s" if rate else ""
+    rows = {
+        "workload": f"{settings['route']}, {settings['dataset']}: {lengths}, {pace.strip()}",
+        "requests answered, failed": f"{results['completed']}, {results['failed']}",
+        "duration": f"{results['duration']:.2f} s",
+        "tokens in, out": f"{results['total_input_tokens']:,}, {results['total_output_tokens']:,}",
+        "requests/s": f"{results['request_throughput']:.2f}",
+        "output tokens/s": f"{results['output_throughput']:,.1f}",
+        "all tokens/s": f"{results['total_token_throughput']:,.1f}",
+        "decode tokens/s of a stream": _number(results["decode_tokens_per_s_per_stream"]),
+        "prefill tokens/s of a stream": _number(results["prefill_tokens_per_s_per_stream"]),
+        "tokens per chunk": _number(results["tokens_per_chunk"]),
+        "most requests at once": str(results["max_concurrent_requests"]),
+        "client's share of a core": f"{results['client_cpu_share']:.0%}",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _latencies(results: dict[str, Any]) -> Table:
+    names = ("mean", "median", *(f"p{p}" for p in PERCENTILES))
+    table = Table("ms", *names)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for time in TIMES:
+        values = (_number(results[f"{name}_{time}_ms"]) for name in names)
+        table.add_row(f"{time.upper()}, {_TITLES[time]}", *values)
+    return table
+
+
+def _remarks(whole: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the tables."""
+    lines = [f"{f['count']} failed: {f['reason']}" for f in results["failures"]]
+    if len(lines) > _MOST_REASONS:
+        others = sum(f["count"] for f in results["failures"][_MOST_REASONS:])
+        lines[_MOST_REASONS:] = [f"{others} failed for other reasons: see --json"]
+    if whole["settings"]["ignore_eos"] and results["short_replies"]:
+        short = results["short_replies"]
+        lines.append(f"{short} replies are shorter than asked, although --ignore_eos was given")
+    guessed = {k: n for k, n in results["counted_by"].items() if k != "usage"}
+    lines += [
+        f"the server did not count the tokens of {n} replies: {k} did" for k, n in guessed.items()
+    ]
+    if results["client_cpu_share"] > _BUSY:
+        lines.append("this process was busy: it may have slowed what it measured")
+    if not whole["server"]["is_local"]:
+        lines.append("the server runs elsewhere: GPU and versions in the JSON are this machine's")
+    return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.2f}"

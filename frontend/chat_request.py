@@ -1,0 +1,82 @@
+"""A body of /v1/chat/completions, or of a route translated to it -> `ChatRequest`.
+
+Every wish that reaches the chat template or the tools is checked here; messages and tool objects
+themselves in `conversation.py`, sampling in `params.py`.
+"""
+
+from typing import Any
+
+from .chat import ChatRequest, Json
+from .conversation import check_tools, normalise_messages
+from .params import ModelFacts, openai_spec
+from .schema import ChatBody, wrong
+
+
+def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
+    """Raises RequestError naming the field that is wrong."""
+    _refuse_unsupported(body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise wrong("top_logprobs", "needs logprobs: true")
+    num_logprobs = (body.top_logprobs or 0) if body.logprobs else -1
+    spec = openai_spec(body, facts, body.max_completion_tokens or body.max_tokens, num_logprobs)
+    messages = normalise_messages(body.messages)
+    tools = check_tools(body.tools)
+    tool_choice, tool_name = _tool_choice(body.tool_choice, tools)
+    return ChatRequest(
+        messages=messages,
+        spec=spec,
+        tools=tools,
+        tool_choice=tool_choice,
+        tool_name=tool_name,
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        template_kwargs=_template_kwargs(body, facts),
+        separate_reasoning=body.separate_reasoning is not False,
+    )
+
+
+def _tool_choice(choice: Any, tools: list[Json] | None) -> tuple[str, str | None]:
+    """The mode, and the name of the one tool to call."""
+    if choice is None:
+        return "auto", None
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise wrong("tool_choice", "must be 'none', 'auto', 'required' or name a function")
+        if choice == "required" and not tools:
+            raise wrong("tool_choice", "'required' needs tools")
+        return choice, None
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise wrong("tool_choice", "must be {type: 'function', function: {name: ...}}")
+    if name not in {tool["function"]["name"] for tool in tools or []}:
+        raise wrong("tool_choice.function.name", f"{name!r:.80} is not among the tools")
+    return "required", name
+
+
+def _template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
+    """What the template is called with, besides messages and tools. What chat_template_kwargs say
+    wins over the other fields."""
+    given = {k: v for k, v in (body.chat_template_kwargs or {}).items() if v is not None}
+    thinking = given.get("enable_thinking", given.get("thinking"))
+    if thinking is None and body.thinking is not None:
+        thinking = body.thinking.type == "enabled"
+    if thinking is None and body.reasoning_effort == "none":
+        thinking = False
+    kwargs: Json = {
+        "reasoning_effort": body.reasoning_effort,
+        "role_settings": body.role_settings,
+        "character_settings": body.character_settings,
+        "clear_thinking": False if facts.config.preserve_thinking else None,
+        "enable_thinking": thinking,
+        "thinking": thinking,
+    }
+    return {name: value for name, value in kwargs.items() if value is not None} | given
+
+
+def _refuse_unsupported(body: ChatBody) -> None:
+    if body.function_call not in (None, "none"):
+        raise wrong("function_call", "not supported, use tools")
+    if body.functions:
+        raise wrong("functions", "not supported, use tools")
+    if body.chat_template is not None:
+        raise wrong("chat_template", "is the server's to choose")

@@ -1,0 +1,252 @@
+"""GLM's output, token by token -> deltas: `--reasoning_parser glm45`, `--tool_call_parser glm47`.
+
+    reasoning</think>content<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>
+
+The tags are single tokens and are known by their ids: the same characters as ordinary tokens are
+text. So nothing depends on how the text is cut up, and nothing but the following waits: newlines
+next to the tags that end reasoning; whitespace that may turn out to stand alone around calls; a
+tool's name until it is whole; values that are not strings until they are whole.
+
+A call is one of a declared tool. Anything else that begins with <tool_call> stays text, where it
+stood. A call inside reasoning ends it.
+"""
+
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from .arguments import Arguments
+from .deltas import CallArguments, CallStart, Content, Delta, Reasoning
+
+TAGS = (
+    *("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+_ENDS = ("<think>", "</think>", "<tool_call>")  # of reasoning, or none of it
+log = logging.getLogger(__name__)
+
+
+class State(Enum):
+    """Where in a reply the next token stands."""
+
+    REASONING = auto()
+    CONTENT = auto()
+    NAME = auto()
+    CALL = auto()
+
+
+@dataclass(frozen=True)
+class ParserOptions:
+    """How to take a reply apart. `tags`: id -> tag, those of `TAGS` that the tokenizer has."""
+
+    tags: Mapping[int, str]
+    split_reasoning: bool = True  # False: think tags are text
+    starts_in_reasoning: bool = False  # the prompt ends with <think>
+    tools: Mapping[str, Any] | None = None  # name -> parameters; None: calls are text
+    reasoning_as_content: bool = False  # joined in front of the content, without tags
+    repeat_unclosed: bool = False  # a reply that ends by itself in reasoning: again as content
+
+
+class GlmParser:
+    """One reply. `feed` takes its tokens in order, `finish` ends it; `deltas` grows."""
+
+    def __init__(self, options: ParserOptions) -> None:
+        self.deltas: list[Delta] = []  # the caller takes them out
+        self.num_calls = 0
+        self.num_reasoning_tokens = 0
+        self._options = options
+        self._tags = options.tags
+        inside = options.split_reasoning and options.starts_in_reasoning
+        self.state = State.REASONING if inside else State.CONTENT
+        self._origin = self.state  # of a name: where its text belongs if it is none
+        self._name = ""
+        self._arguments = Arguments({})
+        self._held = ""  # whitespace of the present text, which a tag may make vanish
+        self._has_reasoning = False
+        self._has_content = False
+        self._skip_newlines = False  # right after </think>
+        self._has_told = False  # of a call that is none; once a reply is enough
+        self._unclosed: list[str] = []  # all reasoning, with `repeat_unclosed`
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether text has come that is neither passed on nor dropped yet."""
+        return bool(self._held) or self.state is State.NAME
+
+    def feed(self, token_id: int, text: str) -> None:
+        """The next token and the text that it completes ("" for one without text)."""
+        tag = self._tags.get(token_id)
+        if self.state is State.REASONING and text and tag not in _ENDS:
+            self.num_reasoning_tokens += 1
+        if tag is None:
+            if text:
+                self._on_text(text)
+        elif text:
+            if len(text) > len(tag):  # the broken end of a character before the tag
+                self._on_text(text.removesuffix(tag))
+            self._on_tag(tag)
+
+    def finish(self, by_itself: bool) -> None:
+        """No more tokens. `by_itself`: the model ended its turn, so an open call is a whole one
+        with its end forgotten; else it was cut off, and stays as it is."""
+        if self.state is State.NAME:
+            if by_itself and self._name.strip() in (self._options.tools or {}):
+                self._start_call()
+            else:
+                self._not_a_name()
+        if self.state is State.CALL:
+            if by_itself:
+                self._argue(self._arguments.close())
+            return
+        held, self._held = self._held, ""
+        if held and not (self.num_calls and self.state is State.CONTENT):
+            self._say(held)
+        if self._unclosed and by_itself and self.state is State.REASONING:
+            self.deltas.append(Content("".join(self._unclosed)))
+
+    def _on_text(self, text: str) -> None:
+        match self.state:
+            case State.CONTENT:
+                self._content(text)
+            case State.REASONING:
+                self._reason(text)
+            case State.CALL:
+                self._argue(self._arguments.text(text))
+            case State.NAME:
+                self._add_to_name(text)
+
+    def _on_tag(self, tag: str) -> None:
+        match self.state:
+            case State.REASONING:
+                self._tag_in_reasoning(tag)
+            case State.CONTENT:
+                self._tag_in_content(tag)
+            case State.NAME:
+                self._tag_in_name(tag)
+            case State.CALL:
+                self._tag_in_call(tag)
+
+    # --- reasoning and content ---
+
+    def _reason(self, text: str) -> None:
+        text = self._held + text
+        if not self._has_reasoning:
+            text = text.lstrip("\n")
+        body = text.rstrip("\n")
+        self._held = text[len(body) :]
+        if body:
+            self._has_reasoning = True
+            self._say(body)
+
+    def _tag_in_reasoning(self, tag: str) -> None:
+        if tag == "</think>":
+            self._end_reasoning()
+            self._skip_newlines = True
+        elif tag == "<tool_call>" and self._options.tools is not None:
+            self._begin_name()
+        elif tag != "<think>":
+            self._reason(tag)
+
+    def _end_reasoning(self) -> None:
+        self.state, self._held, self._unclosed = State.CONTENT, "", []
+
+    def _content(self, text: str) -> None:
+        if self._skip_newlines:
+            text = text.lstrip("\n")
+            if not text:
+                return
+            self._skip_newlines = False
+        if self._options.tools is not None and (self.num_calls or not self._has_content):
+            text = self._held + text
+            if not self._has_content and self.num_calls:
+                text = text.lstrip()
+            body = text.rstrip()
+            if self.num_calls or not body:
+                self._held, text = text[len(body) :], body
+            else:
+                self._held = ""
+        if text:
+            self._has_content = True
+            self._say(text)
+
+    def _tag_in_content(self, tag: str) -> None:
+        if tag == "<tool_call>" and self._options.tools is not None:
+            self._begin_name()
+        elif self._options.split_reasoning and not self._has_content and tag == "</think>":
+            self._end_reasoning()  # a second time, or it never began
+            self._skip_newlines = True
+        elif self._options.split_reasoning and not self._has_content and tag == "<think>":
+            self.state, self._held = State.REASONING, ""
+        else:
+            self._content(tag)
+
+    def _say(self, text: str) -> None:
+        if self.state is State.CONTENT or self._options.reasoning_as_content:
+            self.deltas.append(Content(text))
+        else:
+            self.deltas.append(Reasoning(text))
+            if self._options.repeat_unclosed:
+                self._unclosed.append(text)
+
+    # --- calls ---
+
+    def _begin_name(self) -> None:
+        self._origin, self.state, self._name = self.state, State.NAME, ""
+
+    def _add_to_name(self, text: str) -> None:
+        self._name += text
+        line, newline, _ = self._name.lstrip().partition("\n")
+        name = line.rstrip()
+        tools = self._options.tools or {}
+        if newline and name in tools:
+            self._start_call()
+        elif newline or not any(tool.startswith(name) for tool in tools):
+            self._not_a_name()
+
+    def _tag_in_name(self, tag: str) -> None:
+        name = self._name.strip()
+        if tag == "<tool_call>" and not name:
+            return  # twice; one counts
+        if name in (self._options.tools or {}):
+            self._start_call()
+        else:
+            self._not_a_name()
+        self._on_tag(tag)
+
+    def _start_call(self) -> None:
+        if self._origin is State.REASONING:
+            self._end_reasoning()
+        elif not self._has_content:
+            self._held = ""
+        self._skip_newlines = False
+        name = self._name.strip().partition("\n")[0].rstrip()
+        self.deltas.append(CallStart(self.num_calls, f"call_{secrets.token_hex(12)}", name))
+        self.num_calls += 1
+        self._arguments = Arguments((self._options.tools or {})[name])
+        self.state = State.CALL
+
+    def _not_a_name(self) -> None:
+        """What looked like a call is text."""
+        if not self._has_told:
+            log.info("output has <tool_call> and no declared tool after it: %.64r", self._name)
+        self._has_told = True
+        self.state = self._origin
+        self._on_text("<tool_call>" + self._name)
+
+    def _tag_in_call(self, tag: str) -> None:
+        ends = tag == "</tool_call>"
+        begins = tag == "<tool_call>" and not self._arguments.in_value
+        if not ends and not begins:
+            self._argue(self._arguments.tag(tag))
+            return
+        self._argue(self._arguments.close())
+        self.state = State.CONTENT
+        if begins:  # the last one's end was forgotten
+            self._begin_name()
+
+    def _argue(self, text: str) -> None:
+        if text:
+            self.deltas.append(CallArguments(self.num_calls - 1, text))

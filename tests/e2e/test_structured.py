@@ -1,0 +1,276 @@
+"""Structured output through real processes, two ranks: valid replies, bombs, faults, leaks."""
+
+import json
+import os
+import re
+import signal
+import threading
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import openai
+import psutil
+import pytest
+from schemas import random_schema
+from server import RunningServer, running_server, wait_until
+
+PLAIN = {"chat_template_kwargs": {"enable_thinking": False}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 20, "maxLength": 40},
+        "values": {"type": "array", "items": {"type": "integer"}, "minItems": 10, "maxItems": 20},
+    },
+    "required": ["name", "values"],
+}
+TOOLS: Any = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "city": {"type": "string", "minLength": 1, "maxLength": 12},
+                    "days": {"type": "integer", "minimum": 1, "maximum": 9},
+                    "unit": {"enum": ["c", "f"]},
+                },
+                "required": ["city", "unit"],
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "noop"}},
+]
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    limits = (
+        "--grammar_timeout_s",
+        "4",
+        "--grammar_memory_mb",
+        "200",
+        "--grammar_compiled_mb",
+        "8",
+    )
+    flags = ("--data_type", "float32", "--max_total_token_num", "32768", "--tp", "2", *limits)
+    with running_server(tiny_model, tmp_path_factory.mktemp("structured"), *flags) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: RunningServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def ask(server: RunningServer, schema: Any, seed: int) -> tuple[str, str]:
+    """Finish reason and text of a reply under a schema."""
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": f"Give me number {seed}"}],
+        "max_tokens": 1500,
+        "temperature": (0.0, 1.0, 1.5)[seed % 3],
+        "seed": seed,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}},
+        **PLAIN,
+    }
+    status, reply = server.post("/v1/chat/completions", body, timeout_s=200)
+    assert status == 200, reply
+    choice = reply["choices"][0]
+    return choice["finish_reason"], choice["message"]["content"]
+
+
+def check_schemas(server: RunningServer, seeds: range) -> None:
+    schemas = [random_schema(seed, free_keys=False) for seed in seeds]
+    with ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda pair: ask(server, pair[1], pair[0]), enumerate(schemas)))
+    stopped = 0
+    for schema, (reason, text) in zip(schemas, replies, strict=True):
+        if reason == "stop":
+            stopped += 1
+            assert jsonschema_rs.validator_for(schema).is_valid(json.loads(text)), (schema, text)
+    assert stopped > 0.9 * len(schemas)
+
+
+def test_replies_are_valid_under_random_schemas(server: RunningServer) -> None:
+    check_schemas(server, range(30))
+
+
+@pytest.mark.slow
+def test_replies_are_valid_under_two_hundred_random_schemas(server: RunningServer) -> None:
+    check_schemas(server, range(1000, 1200))
+
+
+def bombs() -> dict[str, dict[str, Any]]:
+    """Fields of hostile requests; each name begins with the parameter that must be blamed."""
+    nested: Any = {"type": "null"}
+    for _ in range(230):
+        nested = {"properties": {"a": nested}, "required": ["a"]}
+    wide = {f"p{n}": {"type": "string", "minLength": n % 40, "maxLength": 90} for n in range(180)}
+    endless = {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}}}
+    return {
+        "guided_json nested too deeply": {"guided_json": nested},
+        "guided_json 10 MB": {"guided_json": {"description": "x" * 10_000_000}},
+        "guided_json a large enum": {
+            "guided_json": {"enum": [f"{n} value" for n in range(15_000)]}
+        },
+        "guided_json giant minItems": {"guided_json": {"type": "array", "minItems": 10**12}},
+        "guided_json giant maxLength": {"guided_json": {"type": "string", "maxLength": 10**9}},
+        "guided_json a loop of references": {"guided_json": {"$ref": "#"}},
+        "guided_json no end": {"guided_json": {**endless, "$ref": "#/$defs/n"}},
+        "guided_json matches nothing": {"guided_json": {"enum": []}},
+        "guided_json a pattern": {"guided_json": {"type": "string", "pattern": "(a{900}){900}"}},
+        "guided_json arrays of arrays": {
+            "guided_json": {
+                "type": "array",
+                "minItems": 1000,
+                "items": {"type": "array", "maxItems": 1000, "items": {"maxLength": 1000}},
+            }
+        },
+        "guided_regex repeats": {"guided_regex": "(a{1000}){1000}"},
+        "guided_regex nested repeats": {"guided_regex": "((((a{30}){30}){30}){30})"},
+        "guided_regex parentheses": {"guided_regex": "(" * 50_000 + ")" * 50_000},
+        "guided_regex optional repeats": {"guided_regex": "((((a?){30})?){30}){30}"},
+        "guided_grammar nested": {"guided_grammar": "root ::= " + "(" * 60_000 + ")" * 60_000},
+        "guided_grammar of itself": {"guided_grammar": "root ::= root | root root"},
+        "response_format.json_schema.schema not supported": {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"uniqueItems": True}},
+            }
+        },
+        "tools[0].function.parameters wide": {
+            "tools": [
+                {"type": "function", "function": {"name": "f", "parameters": {"properties": wide}}}
+            ],
+            "tool_choice": "required",
+        },
+    }
+
+
+def test_bombs_are_refused_while_a_stream_goes_on(server: RunningServer) -> None:
+    lines: list[bytes] = []
+    begun = threading.Event()
+
+    def follow() -> None:
+        parameters = {"max_new_tokens": 900, "ignore_eos": True}
+        data = json.dumps({"inputs": "Hello", "parameters": parameters}).encode()
+        request = urllib.request.Request(
+            server.url + "/generate_stream", data, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=200) as reply:
+            for line in reply:
+                lines.append(line)
+                begun.set()
+
+    stream = threading.Thread(target=follow)
+    stream.start()
+    assert begun.wait(60)
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5, **PLAIN}
+    for name, fields in bombs().items():
+        status, reply = server.post("/v1/chat/completions", {**body, **fields}, timeout_s=60)
+        assert status == 400, (name, status, reply)
+        assert reply["error"]["param"] == name.split()[0], (name, reply)
+    stream.join(200)
+    assert sum(line.startswith(b"data:") for line in lines) == 900
+    assert ask(server, {"const": 1}, 1) == ("stop", "1")  # the compiler is well
+
+
+def test_a_compiler_that_dies_is_replaced(server: RunningServer) -> None:
+    frontend = psutil.Process(server.processes()["frontend-0"])
+
+    def compilers() -> list[int]:
+        return [c.pid for c in frontend.children() if "compile_child" in " ".join(c.cmdline())]
+
+    assert ask(server, {"const": 2}, 2) == ("stop", "2")
+    (first,) = compilers()
+    os.kill(first, signal.SIGKILL)
+    assert ask(server, {"const": 3}, 3) == ("stop", "3")
+    (second,) = compilers()
+    assert second != first
+
+
+def test_tools_that_must_be_called_are(client: openai.OpenAI) -> None:
+    question: Any = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Weather?"}],
+        "max_tokens": 400,
+        "tools": TOOLS,
+        "extra_body": PLAIN,
+    }
+    named: Any = {"type": "function", "function": {"name": "get_weather"}}
+    for seed in range(4):
+        reply = client.chat.completions.create(**question, tool_choice=named, seed=seed)
+        (call,) = reply.choices[0].message.tool_calls or []
+        assert call.type == "function"
+        arguments = json.loads(call.function.arguments)
+        assert {"city", "unit"} <= arguments.keys() <= {"city", "days", "unit"}
+        assert (len(arguments["city"]) >= 1, arguments["unit"] in "cf") == (True, True)
+        assert isinstance(arguments.get("days", 1), int)
+        assert reply.choices[0].finish_reason == "tool_calls"
+    reply = client.chat.completions.create(
+        **question, tool_choice="required", parallel_tool_calls=False, seed=9, n=4
+    )
+    assert [len(choice.message.tool_calls or []) for choice in reply.choices] == [1] * 4
+    chunks = client.chat.completions.create(
+        **question, tool_choice=named, parallel_tool_calls=False, seed=1, stream=True
+    )
+    pieces = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or []]
+    whole = "".join((piece.function and piece.function.arguments) or "" for piece in pieces)
+    assert json.loads(whole)["unit"] in ("c", "f")
+
+
+def test_the_mask_waits_for_the_end_of_reasoning(server: RunningServer) -> None:
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "x"}],
+        "max_tokens": 300,
+        "seed": 4,
+        "logit_bias": {"546": 7},  # </think>, which noise seldom says
+        "guided_choice": ["yes", "no"],
+    }
+    status, reply = server.post("/v1/chat/completions", body)
+    assert status == 200
+    content = reply["choices"][0]["message"]["content"]
+    assert reply["choices"][0]["finish_reason"] == "stop"
+    assert re.search(r"</think>(yes|no)$", content)
+    assert "<tool_call>" not in content
+
+
+def test_rows_resume_after_their_workers_die(server: RunningServer) -> None:
+    parameters = {"do_sample": True, "seed": 5, "max_new_tokens": 600, "guided_json": SCHEMA}
+    undisturbed = server.token_ids("A list:", **parameters)
+    with ThreadPoolExecutor(1) as pool:
+        first = server.metric("lightllm_generation_tokens_total")
+        reply = pool.submit(server.token_ids, "A list:", **parameters)
+        wait_until(
+            lambda: reply.done() or server.metric("lightllm_generation_tokens_total") > first + 5,
+            30,
+            "some tokens",
+        )
+        os.kill(server.processes()["worker-0"], signal.SIGKILL)
+        assert reply.result(120) == undisturbed
+    wait_until(server.is_ready, 60, "ready again")
+
+
+def test_aborted_requests_leave_no_files_in_use(server: RunningServer) -> None:
+    client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+    for seed in range(3):
+        stream = client.chat.completions.create(
+            model="m",
+            messages=[{"role": "user", "content": "x"}],
+            response_format={"type": "json_object"},
+            seed=seed,
+            stream=True,
+            extra_body=PLAIN,
+        )
+        next(iter(stream))
+        stream.close()
+    client.close()
+    wait_until(lambda: server.metric("lightllm_batch_current_size") == 0, 30, "all aborted")
+    assert ask(server, {"const": 4}, 4) == ("stop", "4")

@@ -1,0 +1,9 @@
+"""One library for all tests of grammars."""
+
+import pytest
+from grammar_walk import Walk, make_walk
+
+
+@pytest.fixture(scope="session")
+def walk() -> Walk:
+    return make_walk()

@@ -1,0 +1,94 @@
+"""A chat body becomes a request of the pipeline, or is refused by name."""
+
+from typing import Any
+
+import pytest
+from glimmer.frontend.chat import ChatRequest
+from glimmer.frontend.chat_request import chat_request
+from glimmer.frontend.params import GenerationDefaults, ModelFacts
+from glimmer.frontend.schema import ChatBody
+from glimmer.shared.config import ServeConfig
+from glimmer.shared.errors import RequestError
+from glimmer.shared.model_spec import load_model_spec
+from msgspec import convert
+
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.fixture(scope="module")
+def facts(tiny_model: Any) -> ModelFacts:
+    return ModelFacts(ServeConfig(), load_model_spec(tiny_model), GenerationDefaults(), {})
+
+
+def request(facts: ModelFacts, **fields: Any) -> ChatRequest:
+    body = {"messages": [{"role": "user", "content": "x"}], **fields}
+    return chat_request(convert(body, ChatBody), facts)
+
+
+def test_defaults(facts: ModelFacts) -> None:
+    chat = request(facts)
+    assert chat.messages == [{"role": "user", "content": "x"}]
+    assert (chat.tools, chat.tool_choice, chat.tool_name) == (None, "auto", None)
+    assert chat.parallel_tool_calls
+    assert chat.separate_reasoning
+    assert chat.template_kwargs == {}
+    assert chat.spec.sampling.num_logprobs == -1
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "shown"),
+    [
+        (None, ("auto", None), True),
+        ("auto", ("auto", None), True),
+        ("none", ("none", None), False),
+        ("required", ("required", None), True),
+        ({"type": "function", "function": {"name": "f"}}, ("required", "f"), True),
+    ],
+)
+def test_tool_choices(facts: ModelFacts, choice: Any, expected: Any, shown: bool) -> None:
+    chat = request(facts, tools=[TOOL], tool_choice=choice)
+    assert (chat.tool_choice, chat.tool_name) == expected
+    assert chat.shown_tools == ([TOOL] if shown else None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kwargs"),
+    [
+        ({"chat_template_kwargs": {"thinking": False, "x": 1}},
+         {"thinking": False, "enable_thinking": False, "x": 1}),
+        ({"chat_template_kwargs": {"enable_thinking": True, "clear_thinking": None}},
+         {"thinking": True, "enable_thinking": True}),
+        ({"reasoning_effort": "high"}, {"reasoning_effort": "high"}),
+        ({"reasoning_effort": "none"},
+         {"reasoning_effort": "none", "thinking": False, "enable_thinking": False}),
+        ({"reasoning_effort": "none", "thinking": {"type": "enabled"}},
+         {"reasoning_effort": "none", "thinking": True, "enable_thinking": True}),
+        ({"role_settings": {"a": 1}, "character_settings": []},
+         {"role_settings": {"a": 1}, "character_settings": []}),
+    ],
+)  # fmt: skip
+def test_template_kwargs(facts: ModelFacts, fields: Any, kwargs: Any) -> None:
+    assert request(facts, **fields).template_kwargs == kwargs
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "function": {"name": 5}}}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]},
+            "tool_choice.function.name",
+        ),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"functions": [{}]}, "functions"),
+        ({"function_call": {"name": "f"}}, "function_call"),
+        ({"chat_template": "x"}, "chat_template"),
+    ],
+)
+def test_refusals(facts: ModelFacts, fields: Any, field: str) -> None:
+    with pytest.raises(RequestError) as failure:
+        request(facts, **fields)
+    assert failure.value.field == field

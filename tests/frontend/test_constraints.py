@@ -1,0 +1,137 @@
+"""What requests ask of their output reaches the engine as a grammar, or is refused in time."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+THINK, ANSWER, CALL = 545, 546, 547
+PLAIN = {"enable_thinking": False}
+CHAT = "/v1/chat/completions"
+TOOL = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+TOOLS = [
+    {"type": "function", "function": {"name": "f", "parameters": TOOL}},
+    {"type": "function", "function": {"name": "g"}},
+]
+JSON = {"response_format": {"type": "json_object"}}
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 2,
+        **fields,
+    }
+
+
+async def test_grammars_reach_the_engine_and_are_let_go(server: Any) -> None:
+    status, _ = await server.post(CHAT, body(**JSON, n=2))
+    assert status == 200
+    grammars = [submit.grammar for submit in server.engine.submits]
+    assert grammars[0] == grammars[1]
+    assert grammars[0] is not None
+    assert (grammars[0].start_id, CALL in grammars[0].banned_ids) == (ANSWER, True)
+    assert server.engine.submits[0].prompt_ids[-1] == THINK
+    await server.post(CHAT, body(**JSON, chat_template_kwargs=PLAIN))
+    last = server.engine.submits[-1].grammar
+    assert last is not None
+    assert (last.name, last.start_id, last.banned_ids) == (grammars[0].name, -1, ())
+    await server.post(CHAT, body())
+    assert server.engine.submits[-1].grammar is None
+    parameters = {"guided_json": '{"type": "null"}', "max_new_tokens": 2}
+    assert (await server.post("/generate", {"inputs": "x", "parameters": parameters}))[0] == 200
+    assert server.engine.submits[-1].grammar is not None
+    completion = {"model": "m", "prompt": ["x", "y"], "guided_regex": "a+", "max_tokens": 2}
+    assert (await server.post("/v1/completions", completion))[0] == 200
+    assert server.engine.submits[-1].grammar is not None
+    assert server.frontend.grammars.num_held == 0
+
+
+async def test_the_choice_of_tools_decides_the_grammar(server: Any) -> None:
+    async def name(**fields: Any) -> str | None:
+        status, reply = await server.post(CHAT, body(tools=TOOLS, **fields))
+        assert status == 200, reply
+        grammar = server.engine.submits[-1].grammar
+        return None if grammar is None else grammar.name
+
+    assert await name() is None
+    assert await name(tool_choice="none") is None
+    assert await name(tool_choice="none", parallel_tool_calls=False) is None
+    required = await name(tool_choice="required")
+    one = await name(tool_choice="required", parallel_tool_calls=False)
+    named = {"type": "function", "function": {"name": "f"}}
+    f = await name(tool_choice=named)
+    g = await name(tool_choice={"type": "function", "function": {"name": "g"}})
+    most_one = await name(parallel_tool_calls=False)
+    either = await name(**JSON)
+    alone = await name(**JSON, tool_choice="none")
+    names = [required, one, f, g, most_one, either, alone]
+    assert None not in names
+    assert len(set(names)) == len(names)
+    assert await name(tool_choice=named, **JSON) == f  # a call that must be made comes first
+    assert await name(tool_choice=named, parallel_tool_calls=True) == f
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_grammar": 'root ::= "a"', "tools": TOOLS}, "guided_grammar"),
+        (
+            {
+                "tools": [
+                    {"type": "function", "function": {"name": "f", "parameters": {"required": 1}}}
+                ],
+                "tool_choice": "required",
+            },
+            "tools[0].function.parameters",
+        ),
+        ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": {"$ref": "#"}},
+                }
+            },
+            "response_format.json_schema.schema",
+        ),
+        ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
+        ({"guided_json": {"title": "x" * 300_000}}, "guided_json"),
+    ],
+)
+async def test_refusals_come_before_the_stream(server: Any, fields: Any, param: str) -> None:
+    for stream in (False, True):
+        status, reply = await server.post(CHAT, body(stream=stream, **fields))
+        assert (status, reply["error"]["param"]) == (400, param)
+    assert server.engine.submits == []
+
+
+async def test_a_model_without_tool_tokens_cannot_be_made_to_call(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(server.frontend.tokenizer.vocabulary.added_ids, "<arg_key>")
+    status, reply = await server.post(CHAT, body(tools=TOOLS, tool_choice="required"))
+    assert (status, reply["error"]["param"]) == (400, "tool_choice")
+
+
+async def test_ends_stay_with_a_format_whatever_ignore_eos_says(start: Any) -> None:
+    server = await start()
+    await server.post(CHAT, body(**JSON, ignore_eos=True))
+    assert server.engine.submits[-1].sampling.stop_token_ids == (524, 531, 533)
+    await server.post(CHAT, body(ignore_eos=True))
+    assert server.engine.submits[-1].sampling.stop_token_ids == ()
+
+
+async def test_a_request_that_fails_lets_its_grammar_go(server: Any) -> None:
+    status, _ = await server.post(
+        CHAT, {**body(**JSON), "messages": [{"role": "user", "content": "long " * 400}]}
+    )
+    assert status == 400
+    assert server.frontend.grammars.num_held == 0
+    server.engine.manual = True
+    task = asyncio.create_task(server.post(CHAT, body(stream=True, **JSON)))
+    await server.engine.submitted(1)
+    assert server.frontend.grammars.num_held == 1
+    task.cancel()
+    await server.settle(lambda: server.frontend.grammars.num_held == 0)
