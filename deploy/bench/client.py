@@ -24,6 +24,7 @@ from .stream import Outcome, StreamReader, message_of
 _PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 _ASK_TIMEOUT = aiohttp.ClientTimeout(total=20)
 _MAX_ERROR_BYTES = 4096
+_CONNECT_S = 30.0
 clock = time.perf_counter
 encode = msgspec.json.Encoder().encode
 
@@ -34,7 +35,9 @@ async def open_session(settings: Settings) -> AsyncIterator[aiohttp.ClientSessio
     headers = {"Accept-Encoding": "identity"}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=settings.timeout_s)
+    timeout = aiohttp.ClientTimeout(
+        total=None, sock_connect=_CONNECT_S, sock_read=settings.timeout_s
+    )
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(
         connector=connector, timeout=timeout, headers=headers
@@ -83,6 +86,8 @@ class Client:
         outcome = Outcome(clock(), prompt.num_tokens, prompt.output_len)
         try:
             await self._stream(body, reader)
+        except aiohttp.ConnectionTimeoutError:
+            reader.error = f"no connection within {_CONNECT_S:g} s"
         except TimeoutError:
             reader.error = f"no byte for {self._settings.timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as error:

@@ -23,6 +23,7 @@ Exit code: 0 all requests were answered, 1 some were not, or none could be sent,
 
 import asyncio
 import gc
+import resource
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark, print the tables (and write JSON with --json). Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     settings = parse_settings(words, __doc__)
+    _allow_connections()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             server, run = runner.run(_measure(settings))
@@ -73,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if settings.json is not None:
         write_report(settings.json, whole)
     return 1 if results["failed"] else 0
+
+
+def _allow_connections() -> None:
+    """As many open files as the system lets us have: each request may be a connection."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
