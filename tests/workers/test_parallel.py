@@ -17,7 +17,7 @@ GREEDY = SamplingParams(max_new_tokens=10, num_logprobs=2, num_prompt_logprobs=1
 RANDOM = SamplingParams(max_new_tokens=10, temperature=1.0, seed=3, presence_penalty=0.5)
 
 
-@pytest.mark.parametrize("tp", [2, 4])
+@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_in_processes_give_the_tokens_of_one(
     make_reference: Any, make_runner: Any, driver_of: Any, start_group: Any, tp: int
 ) -> None:
