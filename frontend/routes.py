@@ -6,6 +6,7 @@ and is refused while the server cannot take more. All others are answered by thi
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from aiohttp import web
 
@@ -48,12 +49,12 @@ class Route:
         return " ".join(text.partition(": ")[2].split()).rstrip(".")
 
 
-def _get(path: str, handler: Handler, **more: object) -> Route:
-    return Route(path, "GET", handler, **more)  # type: ignore[arg-type]
+def _get(path: str, handler: Handler, **more: Any) -> Route:
+    return Route(path, "GET", handler, **more)
 
 
-def _both(path: str, handler: Handler, **more: object) -> Route:
-    return Route(path, "GET POST", handler, **more)  # type: ignore[arg-type]
+def _both(path: str, handler: Handler, **more: Any) -> Route:
+    return Route(path, "GET POST", handler, **more)
 
 
 def all_routes(config: ServeConfig) -> tuple[Route, ...]:

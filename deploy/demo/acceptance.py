@@ -1,6 +1,6 @@
 """How many draft tokens of the NextN layer the model would accept, on held-out dialogues.
 
-    python -m glimmer.deploy.demo.acceptance [DIR]
+    python -m glimmer.deploy.demo.acceptance DIR
 
 Greedy and recurrent: draft j + 1 gets the layer's own state of draft j. Both hidden states that
 engines feed are measured, before and after the norm that the head reads.

@@ -4,6 +4,8 @@ Muon (K. Jordan, 2024): the momentum of a matrix is orthogonalised by a Newton-S
 before it is applied, here for all matrices of a stack at once.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """One update of all parameters."""
         for group in self.param_groups:
             for p in group["params"]:
