@@ -1,14 +1,14 @@
 """Turns a plan into the tensors of one forward pass. Decides per row how attention is computed;
 does nothing else, so it is easy to test."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 
 import torch
 from torch import Tensor
 
 from ..shared.messages import PrefillChunk, StepPlan
+from .device import to_device
 from .rows import RowTable
 
 # An extension of a cached prefix by so many tokens is cheaper absorbed: up-projecting one cached
@@ -26,7 +26,10 @@ class AttentionGroup:
     query_starts: Tensor  # [num_rows + 1] int64, relative to span
     lengths: Tensor  # [num_rows] int64, new tokens included
     max_query_len: int
-    max_length: int
+    max_length: int  # at least the longest of lengths
+    # The same on the host; empty for decode steps whose lengths only the device knows.
+    query_lens: tuple[int, ...] = ()
+    prefix_lens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,51 +45,82 @@ class StepInputs:
     sampling_index: Tensor  # [len(sampling_rows)] int64: their last tokens in the flat batch
 
 
+def decode_inputs(rows: Tensor, table: RowTable) -> StepInputs:
+    """One token of each row [n] int64, the row's last one, from the device's state alone: what a
+    CUDA graph captures. Attention gets the loosest bound on lengths."""
+    positions = table.lengths[rows]
+    page_table = table.page_table[rows]
+    everyone = torch.arange(len(rows) + 1, device=rows.device)
+    group = AttentionGroup(
+        span=slice(0, len(rows)),
+        absorbed=True,
+        page_table=page_table,
+        query_starts=everyone,
+        lengths=positions + 1,
+        max_query_len=1,
+        max_length=page_table.shape[1] * table.page_size,
+    )
+    pages = page_table.gather(1, (positions // table.page_size)[:, None]).squeeze(1).long()
+    slots = pages * table.page_size + positions % table.page_size
+    tokens = table.last_token[rows]
+    return StepInputs(tokens, positions, slots, [group], [], [], everyone[:-1])
+
+
 def build_inputs(plan: StepPlan, table: RowTable) -> StepInputs:
     """Inputs for a plan whose row changes have been applied. Raises ValueError if a chunk does
     not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
     chunks = sorted(enumerate(plan.prefill), key=lambda item: _is_absorbed(item[1]))
     num_long = sum(not _is_absorbed(chunk) for chunk in plan.prefill)
     ordered = [chunk for _, chunk in chunks]
-    for chunk in ordered:
-        if chunk.start != table.num_tokens[chunk.row]:
-            have = table.num_tokens[chunk.row]
-            raise ValueError(
-                f"row {chunk.row} has {have} tokens, its chunk starts at {chunk.start}"
-            )
-        table.check_room(chunk.row, len(chunk.token_ids))
-    for row in plan.decode:
-        table.check_room(row, 1)
+    _check(plan, table)
     rows = [chunk.row for chunk in ordered] + plan.decode
     counts = [len(chunk.token_ids) for chunk in ordered] + [1] * len(plan.decode)
-    device = table.lengths.device
-    row_of_token = torch.tensor(rows, device=device).repeat_interleave(
-        torch.tensor(counts, device=device)
-    )
-    decode = torch.tensor(plan.decode, dtype=torch.int64, device=device)
-    known = [i for chunk in ordered for i in chunk.token_ids]
-    places = [p for c in ordered for p in range(c.start, c.start + len(c.token_ids))]
-    token_ids = torch.cat((_ints(known, device), table.last_token[decode]))
-    positions = torch.cat((_ints(places, device), table.lengths[decode]))
-    pages = table.page_table[row_of_token, positions // table.page_size].long()
-    starts = [0]
-    for count in counts:
-        starts.append(starts[-1] + count)
-    bounds = (0, num_long, len(ordered), len(rows))
+    begins = [table.num_tokens[row] for row in rows]
+    lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
+    starts = list(accumulate(counts, initial=0))
     spans = {at: slice(*starts[i : i + 2]) for i, (at, _) in enumerate(chunks)}
     last = [spans[i].stop - 1 for i, chunk in enumerate(plan.prefill) if chunk.sample]
+    sampling = [*last, *range(starts[len(ordered)], starts[-1])]
+    # All in one copy: rows and positions of tokens, known tokens, then what is per row.
+    row_of_token = chain.from_iterable([row] * n for row, n in zip(rows, counts, strict=True))
+    positions = chain.from_iterable(range(a, b) for a, b in zip(begins, lengths, strict=True))
+    known = chain.from_iterable(chunk.token_ids for chunk in ordered)
+    packed = to_device(
+        [*row_of_token, *positions, *known, *plan.decode, *rows, *lengths, *starts, *sampling],
+        torch.int64,
+        table.device,
+    )
+    total, num_rows = starts[-1], len(rows)
+    sizes = [total, total, total, num_rows, num_rows, num_rows + 1, len(sampling)]
+    of_token, at, tokens, row_index, length, start, sampling_index = packed.split(sizes)
+    first_decode = starts[len(ordered)]
+    tokens = torch.cat((tokens[:first_decode], table.last_token[tokens[first_decode:]]))
+    pages = table.page_table[of_token, at // table.page_size].long()
+
+    def group(a: int, b: int, absorbed: bool) -> AttentionGroup:
+        longest = max(lengths[a:b])
+        num_pages = -(-longest // table.page_size)
+        return AttentionGroup(
+            span=slice(starts[a], starts[b]),
+            absorbed=absorbed,
+            page_table=table.page_table[row_index[a:b], :num_pages],
+            query_starts=start[a : b + 1] - starts[a],
+            lengths=length[a:b],
+            max_query_len=max(counts[a:b]),
+            max_length=longest,
+            query_lens=tuple(counts[a:b]),
+            prefix_lens=tuple(begins[a:b]),
+        )
+
+    bounds = (0, num_long, len(ordered), num_rows)
     return StepInputs(
-        token_ids=token_ids,
-        positions=positions,
-        slots=pages * table.page_size + positions % table.page_size,
-        groups=[
-            _group(table, rows[a:b], starts[a : b + 1], absorbed=kind > 0)
-            for kind, (a, b) in enumerate(pairwise(bounds))
-            if a < b
-        ],
+        token_ids=tokens,
+        positions=at,
+        slots=pages * table.page_size + at % table.page_size,
+        groups=[group(a, b, kind > 0) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
         chunk_spans=[spans[i] for i in range(len(plan.prefill))],
         sampling_rows=[c.row for c in plan.prefill if c.sample] + plan.decode,
-        sampling_index=_ints([*last, *range(starts[len(ordered)], starts[-1])], device),
+        sampling_index=sampling_index,
     )
 
 
@@ -94,21 +128,13 @@ def _is_absorbed(chunk: PrefillChunk) -> bool:
     return chunk.start > 0 and len(chunk.token_ids) <= ABSORBED_MAX_NEW_TOKENS
 
 
-def _group(table: RowTable, rows: list[int], starts: list[int], absorbed: bool) -> AttentionGroup:
-    counts = [b - a for a, b in pairwise(starts)]
-    lengths = [table.num_tokens[row] + n for row, n in zip(rows, counts, strict=True)]
-    device = table.lengths.device
-    num_pages = -(-max(lengths) // table.page_size)
-    return AttentionGroup(
-        span=slice(starts[0], starts[-1]),
-        absorbed=absorbed,
-        page_table=table.page_table[_ints(rows, device), :num_pages],
-        query_starts=_ints([start - starts[0] for start in starts], device),
-        lengths=_ints(lengths, device),
-        max_query_len=max(counts),
-        max_length=max(lengths),
-    )
-
-
-def _ints(values: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=device)
+def _check(plan: StepPlan, table: RowTable) -> None:
+    for chunk in plan.prefill:
+        have = table.num_tokens[chunk.row]
+        if chunk.start != have:
+            raise ValueError(
+                f"row {chunk.row} has {have} tokens, its chunk starts at {chunk.start}"
+            )
+        table.check_room(chunk.row, len(chunk.token_ids))
+    for row in plan.decode:
+        table.check_room(row, 1)

@@ -11,35 +11,50 @@ from torch import Tensor
 
 from ..shared.messages import RowAdmit, StepPlan
 from ..shared.sampling import SamplingParams
+from .device import to_device
 
 _NO_PARAMS = SamplingParams(max_new_tokens=1)
-_SCALARS = {  # field of SamplingParams -> type of its column
-    "temperature": torch.float32,
-    "top_k": torch.int64,
-    "top_p": torch.float32,
-    "min_p": torch.float32,
-    "presence_penalty": torch.float32,
-    "frequency_penalty": torch.float32,
-    "repetition_penalty": torch.float32,
-    "seed": torch.int64,
-}
+_FLOATS = (  # fields of SamplingParams that have a column on the device
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+_INTS = ("top_k", "seed")
 
 
 class RowTable:
-    """Everything a step needs to know about its rows, indexed by row number."""
+    """Everything a step needs to know about its rows, indexed by row number.
+
+    Behind the rows is one more, `scratch_row`, which stands for nobody: CUDA graphs run batches
+    of fixed sizes, and what is missing is filled up with it. Its page belongs to no request.
+    """
 
     def __init__(
-        self, num_rows: int, pages_per_row: int, page_size: int, vocab_size: int, device: str
+        self,
+        num_rows: int,
+        pages_per_row: int,
+        page_size: int,
+        vocab_size: int,
+        device: str,
+        scratch_page: int = 0,
     ) -> None:
         self.page_size = page_size
-        self.last_token = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)  # tokens with KV
-        self.page_table = torch.zeros(num_rows, pages_per_row, dtype=torch.int32, device=device)
-        self.scalars = {
-            name: torch.zeros(num_rows, dtype=dtype, device=device)
-            for name, dtype in _SCALARS.items()
-        }
-        self.counts = torch.zeros(num_rows, vocab_size, dtype=torch.int32, device=device)
+        self.scratch_row = num_rows
+        self.device = torch.device(device)
+        total = num_rows + 1
+        self.last_token = torch.zeros(total, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(total, dtype=torch.int64, device=device)  # tokens with KV
+        self.page_table = torch.zeros(total, pages_per_row, dtype=torch.int32, device=device)
+        self.page_table[-1] = scratch_page
+        self._floats = torch.zeros(len(_FLOATS), total, dtype=torch.float32, device=device)
+        self._ints = torch.zeros(len(_INTS), total, dtype=torch.int64, device=device)
+        # field of SamplingParams -> its column [rows]
+        self.scalars = dict(zip(_FLOATS, self._floats, strict=True))
+        self.scalars |= dict(zip(_INTS, self._ints, strict=True))
+        self.counts = torch.zeros(total, vocab_size, dtype=torch.int32, device=device)
         # Host side. `last_hidden` carries a prompt's last state to its next chunk, for the
         # log-probability of that chunk's first token; empty unless a request asked for those.
         self.params = [_NO_PARAMS] * num_rows
@@ -56,8 +71,8 @@ class RowTable:
             self.num_pages[row] = 0  # a later step that uses the row by mistake is refused
             self.last_hidden.pop(row, None)
             self.allowed.pop(row, None)
-        for admit in plan.admitted:
-            self._admit(admit)
+        if plan.admitted:
+            self._admit(plan.admitted)
         self._append_pages([(part.row, part.pages) for part in plan.appended])
 
     def check_room(self, row: int, num_new: int) -> None:
@@ -71,14 +86,18 @@ class RowTable:
 
     def advance(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """The KV of `counts[i]` more tokens of `rows[i]` has been written."""
-        device = self.lengths.device
-        self.lengths[torch.tensor(rows, device=device)] += torch.tensor(counts, device=device)
+        both = to_device([rows, counts], torch.int64, self.device)
+        self.lengths.index_add_(0, both[0], both[1])
+        self.count(rows, counts)
+
+    def count(self, rows: Sequence[int], counts: Sequence[int]) -> None:
+        """The host's half of `advance`, for a step that moves the device's lengths itself."""
         for row, count in zip(rows, counts, strict=True):
             self.num_tokens[row] += count
 
     def record(self, rows: Sequence[int], token_ids: Tensor) -> None:
         """token_ids [len(rows)] were sampled: next inputs, and counted where penalties ask."""
-        index = torch.tensor(rows, device=self.last_token.device)
+        index = to_device(rows, torch.int64, self.device)
         self.last_token[index] = token_ids
         for row in rows:
             self.num_outputs[row] += 1
@@ -86,7 +105,21 @@ class RowTable:
         if counted:
             self.counts[index[counted], token_ids[counted]] += 1
 
-    def _admit(self, admit: RowAdmit) -> None:
+    def _admit(self, admits: Sequence[RowAdmit]) -> None:
+        rows = [admit.row for admit in admits]
+        index = to_device(rows, torch.int64, self.device)
+        for admit in admits:
+            self._admit_on_host(admit)
+        cached = [admit.num_cached_tokens for admit in admits]
+        self.lengths[index] = to_device(cached, torch.int64, self.device)
+        params = [admit.sampling for admit in admits]
+        floats = [[getattr(p, name) for p in params] for name in _FLOATS]
+        self._floats[:, index] = to_device(floats, torch.float32, self.device)
+        ints = [[p.top_k for p in params], [p.seed & (1 << 63) - 1 for p in params]]
+        self._ints[:, index] = to_device(ints, torch.int64, self.device)
+        self._append_pages([(admit.row, admit.pages) for admit in admits])
+
+    def _admit_on_host(self, admit: RowAdmit) -> None:
         row, params = admit.row, admit.sampling
         self.params[row] = params
         self.num_tokens[row] = admit.num_cached_tokens
@@ -95,17 +128,12 @@ class RowTable:
         self.last_hidden.pop(row, None)
         self.allowed.pop(row, None)
         if params.allowed_token_ids:
-            ids = torch.tensor(params.allowed_token_ids, device=self.counts.device)
+            ids = to_device(params.allowed_token_ids, torch.int64, self.device)
             self.allowed[row] = torch.zeros_like(self.counts[row], dtype=torch.bool)
             self.allowed[row][ids] = True
-        self.lengths[row] = admit.num_cached_tokens
-        for name, column in self.scalars.items():
-            value = getattr(params, name)
-            column[row] = value & (1 << 63) - 1 if name == "seed" else value
         if params.uses_penalties:
             ids = torch.tensor(admit.counted_ids, dtype=torch.int64, device=self.counts.device)
             self.counts[row] = ids.bincount(minlength=self.counts.shape[1])
-        self._append_pages([(row, admit.pages)])
 
     def _append_pages(self, parts: list[tuple[int, list[int]]]) -> None:
         rows: list[int] = []
@@ -114,10 +142,11 @@ class RowTable:
         for row, new_pages in parts:
             begin = self.num_pages[row]
             end = self.num_pages[row] = begin + len(new_pages)
+            if end > self.page_table.shape[1]:
+                raise IndexError(f"row {row}: {end} pages of {self.page_table.shape[1]}")
             rows += [row] * len(new_pages)
             columns += range(begin, end)
             pages += new_pages
         if pages:
-            self.page_table[rows, columns] = torch.tensor(
-                pages, dtype=torch.int32, device=self.page_table.device
-            )
+            at = to_device([rows, columns, pages], torch.int64, self.device)
+            self.page_table[at[0], at[1]] = at[2].int()
