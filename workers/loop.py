@@ -5,6 +5,8 @@ restarts the whole group: a rank that failed within a step may be out of step wi
 """
 
 import logging
+import time
+from collections import deque
 from pathlib import Path
 
 from ..shared.errors import StartError
@@ -20,9 +22,10 @@ from ..shared.messages import (
 )
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
 from .grammars import OnLoaded
-from .runner import ModelRunner, load_runner
+from .runner import ModelRunner, PendingStep, load_runner
 
 logger = logging.getLogger(__name__)
+_POLL_S = 3e-5  # between looks at a step on a GPU and at the inbox
 
 
 def run_worker(child: Child) -> int:
@@ -76,23 +79,35 @@ def serve(
     tell_loaded: OnLoaded | None = None,
 ) -> int:
     """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0).
-    `tell_loaded` is called from another thread when a grammar is there.
+    `tell_loaded` is called from another thread when a grammar is there. On a GPU the next plan is
+    launched while the last one runs.
     A step that fails because the other ranks have shut down already is not a failure."""
+    pending: deque[PendingStep] = deque()
     while True:
-        for message in inbox.receive(None):
+        for message in inbox.receive(0 if pending else None):
             match message:
                 case StepPlan() if message.epoch == runner.epoch:
                     try:
-                        result = runner.run(message)
+                        pending.append(runner.launch(message))
+                        _answer(runner, pending, scheduler)
                     except Exception:
                         if any(isinstance(late, Shutdown) for late in inbox.receive(0)):
                             return 0
                         raise
-                    if scheduler is not None:
-                        scheduler.send(result)
                 case LoadGrammar() if message.epoch == runner.epoch and tell_loaded is not None:
                     _load_grammar(runner, message, tell_loaded)
                 case Shutdown():
                     return 0
                 case _:
                     logger.warning("unexpected %s", type(message).__name__)
+        if pending:
+            _answer(runner, pending, scheduler)
+            time.sleep(_POLL_S if pending else 0)
+
+
+def _answer(runner: ModelRunner, pending: deque[PendingStep], scheduler: Sender | None) -> None:
+    """Send the results of steps that are done, in order."""
+    while pending and pending[0].is_done:
+        result = runner.finish(pending.popleft())
+        if scheduler is not None:
+            scheduler.send(result)

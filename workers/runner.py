@@ -4,7 +4,8 @@ Knows nothing of sockets (`loop.py`) nor of formulas (`model/`, `sampler.py`). A
 plan; rank 0's tokens are everybody's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,9 +24,11 @@ from ..shared.messages import (
 from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.sampling import SamplingParams
 from .checkpoint import check_weights
+from .device import HostCopy
 from .grammars import GrammarRows
+from .graphs import DecodeGraphs
 from .host import usable_cores
-from .inputs import StepInputs, build_inputs
+from .inputs import build_inputs
 from .kv_cache import allocate_kv, count_pages, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
 from .parallel import Ranks, check_split, join_ranks
@@ -47,8 +50,30 @@ _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
 ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
+@dataclass
+class PendingStep:
+    """A step that was launched. On CUDA it may still be running."""
+
+    plan: StepPlan
+    prompt_logprobs: list[list[TokenLogprob]]
+    rows: Sequence[int] = ()  # that sampled
+    copy: HostCopy | None = None  # of what they sampled; None: nothing, or not rank 0
+    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    token_ids: list[int] | None = None  # once read
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result can be read without waiting."""
+        return self.copy is None or self.copy.is_done
+
+
 class ModelRunner:
-    """One rank, ready to run plans."""
+    """One rank, ready to run plans. `num_pages` KV pages are the scheduler's; one more is scratch.
+
+    `launch` starts a step and `finish` reads its result. On CUDA the host may launch the next
+    plan before it finishes the last: nothing in a step needs the sampled tokens on the host,
+    except for grammars.
+    """
 
     def __init__(
         self,
@@ -58,13 +83,13 @@ class ModelRunner:
         ranks: Ranks,
         epoch: int = 0,
     ) -> None:
-        self.num_pages = count_pages(spec, config, model.embedding.dtype)
         self.epoch = epoch
         self._spec = spec
         self._model = model
         self._ranks = ranks
+        self._graphs: DecodeGraphs | None = None
+        self._pending: list[PendingStep] = []  # not read yet, oldest first
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
-        self._kv = allocate_kv(self.num_pages, spec, config, model.embedding.dtype)
         self._table = RowTable(
             config.running_max_req_size or 1,
             pages_per_row(spec, config),
@@ -72,11 +97,18 @@ class ModelRunner:
             spec.vocab_size,
             config.device,
         )
+        self.num_pages = count_pages(spec, config, model.embedding.dtype)
+        self._kv = allocate_kv(self.num_pages + 1, spec, config, model.embedding.dtype)
+        self._table.page_table[self._table.scratch_row] = self.num_pages
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one step to its end. Any exception means that this rank's state is no longer that
+        of the others: it must not run another plan."""
+        return self.finish(self.launch(plan))
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> StepResult:
-        """Run one step. Any exception means that this rank's state is no longer that of the
-        others: it must not run another plan."""
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Start one step: row changes, forward pass, sampling. Exceptions as in `run`."""
         table = self._table
         self._check_pages(plan)
         table.apply(plan)
@@ -85,19 +117,23 @@ class ModelRunner:
                 self.grammars.free(row)
             for admit in plan.admitted:
                 self.grammars.admit(admit)
-        if not plan.prefill and not plan.decode:
-            return StepResult(plan.epoch, plan.step, [])
-        inputs = build_inputs(plan, table)
-        hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
-        prompt_logprobs = [
-            self._prompt_logprobs(chunk, hidden[span])
-            for chunk, span in zip(plan.prefill, inputs.chunk_spans, strict=True)
-        ]
-        rows = [chunk.row for chunk in plan.prefill] + plan.decode
-        counts = [len(chunk.token_ids) for chunk in plan.prefill] + [1] * len(plan.decode)
-        table.advance(rows, counts)
-        results = self._sample(inputs, hidden) if inputs.sampling_rows else []
-        return StepResult(plan.epoch, plan.step, results, prompt_logprobs)
+        step = PendingStep(plan, [])
+        if plan.prefill or plan.decode:
+            logits, step.rows, step.prompt_logprobs = self._forward(plan)
+            if step.rows:
+                self._sample(logits, step)
+        self._pending.append(step)
+        return step
+
+    def finish(self, step: PendingStep) -> StepResult:
+        """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
+        finite numbers."""
+        self._read(step)
+        results = []
+        if step.token_ids:
+            pairs = zip(step.token_ids, step.logprobs, strict=True)
+            results = [RowResult([i], found) for i, found in pairs]
+        return StepResult(step.plan.epoch, step.plan.step, results, step.prompt_logprobs)
 
     def warm_up(self) -> None:
         """Run a prefill and a decode step in row 0 and page 0, then forget them. Start-up costs of
@@ -110,6 +146,14 @@ class ModelRunner:
             self.run(StepPlan(self.epoch, 0, [], [], [], [], [0]))
         self.run(StepPlan(self.epoch, 0, [0], [], [], [], []))
 
+    @torch.inference_mode()
+    def capture_graphs(self, largest: int, report: Callable[[int, int], None]) -> float:
+        """Capture decode steps of up to `largest` rows. -> seconds."""
+        graphs = DecodeGraphs(self._model, self._table, self._kv, self._spec, self._ranks, largest)
+        seconds = graphs.capture(report)
+        self._graphs = graphs
+        return seconds
+
     def _check_pages(self, plan: StepPlan) -> None:
         parts = [(a.row, a.pages) for a in plan.admitted]
         parts += [(a.row, a.pages) for a in plan.appended]
@@ -117,21 +161,63 @@ class ModelRunner:
             if pages and not (min(pages) >= 0 and max(pages) < self.num_pages):
                 raise ValueError(f"row {row}: pages {pages} of {self.num_pages}")
 
-    def _sample(self, inputs: StepInputs, hidden: Tensor) -> list[RowResult]:
-        rows = inputs.sampling_rows
+    def _forward(
+        self, plan: StepPlan
+    ) -> tuple[Tensor | None, Sequence[int], list[list[TokenLogprob]]]:
+        """-> logits of the rows that sample (None: not on this rank), these rows, and
+        log-probabilities of the plan's chunks."""
+        table = self._table
+        if not plan.prefill and self._graphs is not None and self._graphs.covers(len(plan.decode)):
+            for row in plan.decode:
+                table.check_room(row, 1)
+            logits = self._graphs.replay(plan.decode)
+            table.count(plan.decode, [1] * len(plan.decode))
+            return logits if self._ranks.rank == 0 else None, plan.decode, []
+        inputs = build_inputs(plan, table)
+        hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
+        prompt_logprobs = [
+            self._prompt_logprobs(chunk, hidden[span])
+            for chunk, span in zip(plan.prefill, inputs.chunk_spans, strict=True)
+        ]
+        rows = [chunk.row for chunk in plan.prefill] + plan.decode
+        counts = [len(chunk.token_ids) for chunk in plan.prefill] + [1] * len(plan.decode)
+        table.advance(rows, counts)
+        sampling = inputs.sampling_rows
+        if not sampling:
+            return None, sampling, prompt_logprobs
         logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
-        logprobs: list[list[TokenLogprob]] = [[]] * len(rows)
+        return logits, sampling, prompt_logprobs
+
+    def _sample(self, logits: Tensor | None, step: PendingStep) -> None:
+        rows = step.rows
         if logits is None:
-            ids = torch.empty_like(inputs.sampling_index)
+            ids = torch.empty(len(rows), dtype=torch.int64, device=self._table.device)
+            step.logprobs = [[]] * len(rows)
         else:
-            masks = self.grammars.masks(rows) if self.grammars else None
-            ids, logprobs = sample(logits, rows, self._table, self._spec.num_token_ids, masks)
+            ids, step.logprobs = sample(
+                logits, rows, self._table, self._spec.num_token_ids, self._masks(rows)
+            )
         self._ranks.broadcast(ids)
         self._table.record(rows, ids)
-        token_ids = ids.tolist()
-        if self.grammars is not None:
-            self.grammars.advance(rows, token_ids)
-        return [RowResult([i], found) for i, found in zip(token_ids, logprobs, strict=True)]
+        step.copy = HostCopy([ids])
+
+    def _masks(self, rows: Sequence[int]) -> tuple[list[int], Tensor] | None:
+        """Grammar masks, which need the tokens of the steps before on the host."""
+        if self.grammars is None:
+            return None
+        if not self.grammars.rows.isdisjoint(rows):
+            for step in list(self._pending):
+                self._read(step)
+        return self.grammars.masks(rows)
+
+    def _read(self, step: PendingStep) -> None:
+        """Wait for a step's tokens and tell the grammars; once, in the order of steps."""
+        while self._pending and step in self._pending:
+            oldest = self._pending.pop(0)
+            if oldest.copy is not None:
+                oldest.token_ids = oldest.copy.wait()[0].tolist()
+                if self.grammars is not None:
+                    self.grammars.advance(oldest.rows, oldest.token_ids)
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
         """About each token of the chunk, given all before it; [] where not asked for. A chunk that

@@ -6,6 +6,7 @@ tokens of all rows of a step as one flat batch; only attention looks at rows.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
@@ -57,8 +58,22 @@ def forward(
 
 
 def compute_logits(
-    model: ModelWeights, hidden: Tensor, spec: ModelSpec, ranks: Ranks
+    model: ModelWeights,
+    hidden: Tensor,
+    spec: ModelSpec,
+    ranks: Ranks,
+    out: Tensor | None = None,
 ) -> Tensor | None:
-    """hidden [n, hidden] -> [n, vocab] float32 on rank 0, None on the others."""
-    logits = ranks.gather_columns(linear(hidden, model.head))
-    return None if logits is None else logits[:, : spec.vocab_size].float()
+    """hidden [n, hidden] -> [n, vocab] float32 on rank 0 (in `out`, if given), None on others."""
+    if hidden.is_cuda and hidden.dtype != torch.float32:
+        whole = out if ranks.size == 1 else None  # else this rank has a part of the columns
+        logits = torch.mm(hidden, model.head.T, out_dtype=torch.float32, out=whole)
+    else:
+        logits = linear(hidden, model.head).float()
+    gathered = ranks.gather_columns(logits)
+    if gathered is None:
+        return None
+    gathered = gathered[:, : spec.vocab_size]
+    if out is None or gathered.data_ptr() == out.data_ptr():
+        return gathered
+    return out.copy_(gathered)
