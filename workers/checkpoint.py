@@ -7,11 +7,13 @@ tensors. Format: 8 bytes header length, JSON header, tensor bytes without gaps.
 import json
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
 
+from ..shared.config import ServeConfig
 from ..shared.errors import ModelError
 from ..shared.model_spec import ModelSpec
 
@@ -22,17 +24,20 @@ _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16
 _ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 _BIAS = "e_score_correction_bias"
+_ROUTER = (f".gate.{_BIAS}", ".gate.weight")  # float32 in some checkpoints, whatever the rest is
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies. `dtype` is safetensors' code, such as BF16."""
+    """Where one tensor lies: `num_bytes` from byte `begin` of the file, row after row. `dtype` is
+    safetensors' code, such as BF16."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    begin: int
     num_bytes: int
 
 
@@ -57,7 +62,8 @@ def check_weights(model_dir: Path, spec: ModelSpec) -> CheckpointIndex:
     """
     found = _read_tensor_table(model_dir)
     expected = main_tensor_shapes(spec)
-    nextn, optional = _nextn_tensor_shapes(spec)
+    layers = range(spec.num_layers, spec.num_layers + spec.num_nextn_layers)
+    nextn, optional = _nextn_tensor_shapes(spec, layers)
     has_nextn = any(name in found for name in nextn | optional)
     if nextn and not has_nextn:
         logger.warning("%s has no NextN layer: fine, but no drafts from it", model_dir)
@@ -75,6 +81,29 @@ def check_weights(model_dir: Path, spec: ModelSpec) -> CheckpointIndex:
     return CheckpointIndex({name: found[name] for name in expected}, has_nextn)
 
 
+def check_draft(config: ServeConfig, spec: ModelSpec) -> dict[str, TensorEntry] | None:
+    """The tensors of the first NextN layer, from `mtp_draft_model_dir` or else the model itself;
+    copies of embedding and head may be missing. None without `mtp_mode`. Raises ModelError like
+    `check_weights`; whatever else the directory holds is not looked at."""
+    if config.mtp_mode is None:
+        return None
+    dirs = [Path(path) for path in config.mtp_draft_model_dir or (config.model_dir,)]
+    if len({path.resolve() for path in dirs}) > 1:
+        logger.warning("all drafts come from the layer in %s, the first directory", dirs[0])
+    found = _read_tensor_table(dirs[0])
+    required, optional = _nextn_tensor_shapes(spec, [spec.num_layers])
+    missing = sorted(required.keys() - found.keys())
+    if missing:
+        raise ModelError(
+            f"{dirs[0]}: tensor {_first_of(missing)} is missing: --mtp_mode needs a checkpoint with "
+            "its NextN layer; give --mtp_draft_model_dir or drop --mtp_mode"
+        )
+    shapes = {name: shape for name, shape in (required | optional).items() if name in found}
+    for name, shape in shapes.items():
+        _check_tensor(name, found[name], shape, spec)
+    return {name: found[name] for name in shapes}
+
+
 def main_tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every tensor of the main model, in the order of the forward pass."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -86,14 +115,19 @@ def main_tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def nextn_tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The same for the first NextN layer, without the copies of embedding and head."""
+    return _nextn_tensor_shapes(spec, [spec.num_layers])[0]
+
+
 def _nextn_tensor_shapes(
-    spec: ModelSpec,
+    spec: ModelSpec, layers: Iterable[int]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]:
     """NextN layers: (needed when there is one, copies of shared tensors that may be left out)."""
     needed: dict[str, tuple[int, ...]] = {}
     copies: dict[str, tuple[int, ...]] = {}
     hidden = spec.hidden_size
-    for layer in range(spec.num_layers, spec.num_layers + spec.num_nextn_layers):
+    for layer in layers:
         prefix = f"model.layers.{layer}"
         needed |= _layer_shapes(spec, layer)
         needed[f"{prefix}.eh_proj.weight"] = (hidden, 2 * hidden)
@@ -143,7 +177,7 @@ def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...], spec: M
     if entry.shape != shape:
         raise ModelError(f"{entry.file}: tensor {name} has shape {entry.shape}, expected {shape}")
     code = _DTYPE_CODES.get(spec.dtype, spec.dtype)
-    allowed = {code, "F32"} if name.endswith(_BIAS) else {code}
+    allowed = {code, "F32"} if name.endswith(_ROUTER) else {code}
     if entry.dtype not in allowed:
         raise ModelError(f"{entry.file}: tensor {name} is {entry.dtype}, expected {code}")
 
@@ -209,15 +243,16 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
     header.pop("__metadata__", None)
     entries: dict[str, TensorEntry] = {}
     spans: list[tuple[int, int, str]] = []
+    data = 8 + header_bytes
     for name, raw in header.items():
-        entries[name], begin = _parse_entry(path, name, raw)
-        spans.append((begin, begin + entries[name].num_bytes, name))
-    _check_spans(path, sorted(spans), size - 8 - header_bytes)
+        entry = entries[name] = _parse_entry(path, name, raw, data)
+        spans.append((entry.begin - data, entry.begin - data + entry.num_bytes, name))
+    _check_spans(path, sorted(spans), size - data)
     return entries
 
 
-def _parse_entry(path: Path, name: str, raw: Any) -> tuple[TensorEntry, int]:
-    """-> (entry, offset of its first byte)."""
+def _parse_entry(path: Path, name: str, raw: Any, data: int) -> TensorEntry:
+    """`data`: where in the file the offsets count from."""
     try:
         dtype, shape = raw["dtype"], tuple(map(index, raw["shape"]))
         begin, end = map(index, raw["data_offsets"])
@@ -226,7 +261,7 @@ def _parse_entry(path: Path, name: str, raw: Any) -> tuple[TensorEntry, int]:
         raise ModelError(f"{path}: tensor {name}: bad header entry ({error!r})") from error
     if end - begin != length or begin < 0:
         raise ModelError(f"{path}: tensor {name}: {end - begin} bytes for {dtype} {shape}")
-    return TensorEntry(path, dtype, shape, length), begin
+    return TensorEntry(path, dtype, shape, data + begin, length)
 
 
 def _check_spans(path: Path, spans: list[tuple[int, int, str]], data_bytes: int) -> None:
