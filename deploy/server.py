@@ -48,6 +48,7 @@ _MAX_ATTEMPTS = 3  # to bring the engine or a frontend back, in a row
 # The scheduler sends a heartbeat every second from the loop that does its work, which never waits
 # for a worker. So its silence is its own, however slow a step may be.
 HEARTBEAT_LIMIT_S = 10.0
+FRONTEND_LIMIT_S = 30.0  # one also parses bodies and renders prompts; to end it breaks its streams
 _PAUSE_S = 5.0  # between two looks: this process was stopped, and its peers perhaps, too
 _ENGINE = "engine"
 _RUNNING = "running"  # the last stage; a scheduler's begins with its first heartbeat
@@ -328,8 +329,8 @@ class Server:
             self._stop(0)
 
     def _stuck(self, now: float) -> Process | None:
-        """A process that hangs in silence: a scheduler without heartbeat, a starting process
-        without progress. Nobody is blamed while it has to wait for another."""
+        """A process that hangs in silence: a scheduler or frontend without heartbeat, a starting
+        process without progress. Nobody is blamed while it has to wait for another."""
         patience = self._config.start_timeout_s
         scheduler = self._children.find("scheduler", 0)
         if scheduler is not None:
@@ -343,7 +344,7 @@ class Server:
                     return process
         for process in self._children.of("frontend"):
             since = max(process.heard, self._engine_ready_at)
-            if not process.ready and now - since > patience:
+            if now - since > (FRONTEND_LIMIT_S if process.ready else patience):
                 return process
         return None
 

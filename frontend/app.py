@@ -37,6 +37,7 @@ from .tokenize import Tokenizer
 
 _BACKLOG = 4096
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
+_BEAT_S = 1.0
 _END_S = 2.0  # for the last events after the time to drain has passed
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ async def _live(child: Child, client: EngineClient) -> None:
         frontend.tokenizer.start()
         runner = await listen(frontend, listener)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
-        helpers = [asyncio.create_task(frontend.stalls.run())]
+        helpers = [asyncio.create_task(task) for task in (frontend.stalls.run(), _beat(child))]
         if frontend.config.metric_gateway:
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
@@ -128,6 +129,13 @@ async def _live(child: Child, client: EngineClient) -> None:
             await runner.cleanup()
             await frontend.grammars.close()
             frontend.tokenizer.close()
+
+
+async def _beat(child: Child) -> None:
+    """Tell the launcher that this event loop runs. Cancelled in the end."""
+    while True:
+        child.launcher.send(Progress("frontend", child.index, "running"))
+        await asyncio.sleep(_BEAT_S)
 
 
 async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:

@@ -38,7 +38,8 @@ class ChatRequest:
     `messages` and `tools` are as `conversation.py` leaves them (`normalise_messages`,
     `check_tools`). `spec` is `params.openai_spec`'s; it holds response_format and logprobs, too.
     `tool_choice`: "none" (tools are hidden, nothing is parsed), "auto" or "required";
-    `tool_name`: exactly this declared tool, whatever `tool_choice` says.
+    `tool_name`: exactly this declared tool, whatever `tool_choice` says. `callable_tools`: of the
+    tools, which all are shown, those that may be called (None: all).
     """
 
     messages: list[Json]
@@ -46,6 +47,7 @@ class ChatRequest:
     tools: list[Json] | None = None
     tool_choice: str = "auto"
     tool_name: str | None = None
+    callable_tools: frozenset[str] | None = None
     parallel_tool_calls: bool = True
     template_kwargs: Json = field(default_factory=dict)  # the template's: enable_thinking, ...
     separate_reasoning: bool = True  # False: reasoning is joined in front of the content
@@ -177,6 +179,7 @@ async def open_chat(frontend: Frontend, request: web.Request, chat: ChatRequest)
         tools=chat.shown_tools,
         tool_choice=chat.tool_choice,
         tool_name=chat.tool_name,
+        callable_tools=chat.callable_tools,
         parallel_tool_calls=chat.parallel_tool_calls,
     )
     spec = dataclasses.replace(chat.spec, grammar=grammar)

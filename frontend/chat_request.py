@@ -21,36 +21,61 @@ def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
     spec = openai_spec(body, facts, body.max_completion_tokens or body.max_tokens, num_logprobs)
     messages = normalise_messages(body.messages)
     tools = check_tools(body.tools)
-    tool_choice, tool_name = _tool_choice(body.tool_choice, tools)
+    tool_choice, tool_name, callable_tools = _tool_choice(body.tool_choice, tools)
     return ChatRequest(
         messages=messages,
         spec=spec,
         tools=tools,
         tool_choice=tool_choice,
         tool_name=tool_name,
+        callable_tools=callable_tools,
         parallel_tool_calls=body.parallel_tool_calls is not False,
         template_kwargs=_template_kwargs(body, facts),
         separate_reasoning=body.separate_reasoning is not False,
     )
 
 
-def _tool_choice(choice: Any, tools: list[Json] | None) -> tuple[str, str | None]:
-    """The mode, and the name of the one tool to call."""
+def _tool_choice(
+    choice: Any, tools: list[Json] | None
+) -> tuple[str, str | None, frozenset[str] | None]:
+    """The mode, the name of the one tool to call, and the names of those that may be called."""
     if choice is None:
-        return "auto", None
+        return "auto", None, None
     if isinstance(choice, str):
         if choice not in ("none", "auto", "required"):
             raise wrong("tool_choice", "must be 'none', 'auto', 'required' or name a function")
         if choice == "required" and not tools:
             raise wrong("tool_choice", "'required' needs tools")
-        return choice, None
-    function = choice.get("function")
+        return choice, None, None
+    if choice.get("type") == "allowed_tools":
+        return _allowed_tools(choice.get("allowed_tools"), tools)
+    if choice.get("type") != "function":
+        raise wrong("tool_choice", "must be a mode, or an object of type function or allowed_tools")
+    return "required", _name_of(choice, tools, "tool_choice"), None
+
+
+def _allowed_tools(
+    allowed: Any, tools: list[Json] | None
+) -> tuple[str, str | None, frozenset[str] | None]:
+    where = "tool_choice.allowed_tools"
+    mode, chosen = (
+        allowed.get(k) if isinstance(allowed, dict) else None for k in ("mode", "tools")
+    )
+    if mode not in ("auto", "required") or not isinstance(chosen, list) or not chosen:
+        raise wrong(where, "must be {mode: 'auto' or 'required', tools: [...]}")
+    names = [_name_of(one, tools, f"{where}.tools[{n}]") for n, one in enumerate(chosen)]
+    return mode, None, frozenset(names)
+
+
+def _name_of(one: Any, tools: list[Json] | None, where: str) -> str:
+    """The declared tool that {type: 'function', function: {name: ...}} means."""
+    function = one.get("function") if isinstance(one, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
-    if choice.get("type") != "function" or not isinstance(name, str):
-        raise wrong("tool_choice", "must be {type: 'function', function: {name: ...}}")
+    if not isinstance(name, str):
+        raise wrong(where, "must be {type: 'function', function: {name: ...}}")
     if name not in {tool["function"]["name"] for tool in tools or []}:
-        raise wrong("tool_choice.function.name", f"{name!r:.80} is not among the tools")
-    return "required", name
+        raise wrong(f"{where}.function.name", f"{name!r:.80} is not among the tools")
+    return name
 
 
 def _template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:

@@ -27,6 +27,7 @@ async def constraint_for(
     tools: list[Json] | None = None,
     tool_choice: str = "auto",
     tool_name: str | None = None,
+    callable_tools: frozenset[str] | None = None,
     parallel_tool_calls: bool = True,
 ) -> Grammar | None:
     """The grammar that a request asks for, None if it asks for none. Put the result into
@@ -34,13 +35,15 @@ async def constraint_for(
 
     prompt_ids: when they end in `<think>` the grammar begins after `</think>`. tools: as
     `check_tools` leaves them. tool_choice: "none", "auto" or "required"; tool_name: exactly one
-    call of this one, whatever tool_choice says.
+    call of this one, whatever tool_choice says. callable_tools: no call of others (None: of any).
 
     Raises RequestError (400) naming the field: contradictions, unknown tool names, schemas that
     are invalid, unsupported, or over the limits of time, memory or size. Raises OverloadedError
     when too many compilations wait, UnavailableError when the compiling process does not start.
     """
-    source = _source(spec.output_format, tools, tool_choice, tool_name, parallel_tool_calls)
+    source = _source(
+        spec.output_format, tools, tool_choice, tool_name, callable_tools, parallel_tool_calls
+    )
     if source is None:
         return None
     ids = frontend.tokenizer.vocabulary.added_ids
@@ -61,22 +64,26 @@ def _source(
     tools: list[Json] | None,
     tool_choice: str,
     tool_name: str | None,
+    callable_tools: frozenset[str] | None,
     parallel: bool,
 ) -> GrammarSource | None:
-    functions = [tool["function"] for tool in tools or []]
-    fields = [f"tools[{n}].function.parameters" for n in range(len(functions))]
+    choosable = callable_tools if tool_name is None else {tool_name}
+    numbered = enumerate(tool["function"] for tool in tools or [])
+    chosen = [(n, f) for n, f in numbered if choosable is None or f["name"] in choosable]
+    functions = [function for _, function in chosen]
+    fields = [f"tools[{n}].function.parameters" for n, _ in chosen]
     if tool_name is not None:
-        chosen = [n for n, function in enumerate(functions) if function["name"] == tool_name]
-        if not chosen:
+        if not functions:
             raise wrong("tool_choice", f"there is no tool named {tool_name!r:.80}")
-        functions, fields = [functions[chosen[0]]], [fields[chosen[0]]]
         calls: Calls = "must"
         parallel = False
     elif tool_choice == "required":
         if not functions:
             raise wrong("tool_choice", "'required' needs tools")
         calls = "must"
-    elif functions and tool_choice == "auto" and (form is not None or not parallel):
+    elif (functions and tool_choice == "auto") and (
+        form is not None or callable_tools is not None or not parallel
+    ):
         if form is not None and form.kind == "ebnf":
             raise wrong(form.field, "cannot be combined with tools")
         calls = "may"

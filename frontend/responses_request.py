@@ -245,9 +245,19 @@ def _tool_choice(body: ResponsesBody) -> str | Json | None:
     if not isinstance(choice, dict):
         return choice
     names = [tool.get("name") for tool in body.tools or []]
-    if choice.get("type") != "function" or choice.get("name") not in names:
+    several = choice.get("type") == "allowed_tools"
+    chosen = choice.get("tools") if several else [choice]
+    if not isinstance(chosen, list) or not all(_is_function(one, names) for one in chosen):
         raise wrong("tool_choice", "must be a mode, or {type: 'function', name: ...} of a tool")
-    return {"type": "function", "function": {"name": choice["name"]}}
+    functions = [{"type": "function", "function": {"name": one["name"]}} for one in chosen]
+    if not several:
+        return functions[0]
+    allowed = {"mode": choice.get("mode"), "tools": functions}
+    return {"type": "allowed_tools", "allowed_tools": allowed}
+
+
+def _is_function(one: Any, names: list[Any]) -> bool:
+    return isinstance(one, dict) and one.get("type") == "function" and one.get("name") in names
 
 
 def _response_format(text: TextConfig | None) -> Json | None:

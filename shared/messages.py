@@ -43,7 +43,8 @@ class Hello(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    """Any process -> launcher while starting: what it is doing, for the progress display."""
+    """Any process -> launcher while starting: what it is doing, for the progress display. Then
+    from a frontend every second: its event loop runs."""
 
     role: str
     index: int

@@ -65,6 +65,13 @@ def test_a_scheduler_without_heartbeat_is_replaced(serve: Serve) -> None:
     server.await_log("lost scheduler 0", "silent for 2 s", "the engine is ready again (epoch 1)")
 
 
+def test_a_frontend_whose_loop_hangs_is_replaced(serve: Serve) -> None:
+    server = serve("--model_owner", "mute-frontend")
+    server.ready_line()
+    server.await_log("lost frontend 0", "silent for 2 s", "started frontend 0 again")
+    assert "lost scheduler" not in server.log
+
+
 def test_a_launcher_that_was_stopped_itself_blames_nobody(serve: Serve) -> None:
     server = serve("--model_owner", "impatient-launcher")
     server.ready_line()

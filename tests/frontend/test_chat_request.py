@@ -35,6 +35,11 @@ def test_defaults(facts: ModelFacts) -> None:
     assert chat.spec.sampling.num_logprobs == -1
 
 
+def allowed(mode: str, *names: str) -> Any:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 @pytest.mark.parametrize(
     ("choice", "expected", "shown"),
     [
@@ -49,6 +54,14 @@ def test_tool_choices(facts: ModelFacts, choice: Any, expected: Any, shown: bool
     chat = request(facts, tools=[TOOL], tool_choice=choice)
     assert (chat.tool_choice, chat.tool_name) == expected
     assert chat.shown_tools == ([TOOL] if shown else None)
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_tools_may_be_declared_and_not_allowed(facts: ModelFacts, mode: str) -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    chat = request(facts, tools=[TOOL, other], tool_choice=allowed(mode, "g"))
+    assert (chat.tool_choice, chat.tool_name, chat.callable_tools) == (mode, None, {"g"})
+    assert chat.shown_tools == [TOOL, other], "the prompt stays the same"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +89,19 @@ def test_template_kwargs(facts: ModelFacts, fields: Any, kwargs: Any) -> None:
     [
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": "sometimes", "tools": [TOOL]}, "tool_choice"),
-        ({"tool_choice": {"type": "allowed_tools"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "custom"}, "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        *(
+            (
+                {"tool_choice": allowed(mode, *names), "tools": [TOOL]},
+                f"tool_choice.allowed_tools{more}",
+            )
+            for mode, names, more in (
+                ("none", "f", ""),
+                ("auto", "", ""),
+                ("auto", "fg", ".tools[1].function.name"),
+            )
+        ),
         ({"tool_choice": {"type": "function", "function": {"name": 5}}}, "tool_choice"),
         (
             {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [TOOL]},

@@ -48,6 +48,11 @@ async def test_grammars_reach_the_engine_and_are_let_go(server: Any) -> None:
     assert server.frontend.grammars.num_held == 0
 
 
+def allowed(mode: str) -> Any:
+    """A tool_choice: only f may be called."""
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": TOOLS[:1]}}
+
+
 async def test_the_choice_of_tools_decides_the_grammar(server: Any) -> None:
     async def name(**fields: Any) -> str | None:
         status, reply = await server.post(CHAT, body(tools=TOOLS, **fields))
@@ -66,7 +71,8 @@ async def test_the_choice_of_tools_decides_the_grammar(server: Any) -> None:
     most_one = await name(parallel_tool_calls=False)
     either = await name(**JSON)
     alone = await name(**JSON, tool_choice="none")
-    names = [required, one, f, g, most_one, either, alone]
+    may_f, must_f = [await name(tool_choice=allowed(mode)) for mode in ("auto", "required")]
+    names = [required, one, f, g, most_one, either, alone, may_f, must_f]
     assert None not in names
     assert len(set(names)) == len(names)
     assert await name(tool_choice=named, **JSON) == f  # a call that must be made comes first

@@ -118,6 +118,12 @@ def test_tools_and_sampling(facts: ModelFacts) -> None:
     assert chat.split_reasoning
 
 
+def test_some_of_the_tools_are_allowed(facts: ModelFacts) -> None:
+    choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
+    chat = translate(facts, tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=choice)
+    assert (chat.tool_choice, chat.callable_tools) == ("auto", {"f"})
+
+
 def test_logprobs(facts: ModelFacts) -> None:
     assert translate(facts, top_logprobs=3).spec.sampling.num_logprobs == 3
     include = ["message.output_text.logprobs"]

@@ -5,7 +5,7 @@ import sys
 import threading
 
 from glimmer.shared.lifecycle import run_child, start_child
-from glimmer.shared.messages import PeerLost, Ready, Shutdown
+from glimmer.shared.messages import PeerLost, Progress, Ready, Shutdown
 from glimmer.shared.transport import Receiver, Sender, frontend_address, scheduler_address
 
 STREAM = (
@@ -35,7 +35,9 @@ def main() -> int:
     with Receiver.bind(frontend_address(child.runtime_dir, child.index)) as inbox:
         scheduler.send(child.hello())
         while True:
-            for message in inbox.receive(None):
+            if child.config.model_owner != "mute-frontend":
+                child.launcher.send(Progress("frontend", child.index, "running"))
+            for message in inbox.receive(0.5):
                 match message:
                     case Ready():
                         if not threading.active_count() > 2:

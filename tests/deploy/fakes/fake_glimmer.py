@@ -12,6 +12,8 @@ def main(command: str, *flags: str) -> int:
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
         server.HEARTBEAT_LIMIT_S = 2.0
         server._PAUSE_S = 1.9
+    if "mute-frontend" in flags:
+        server.FRONTEND_LIMIT_S = 2.0
     if command == "demo":
         return cli.guarded(lambda: run.demo(flags, MODULES))
     return cli.guarded(
