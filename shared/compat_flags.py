@@ -128,7 +128,7 @@ FLAGS: tuple[CompatFlag, ...] = (
         ("cpu_counter", "pin_mem_counter", "gpu_counter"),
     ),
     # graphs, kernels, caches
-    *_ignored(_GRAPHS, "flag", "disable_cudagraph", "enable_prefill_cudagraph"),
+    *_ignored(_GRAPHS, "flag", "enable_prefill_cudagraph"),
     *_ignored(_GRAPHS, "int", "graph_split_batch_size", "graph_grow_step_size"),
     *_ignored(_GRAPHS, "int", "graph_max_len_in_batch"),
     CompatFlag(

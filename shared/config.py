@@ -105,6 +105,7 @@ class ServeConfig:
     graph_max_batch_size: int = _option(
         256, "largest decode batch captured as a CUDA graph", bounds=(1, 1 << 16)
     )
+    disable_cudagraph: bool = _option(False, "launch each kernel of a decode step by itself")
     performance_mode: str | None = _option(
         None, "'personal': limits for one user", choices=("personal",), alias="p_mode"
     )
@@ -123,6 +124,9 @@ class ServeConfig:
     )
     mtp_mode: str | None = _option(None, "speculative decoding mode", choices=_MTP_MODES)
     mtp_step: int = _option(0, "draft tokens per decode step", bounds=(0, 7))
+    mtp_fixed_step: bool = _option(
+        False, "always mtp_step drafts, instead of as many as pay at the moment"
+    )
     mtp_draft_model_dir: tuple[str, ...] | None = _option(
         None, "draft checkpoint; default: model_dir"
     )

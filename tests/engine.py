@@ -26,7 +26,7 @@ from glimmer.shared.messages import (
     Tokens,
 )
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.runner import load_runner
+from glimmer.workers.startup import load_runner
 
 SETTLED: dict[str, Any] = {
     "device": "cpu",

@@ -18,7 +18,7 @@ from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
 from .parallel import Ranks
 from .rows import RowTable
 
-_SIZES = (1, 2, 4, 8, *range(16, 65, 8), *range(80, 257, 16))
+_SIZES = (1, 2, 4, 8, 12, *range(16, 65, 8), *range(80, 257, 16))
 _STEP = 32  # above those
 
 

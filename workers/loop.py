@@ -22,7 +22,8 @@ from ..shared.messages import (
 )
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
 from .grammars import OnLoaded
-from .runner import ModelRunner, PendingStep, load_runner
+from .runner import ModelRunner, PendingStep
+from .startup import load_runner
 
 logger = logging.getLogger(__name__)
 _POLL_S = 3e-5  # between looks at a step on a GPU and at the inbox

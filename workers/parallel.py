@@ -2,7 +2,7 @@
 
 Heads, MLP widths and the head's vocabulary are split; everything else, the latent KV included, is
 replicated. Rank 0 alone samples and tells the others, so ranks cannot drift apart. One machine
-only: gloo over loopback.
+only: NCCL between GPUs, gloo over loopback on CPUs.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    group: Any = None  # a ProcessGroupGloo; torch does not type it
+    group: Any = None  # a ProcessGroupGloo or ProcessGroupNCCL; torch does not type them
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place; returns x."""
@@ -53,19 +53,46 @@ class Ranks:
         return slice(min(size, self.rank * share), min(size, (self.rank + 1) * share))
 
 
-def join_ranks(rank: int, size: int, epoch: int, runtime_dir: Path, timeout_s: float) -> Ranks:
+def join_ranks(
+    rank: int, size: int, epoch: int, runtime_dir: Path, timeout_s: float, device: str = "cpu"
+) -> Ranks:
     """Meet the other ranks of this epoch. `timeout_s` bounds the meeting and every exchange after
-    it; RuntimeError when it passes or a rank is gone."""
+    it; RuntimeError when it passes or a rank is gone. On CUDA each rank needs a card of its own,
+    and exchanges are in stream order: the host does not wait for them."""
     if size == 1:
         return Ranks()
     timeout = timedelta(seconds=timeout_s)
-    gloo: Any = dist.ProcessGroupGloo
     store = FileStore(str(runtime_dir / f"ranks-{epoch}"), size)
     store.set_timeout(timeout)
+    if device != "cpu":
+        return Ranks(rank, size, _nccl(store, rank, size, timeout, device))
+    gloo: Any = dist.ProcessGroupGloo
     options = gloo._Options()
     options._devices = [gloo.create_device(hostname="127.0.0.1")]
     options._timeout = timeout
     return Ranks(rank, size, gloo(store, rank, size, options))
+
+
+def _nccl(store: FileStore, rank: int, size: int, timeout: timedelta, device: str) -> Any:
+    nccl: Any = getattr(dist, "ProcessGroupNCCL")  # noqa: B009 - absent from CPU builds
+    options = nccl.Options()
+    options._timeout = timeout
+    group = nccl(store, rank, size, options)
+    group.allreduce([torch.zeros(1, device=device)]).wait()  # makes the communicator now
+    torch.cuda.synchronize()
+    return group
+
+
+def rank_device(device: str, rank: int) -> str:
+    """The device of a rank: "cpu", or its card as "cuda:<rank>", which becomes the current one.
+    Raises ConfigError if there are fewer cards."""
+    if device == "cpu":
+        return device
+    count = torch.cuda.device_count()
+    if rank >= count:
+        raise ConfigError(f"rank {rank} has no GPU: {count} are visible; lower --tp to {count}")
+    torch.cuda.set_device(rank)
+    return f"cuda:{rank}"
 
 
 def check_split(spec: ModelSpec, tp: int) -> None:

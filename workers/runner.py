@@ -6,13 +6,11 @@ plan; rank 0's tokens are everybody's.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..shared.config import ServeConfig
-from ..shared.errors import ConfigError, ModelError
 from ..shared.messages import (
     PrefillChunk,
     RowAdmit,
@@ -21,33 +19,20 @@ from ..shared.messages import (
     StepResult,
     TokenLogprob,
 )
-from ..shared.model_spec import ModelSpec, load_model_spec
+from ..shared.model_spec import ModelSpec
 from ..shared.sampling import SamplingParams
-from .checkpoint import check_weights
 from .device import HostCopy
 from .grammars import GrammarRows
 from .graphs import DecodeGraphs
-from .host import usable_cores
 from .inputs import build_inputs
-from .kv_cache import allocate_kv, count_pages, pages_per_row
+from .kv_cache import allocate_kv, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
-from .parallel import Ranks, check_split, join_ranks
+from .parallel import Ranks
 from .rows import RowTable
 from .sampler import sample, token_logprobs
-from .weights import load_weights, random_weights
 
-_DTYPES = {
-    **dict.fromkeys(("float32", "fp32"), torch.float32),
-    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
-    **dict.fromkeys(("float16", "fp16"), torch.float16),
-}
-# A barrier between threads costs more than the ops of a tiny model, and far more when the cores
-# are shared: at hidden 128 on 2 busy cores 2 threads gave 8 tokens/s, 1 thread 131. The limit
-# itself is a guess between that and real models.
-_SINGLE_THREAD_HIDDEN = 512
 _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
-
-ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
+_LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
 
 
 @dataclass
@@ -68,7 +53,8 @@ class PendingStep:
 
 
 class ModelRunner:
-    """One rank, ready to run plans. `num_pages` KV pages are the scheduler's; one more is scratch.
+    """One rank. It can run plans once its KV pages are allocated: `num_pages` are the scheduler's,
+    one more is scratch.
 
     `launch` starts a step and `finish` reads its result. On CUDA the host may launch the next
     plan before it finishes the last: nothing in a step needs the sampled tokens on the host,
@@ -97,9 +83,15 @@ class ModelRunner:
             spec.vocab_size,
             config.device,
         )
-        self.num_pages = count_pages(spec, config, model.embedding.dtype)
-        self._kv = allocate_kv(self.num_pages + 1, spec, config, model.embedding.dtype)
-        self._table.page_table[self._table.scratch_row] = self.num_pages
+        self._config = config
+        self.allocate_pages(1)
+
+    def allocate_pages(self, num_pages: int) -> None:
+        """Make the KV pages, in place of those there were."""
+        self.num_pages = num_pages
+        self._kv = torch.empty(0)  # the old ones go first
+        self._kv = allocate_kv(num_pages + 1, self._spec, self._config, self._model.embedding.dtype)
+        self._table.page_table[self._table.scratch_row] = num_pages
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step to its end. Any exception means that this rank's state is no longer that
@@ -145,6 +137,25 @@ class ModelRunner:
         if self._table.page_size > 1:
             self.run(StepPlan(self.epoch, 0, [], [], [], [], [0]))
         self.run(StepPlan(self.epoch, 0, [0], [], [], [], []))
+
+    def run_largest_step(self) -> None:
+        """The step that needs most memory: as many prompt tokens as a step may have, one chunk of
+        them behind a long prefix. All rows share page 0, so that it can run before the KV pages
+        are there; their sizes do not matter to it."""
+        config, page_size = self._config, self._table.page_size
+        longest = config.max_req_total_len or self._spec.max_position_embeddings
+        budget = config.batch_max_tokens or longest
+        chunk = min(config.chunked_prefill_size or budget, budget, longest)
+        begin = min(longest - chunk, _LONG_PREFIX)
+        admits, chunks = [], []
+        for row in range(min(len(self._table.params), -(-budget // chunk))):
+            count = min(chunk, budget - row * chunk)
+            pages = [0] * -(-(begin + count) // page_size)
+            admits.append(RowAdmit(row, SamplingParams(max_new_tokens=1), pages, begin, 0, []))
+            chunks.append(PrefillChunk(row, begin, [0] * count, sample=True))
+            begin = 0
+        self.run(StepPlan(self.epoch, 0, [], admits, [], chunks, []))
+        self.run(StepPlan(self.epoch, 0, [admit.row for admit in admits], [], [], [], []))
 
     @torch.inference_mode()
     def capture_graphs(self, largest: int, report: Callable[[int, int], None]) -> float:
@@ -242,59 +253,3 @@ class ModelRunner:
                 ids = torch.tensor(targets[part], device=logits.device)
                 found += token_logprobs(logits, ids, [num_top] * len(ids))
         return found
-
-
-def load_runner(
-    config: ServeConfig, rank: int, epoch: int, runtime_dir: Path, report: ReportProgress
-) -> ModelRunner:
-    """From a settled config to a runner that has run its first step. Raises ConfigError or
-    ModelError before any weight is allocated, RuntimeError when other ranks do not show up."""
-    model_dir = Path(config.model_dir)
-    spec = load_model_spec(model_dir)
-    torch.set_num_threads(num_threads(spec, config.tp))
-    check_split(spec, config.tp)
-    dtype = parse_dtype(config.data_type or spec.dtype)
-    index = None
-    if config.load_format != "dummy":
-        report("checking weights", 0, 0)
-        index = check_weights(model_dir, spec)
-    report("meeting ranks", 0, 0)
-    # The ranks do not load equally fast. How long a step may take is the scheduler's to watch.
-    patience = max(config.start_timeout_s, config.step_timeout_s)
-    ranks = join_ranks(rank, config.tp, epoch, runtime_dir, patience)
-    if index is None:
-        report("making random weights", 0, 0)
-        model = random_weights(spec, ranks, dtype, config.device)
-    else:
-        model = load_weights(
-            index,
-            spec,
-            ranks,
-            dtype,
-            config.device,
-            config.load_workers,
-            lambda done, total: report("loading weights", done, total),
-        )
-    runner = ModelRunner(spec, config, model, ranks, epoch)
-    report("warming up", 0, 0)
-    if config.device == "cuda" and runner.grammars is not None:
-        runner.grammars.preload()
-    try:
-        runner.warm_up()
-    except FloatingPointError as error:
-        raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
-    return runner
-
-
-def num_threads(spec: ModelSpec, tp: int) -> int:
-    """This rank's share of the cores, never above what OMP_NUM_THREADS says; 1 for small models."""
-    if spec.hidden_size < _SINGLE_THREAD_HIDDEN:
-        return 1
-    return max(1, min(torch.get_num_threads(), usable_cores() // tp))
-
-
-def parse_dtype(name: str) -> torch.dtype:
-    """The torch type of a `data_type` value. Raises ConfigError naming the ones there are."""
-    if name not in _DTYPES:
-        raise ConfigError(f"--data_type {name!r} is unknown, use one of {', '.join(_DTYPES)}")
-    return _DTYPES[name]

@@ -29,7 +29,8 @@ from glimmer.shared.transport import (
     scheduler_address,
     worker_address,
 )
-from glimmer.workers.runner import ModelRunner, load_runner
+from glimmer.workers.runner import ModelRunner
+from glimmer.workers.startup import load_runner
 
 torch.set_num_threads(1)
 

@@ -13,7 +13,7 @@ import torch
 from glimmer.shared.errors import ModelError
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.workers.checkpoint import INDEX_FILE, check_weights
-from glimmer.workers.runner import load_runner
+from glimmer.workers.startup import load_runner
 from safetensors import safe_open
 from safetensors.torch import save_file
 

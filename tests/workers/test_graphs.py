@@ -1,0 +1,48 @@
+"""Decode steps as CUDA graphs give what single launches give, whatever the batch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glimmer.shared.sampling import SamplingParams
+from glimmer.workers.graphs import batch_sizes
+
+PROMPTS = [[(5 * i + n) % 150 for i in range(n)] for n in (1, 3, 17, 40, 64, 65, 100)]
+
+
+@pytest.mark.parametrize("largest", [1, 2, 7, 8, 48, 100, 256, 512, 1000])
+def test_sizes_cover_every_batch_with_little_waste(largest: int) -> None:
+    sizes = batch_sizes(largest)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == largest
+    for rows in range(1, largest + 1):
+        size = next(size for size in sizes if size >= rows)
+        assert size - rows <= max(3, rows // 2, 1)
+        assert rows < 64 or size - rows < 32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampling", [
+    SamplingParams(max_new_tokens=20),
+    SamplingParams(max_new_tokens=20, temperature=1.0, seed=5, presence_penalty=0.5),
+    SamplingParams(max_new_tokens=20, temperature=0.7, seed=9, top_p=0.9, top_k=20),
+])  # fmt: skip
+def test_graphs_change_no_token(
+    tiny_model: Path, make_runner: Any, driver_of: Any, sampling: SamplingParams
+) -> None:
+    outputs = []
+    for options in ({"disable_cudagraph": True}, {"graph_max_batch_size": 8}):
+        runner = make_runner(tiny_model, device="cuda", data_type="bfloat16", **options)
+        driver = driver_of(runner.run, 64)
+        outputs.append([s.outputs for s in driver.generate(PROMPTS, sampling, 16)])
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.gpu
+def test_a_graph_fits_any_rows(tiny_model: Path, make_runner: Any, driver_of: Any) -> None:
+    """Batches that shrink, grow and are filled up with nobody."""
+    greedy = SamplingParams(max_new_tokens=12)
+    runner = make_runner(tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8)
+    alone = [driver_of(runner.run, 64).generate([p], greedy, None)[0].outputs for p in PROMPTS]
+    together = driver_of(runner.run, 64).generate(PROMPTS, greedy, None)
+    assert [s.outputs for s in together] == alone

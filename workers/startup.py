@@ -1,0 +1,108 @@
+"""From a settled configuration to a runner that is ready: ranks, weights, KV pages, graphs."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..shared.config import ServeConfig
+from ..shared.errors import ConfigError, ModelError
+from ..shared.model_spec import ModelSpec, load_model_spec
+from .checkpoint import check_weights
+from .host import usable_cores
+from .kv_cache import count_pages
+from .model.glm4_moe_lite import ModelWeights
+from .parallel import check_split, join_ranks, rank_device
+from .runner import ModelRunner
+from .weights import load_weights, random_weights
+
+_DTYPES = {
+    **dict.fromkeys(("float32", "fp32"), torch.float32),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+}
+# A barrier between threads costs more than the ops of a tiny model, and far more when the cores
+# are shared: at hidden 128 on 2 busy cores 2 threads gave 8 tokens/s, 1 thread 131. The limit
+# itself is a guess between that and real models.
+_SINGLE_THREAD_HIDDEN = 512
+
+ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
+
+
+def load_runner(
+    config: ServeConfig, rank: int, epoch: int, runtime_dir: Path, report: ReportProgress
+) -> ModelRunner:
+    """From a settled config to a runner that has run its first step. Raises ConfigError or
+    ModelError before any weight is allocated, RuntimeError when other ranks do not show up."""
+    model_dir = Path(config.model_dir)
+    spec = load_model_spec(model_dir)
+    torch.set_num_threads(num_threads(spec, config.tp))
+    check_split(spec, config.tp)
+    dtype = parse_dtype(config.data_type or spec.dtype)
+    config = dataclasses.replace(config, device=rank_device(config.device, rank))
+    index = None
+    if config.load_format != "dummy":
+        report("checking weights", 0, 0)
+        index = check_weights(model_dir, spec)
+    report("meeting ranks", 0, 0)
+    # The ranks do not load equally fast. How long a step may take is the scheduler's to watch.
+    patience = max(config.start_timeout_s, config.step_timeout_s)
+    ranks = join_ranks(rank, config.tp, epoch, runtime_dir, patience, config.device)
+    if index is None:
+        report("making random weights", 0, 0)
+        model = random_weights(spec, ranks, dtype, config.device)
+    else:
+        model = load_weights(
+            index,
+            spec,
+            ranks,
+            dtype,
+            config.device,
+            config.load_workers,
+            lambda done, total: report("loading weights", done, total),
+        )
+    runner = ModelRunner(spec, config, model, ranks, epoch)
+    try:
+        _settle_memory(runner, spec, config, model, report)
+        report("warming up", 0, 0)
+        runner.warm_up()
+    except FloatingPointError as error:
+        raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
+    if config.device != "cpu":
+        if runner.grammars is not None:
+            runner.grammars.preload()
+        if not config.disable_cudagraph:
+            runner.capture_graphs(
+                min(config.graph_max_batch_size, config.running_max_req_size or 1),
+                lambda done, total: report("capturing CUDA graphs", done, total),
+            )
+    return runner
+
+
+def _settle_memory(
+    runner: ModelRunner,
+    spec: ModelSpec,
+    config: ServeConfig,
+    model: ModelWeights,
+    report: ReportProgress,
+) -> None:
+    """Give KV pages what weights and the largest step leave free."""
+    if config.device != "cpu":
+        report("measuring memory", 0, 0)
+        runner.run_largest_step()
+    runner.allocate_pages(count_pages(spec, config, model.embedding.dtype))
+
+
+def num_threads(spec: ModelSpec, tp: int) -> int:
+    """This rank's share of the cores, never above what OMP_NUM_THREADS says; 1 for small models."""
+    if spec.hidden_size < _SINGLE_THREAD_HIDDEN:
+        return 1
+    return max(1, min(torch.get_num_threads(), usable_cores() // tp))
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The torch type of a `data_type` value. Raises ConfigError naming the ones there are."""
+    if name not in _DTYPES:
+        raise ConfigError(f"--data_type {name!r} is unknown, use one of {', '.join(_DTYPES)}")
+    return _DTYPES[name]
