@@ -6,18 +6,16 @@ masks and penalties differ from step to step.
 """
 
 import gc
+import logging
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from ..shared.model_spec import ModelSpec
-from .inputs import decode_inputs
-from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
-from .parallel import Ranks
 from .rows import RowTable
 
+_log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 12, *range(16, 65, 8), *range(80, 257, 16))
 _STEP = 32  # above those
 
@@ -28,48 +26,50 @@ def batch_sizes(largest: int) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
+# rows [n] int64 on the device, logits [n, vocab] float32: decode one token of each row, put its
+# logits there, advance the rows' lengths on the device.
+DecodeStep = Callable[[Tensor, Tensor], None]
+
+
 class DecodeGraphs:
     """The graphs of one rank. All share one memory pool: only one runs at a time."""
 
-    def __init__(
-        self,
-        model: ModelWeights,
-        table: RowTable,
-        kv: Tensor,
-        spec: ModelSpec,
-        ranks: Ranks,
-        largest: int,
-    ) -> None:
-        self._model, self._table, self._kv = model, table, kv
-        self._spec, self._ranks = spec, ranks
+    def __init__(self, step: DecodeStep, table: RowTable, vocab_size: int, largest: int) -> None:
         self.sizes = batch_sizes(largest)
+        self._step = step
+        self._scratch_row = table.scratch_row
         device = table.device
         self._rows = torch.full((largest,), table.scratch_row, dtype=torch.int64, device=device)
         # Graphs write here, or each of them would keep logits of its own.
-        self._logits = torch.empty(largest, spec.vocab_size, dtype=torch.float32, device=device)
+        self._logits = torch.empty(largest, vocab_size, dtype=torch.float32, device=device)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._filled: list[int] = []  # row numbers in the buffer
 
-    def capture(self, report: Callable[[int, int], None]) -> float:
+    def run_largest(self) -> None:
+        """The largest step without a graph, for nobody: to measure what it needs."""
+        self._step(self._rows, self._logits)
+
+    def capture(self, report: Callable[[int, int], None]) -> None:
         """Capture all sizes, largest first (the smaller ones then fit into its memory).
-        `report(done, total)` is called after each. -> seconds."""
+        `report(done, total)` is called after each."""
         started = time.monotonic()
         pool = torch.cuda.graph_pool_handle()
         gc.collect()
         gc.freeze()  # each capture collects garbage, and there is much to look through
         try:
             for done, size in enumerate(reversed(self.sizes)):
-                self._step(size)  # compiles and sizes workspaces, which a capture must not
+                self._run(size)  # compiles and sizes workspaces, which a capture must not
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool):
-                    self._step(size)
+                    self._run(size)
                 self._graphs[size] = graph
                 report(done + 1, len(self.sizes))
         finally:
             gc.unfreeze()
         torch.cuda.synchronize()
-        return time.monotonic() - started
+        seconds = time.monotonic() - started
+        _log.info("captured %d CUDA graphs in %.1f s", len(self.sizes), seconds)
 
     def covers(self, num_rows: int) -> bool:
         """Whether a decode step of so many rows has a graph."""
@@ -79,7 +79,7 @@ class DecodeGraphs:
         """Decode one token of each row, which advances their lengths on the device.
         -> logits [len(rows), vocab] float32, valid until the next replay."""
         size = next(size for size in self.sizes if size >= len(rows))
-        wanted = [*rows, *[self._table.scratch_row] * (size - len(rows))]
+        wanted = [*rows, *[self._scratch_row] * (size - len(rows))]
         if self._filled[:size] != wanted:
             host = torch.tensor(wanted, dtype=torch.int64, pin_memory=True)
             self._rows[:size].copy_(host, non_blocking=True)
@@ -87,11 +87,5 @@ class DecodeGraphs:
         self._graphs[size].replay()
         return self._logits[: len(rows)]
 
-    def _step(self, size: int) -> None:
-        table = self._table
-        rows = self._rows[:size]
-        inputs = decode_inputs(rows, table)
-        hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
-        compute_logits(self._model, hidden, self._spec, self._ranks, self._logits[:size])
-        table.lengths.index_add_(0, rows, torch.ones_like(rows))
-        table.lengths[table.scratch_row :].zero_()
+    def _run(self, size: int) -> None:
+        self._step(self._rows[:size], self._logits[:size])

@@ -24,7 +24,7 @@ from ..shared.sampling import SamplingParams
 from .device import HostCopy
 from .grammars import GrammarRows
 from .graphs import DecodeGraphs
-from .inputs import build_inputs
+from .inputs import build_inputs, decode_inputs
 from .kv_cache import allocate_kv, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
 from .parallel import Ranks
@@ -158,12 +158,20 @@ class ModelRunner:
         self.run(StepPlan(self.epoch, 0, [admit.row for admit in admits], [], [], [], []))
 
     @torch.inference_mode()
-    def capture_graphs(self, largest: int, report: Callable[[int, int], None]) -> float:
-        """Capture decode steps of up to `largest` rows. -> seconds."""
-        graphs = DecodeGraphs(self._model, self._table, self._kv, self._spec, self._ranks, largest)
-        seconds = graphs.capture(report)
-        self._graphs = graphs
-        return seconds
+    def prepare_graphs(self, largest: int) -> DecodeGraphs:
+        """Graphs for decode steps of up to `largest` rows, in use once they are captured."""
+        table = self._table
+
+        def step(rows: Tensor, logits: Tensor) -> None:
+            hidden = forward(
+                self._model, decode_inputs(rows, table), self._kv, self._spec, self._ranks
+            )
+            compute_logits(self._model, hidden, self._spec, self._ranks, logits)
+            table.lengths.index_add_(0, rows, torch.ones_like(rows))
+            table.lengths[table.scratch_row :].zero_()
+
+        self._graphs = DecodeGraphs(step, table, self._spec.vocab_size, largest)
+        return self._graphs
 
     def _check_pages(self, plan: StepPlan) -> None:
         parts = [(a.row, a.pages) for a in plan.admitted]

@@ -11,8 +11,7 @@ from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
 from .checkpoint import check_weights
 from .host import usable_cores
-from .kv_cache import count_pages
-from .model.glm4_moe_lite import ModelWeights
+from .kv_cache import count_pages, graph_allowance, measure_peak
 from .parallel import check_split, join_ranks, rank_device
 from .runner import ModelRunner
 from .weights import load_weights, random_weights
@@ -64,34 +63,43 @@ def load_runner(
         )
     runner = ModelRunner(spec, config, model, ranks, epoch)
     try:
-        _settle_memory(runner, spec, config, model, report)
-        report("warming up", 0, 0)
-        runner.warm_up()
+        if config.device == "cpu":
+            runner.allocate_pages(count_pages(spec, config, dtype))
+            report("warming up", 0, 0)
+            runner.warm_up()
+        else:
+            _make_ready(runner, spec, config, dtype, report)
     except FloatingPointError as error:
         raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
-    if config.device != "cpu":
-        if runner.grammars is not None:
-            runner.grammars.preload()
-        if not config.disable_cudagraph:
-            runner.capture_graphs(
-                min(config.graph_max_batch_size, config.running_max_req_size or 1),
-                lambda done, total: report("capturing CUDA graphs", done, total),
-            )
     return runner
 
 
-def _settle_memory(
+@torch.inference_mode()
+def _make_ready(
     runner: ModelRunner,
     spec: ModelSpec,
     config: ServeConfig,
-    model: ModelWeights,
+    dtype: torch.dtype,
     report: ReportProgress,
 ) -> None:
-    """Give KV pages what weights and the largest step leave free."""
-    if config.device != "cpu":
-        report("measuring memory", 0, 0)
-        runner.run_largest_step()
-    runner.allocate_pages(count_pages(spec, config, model.embedding.dtype))
+    """On a GPU: measure what steps need, give the rest to KV pages, capture graphs."""
+    if runner.grammars is not None:
+        runner.grammars.preload()
+    report("compiling kernels", 0, 0)
+    runner.warm_up()
+    runner.run_largest_step()
+    report("measuring memory", 0, 0)
+    step_bytes = measure_peak(runner.run_largest_step)
+    graph_bytes, graphs = 0, None
+    if not config.disable_cudagraph:
+        rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
+        graphs = runner.prepare_graphs(rows)
+        graphs.run_largest()
+        graph_bytes = graph_allowance(measure_peak(graphs.run_largest), len(graphs.sizes))
+    runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
+    runner.warm_up()
+    if graphs is not None:
+        graphs.capture(lambda done, total: report("capturing CUDA graphs", done, total))
 
 
 def num_threads(spec: ModelSpec, tp: int) -> int:
