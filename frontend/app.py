@@ -75,7 +75,7 @@ def _about(routes: tuple[Route, ...]) -> tuple[Route, Route]:
 
 def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None = None) -> Frontend:
     """Read what this process needs from the model directory (but `tokenizer`, if it is there
-    already). Takes seconds (transformers). Raises ModelError or ConfigError."""
+    already). Raises ModelError or ConfigError."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
     tokenizer = tokenizer or Tokenizer(model_dir, spec.vocab_size, config.chat_template)

@@ -1,7 +1,9 @@
 """Text to token ids: the checkpoint's tokenizer and chat template, on threads of their own.
 
-The template comes from the model directory (or `--chat_template`), never from a request, and is
-rendered in a process of its own (`template.py`); no code of the checkpoint is run here.
+`tokenizer.json` is read as it is, by the library that made it: transformers reads it the same way
+and would bring torch in. The template comes from the model directory (or `--chat_template`), never
+from a request, and is rendered in a process of its own (`template.py`); no code of the checkpoint
+is run here.
 """
 
 import asyncio
@@ -10,8 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
-from transformers import AutoTokenizer
 
 from ..shared.errors import ConfigError, ModelError, RequestError
 from .detokenize import Vocabulary
@@ -32,6 +35,8 @@ _ALWAYS_VISIBLE = frozenset(
     for name in ("think", "tool_call", "tool_response", "arg_key", "arg_value")
     for slash in ("", "/")
 )
+# Settings whose values templates know by name.
+_TOKEN_NAMES = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
 T = TypeVar("T")
 
 
@@ -51,17 +56,12 @@ class Tokenizer:
         chat_template: str | None = None,
         render_limit_s: float = _RENDER_S,
     ) -> None:
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                model_dir, trust_remote_code=False, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{model_dir}: cannot load the tokenizer: {error}") from error
-        self._backend = self._tokenizer.backend_tokenizer
-        template = _load_template(self._tokenizer.chat_template, model_dir, chat_template)
+        self._backend = _load_backend(model_dir / "tokenizer.json")
+        settings = _load_settings(model_dir / "tokenizer_config.json")
+        tokens = _special_tokens(settings)
+        template = _load_template(settings.get("chat_template"), model_dir, chat_template)
         self._renderer: Renderer | None = None
         if template is not None:
-            tokens = self._tokenizer.special_tokens_map
             self._renderer = Renderer(template, tokens, render_limit_s)
         self.vocab_size = vocab_size
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
@@ -69,7 +69,7 @@ class Tokenizer:
         # One thread, which waits for the process: a template that hangs keeps no text from
         # being encoded.
         self._render_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
-        self._reserved = _RESERVED | {*self._tokenizer.special_tokens_map}
+        self._reserved = _RESERVED | tokens.keys()
 
     def start(self) -> None:
         """Have the first prompt rendered as quickly as the others."""
@@ -140,22 +140,48 @@ class Tokenizer:
         return ids
 
 
+def _load_backend(path: Path) -> Backend:
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise ModelError(f"{path}: cannot load the tokenizer: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _load_settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, which may be absent."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """Name, such as eos_token, -> text."""
+    values = {name: settings.get(name) for name in _TOKEN_NAMES}
+    texts = {n: v.get("content") if isinstance(v, dict) else v for n, v in values.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
 def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | None:
-    """The template's text: the checkpoint's, or that of the file that replaces it."""
-    template: str | None = own if isinstance(own, str) else None
-    name = f"{model_dir}: chat template"
+    """The template's text: that of the file that replaces the checkpoint's, else the checkpoint's
+    file, else `own` from its tokenizer_config.json. None without any."""
+    path = Path(replacement) if replacement is not None else model_dir / "chat_template.jinja"
+    kind, name = ModelError, f"{path}"
     if replacement is not None:
-        name = f"--chat_template {replacement}"
-        try:
-            template = Path(replacement).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{name}: {error}") from error
-    if template is not None:
-        try:
+        kind, name = ConfigError, f"--chat_template {replacement}"
+    template: str | None = own if isinstance(own, str) else None
+    try:
+        if replacement is not None or path.exists():
+            template = path.read_text()
+        if template is not None:
             check_template(template)
-        except (ValueError, RecursionError) as error:
-            kind = ModelError if replacement is None else ConfigError
-            raise kind(f"{name}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{name}: {error}") from error
     return template
 
 
@@ -170,7 +196,7 @@ def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
         )
 
 
-def _make_vocabulary(backend: Any, vocab_size: int, model_dir: Path) -> Vocabulary:
+def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Vocabulary:
     if not isinstance(backend.decoder, decoders.ByteLevel):
         raise ModelError(f"{model_dir}/tokenizer.json: not a byte-level BPE tokenizer")
     byte_of_char = _byte_of_char()

@@ -105,8 +105,9 @@ def test_scheduler_and_frontend_do_not_use_torch(path: Path) -> None:
     assert not [m for m in imports(path) if m.split(".")[0] in ("torch", "triton")]
 
 
-def test_importing_the_scheduler_does_not_import_torch() -> None:
-    code = "import sys, glimmer.scheduler.loop; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["scheduler.loop", "frontend.app"])
+def test_importing_these_does_not_import_torch(module: str) -> None:
+    code = f"import sys, glimmer.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from glimmer.frontend.conversation import normalise_messages
 from glimmer.frontend.tokenize import Tokenizer
 from glimmer.shared.errors import ConfigError, ModelError, RequestError
+from transformers import AutoTokenizer
 
 LIMIT = 512
 
@@ -171,6 +172,40 @@ def test_each_token_has_the_bytes_that_the_tokenizer_gives_it(tokenizer: Tokeniz
         one = tokenizer._backend.decode([token_id], skip_special_tokens=False)
         assert tokenizer.vocabulary.text(token_id) == one
     assert tokenizer.vocabulary.token_bytes[560:] == [b""] * 24
+
+
+def test_the_files_are_read_as_transformers_reads_them(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    raw = json.loads((model / "tokenizer.json").read_text())
+    raw["truncation"] = {
+        "direction": "Right",
+        "max_length": 2,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    (model / "tokenizer.json").write_text(json.dumps(raw))
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings["eos_token"] = {"__type": "AddedToken", "content": "<|user|>", "special": True}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = (model / "chat_template.jinja").read_text()
+    theirs = AutoTokenizer.from_pretrained(model)
+    with closing(Tokenizer(model, 584)) as ours:
+        for text in (
+            "",
+            "What is AI?\n\n  123 naïve 東京 🙂",
+            "[gMASK]<sop><|user|>x<think></think>",
+        ):
+            assert ours._encode(text, True) == theirs(text)["input_ids"]
+        assert ours._renderer is not None
+        assert ours._renderer._variables == theirs.special_tokens_map
+        assert ours._renderer._template == theirs.chat_template == template
+    (model / "chat_template.jinja").unlink()
+    with closing(Tokenizer(model, 584)) as bare:
+        assert bare._renderer is None
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": "inside"}))
+    with closing(Tokenizer(model, 584)) as ours:
+        assert ours._renderer is not None
+        assert ours._renderer._template == "inside"
 
 
 def test_tags_that_parsers_need_are_never_skipped(tiny_model: Path, tmp_path: Path) -> None:
