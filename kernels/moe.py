@@ -1,8 +1,17 @@
-"""Gated MLP, dense and as a mixture of experts over tokens sorted by expert."""
+"""Gated MLP, dense and as a mixture of experts.
+
+On CUDA neither waits for the device, and what a token gets does not depend on the other tokens as
+long as the number of tokens chooses the same kernels.
+"""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear as dense
+from torch.nn.functional import silu
+
+from .linear import linear
+
+_SLICE = 8192  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
 
 
 def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -11,17 +20,40 @@ def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     x [num_tokens, hidden], gate_up [2 * width, hidden] (gate first), down [hidden, width], one
     float type -> [num_tokens, hidden].
     """
-    gate, up = linear(x, gate_up).chunk(2, dim=-1)
-    return linear(silu(gate) * up, down)
+    if not x.is_cuda:
+        gate, up = dense(x, gate_up).chunk(2, dim=-1)
+        return dense(silu(gate) * up, down)
+    from .moe_triton import silu_mul
+
+    return linear(silu_mul(linear(x, gate_up)), down)
 
 
 def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Sum over each token's experts of weight * gated_mlp, added up in float32.
 
-    x [num_tokens, hidden]; ids [num_tokens, k] int64, weights [num_tokens, k] float32;
-    gate_up [num_experts, 2 * width, hidden], down [num_experts, hidden, width] of x's type
-    -> [num_tokens, hidden] of x's type. Experts without tokens cost nothing.
+    x [num_tokens, hidden]; ids [num_tokens, k] int, no expert twice in a row of it, weights
+    [num_tokens, k] float32; gate_up [num_experts, 2 * width, hidden], down [num_experts, hidden,
+    width] of x's type -> [num_tokens, hidden] of x's type. Experts without tokens cost nothing. A
+    shared expert is one more expert that every row of ids names. float32 on CUDA is for tests
+    alone: it runs the reference, which waits for the device.
     """
+    if not x.is_cuda or x.dtype == torch.float32:
+        return moe_reference(x, ids, weights, gate_up, down)
+    from .moe_triton import moe_grouped, moe_one, tiles
+
+    x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
+    if len(x) == 1:
+        return moe_one(x, ids, weights, gate_up, down)
+    parts = []
+    for begin in range(0, len(x), _SLICE):
+        span = slice(begin, begin + _SLICE)
+        configs = tiles(len(x[span]), ids.shape[1], len(gate_up))
+        parts.append(moe_grouped(x[span], ids[span], weights[span], gate_up, down, *configs))
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(x)
+
+
+def moe_reference(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`moe` in plain torch, over tokens sorted by expert."""
     order = ids.flatten().argsort(stable=True)
     tokens = order // ids.shape[1]
     sorted_x = x[tokens]
@@ -31,7 +63,8 @@ def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) 
     for expert, count in enumerate(ids.flatten().bincount(minlength=len(gate_up)).tolist()):
         if count:
             span = slice(begin, begin + count)
-            part = gated_mlp(sorted_x[span], gate_up[expert], down[expert])
+            gate, up = dense(sorted_x[span], gate_up[expert]).chunk(2, dim=-1)
+            part = dense(silu(gate) * up, down[expert])
             output.index_add_(0, tokens[span], part * sorted_weights[span])
             begin += count
     return output.to(x.dtype)

@@ -13,14 +13,21 @@ def route(
     num_chosen_groups: int,
     normalise: bool,
     scaling: float,
+    num_shared: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(expert ids [num_tokens, num_chosen] int64, weights of the same shape, float32).
+    """(expert ids [num_tokens, num_chosen + num_shared], weights of the same shape, float32).
 
     x [num_tokens, hidden], weight [num_experts, hidden] of any float type, computed in float32;
     correction_bias [num_experts] float32 takes part in the choice, not in the weights. Experts
     come from the `num_chosen_groups` groups whose two best corrected scores sum highest.
-    `normalise` makes weights sum to 1 before `scaling`.
+    `normalise` makes weights sum to 1 before `scaling`. The last `num_shared` columns name the
+    experts behind the routed ones, num_experts onwards, with weight 1. ids are int64, or int32
+    from the kernel, which is one launch and runs on CUDA unless there are groups to choose from.
     """
+    if x.is_cuda and num_chosen_groups >= num_groups:
+        from .router_triton import launch_route
+
+        return launch_route(x, weight, correction_bias, num_chosen, normalise, scaling, num_shared)
     scores = (x.float() @ weight.float().T).sigmoid()
     choice = scores + correction_bias
     if num_chosen_groups < num_groups:
@@ -29,7 +36,12 @@ def route(
     weights = scores.gather(1, ids)
     if normalise:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    return ids, weights * scaling
+    weights = weights * scaling
+    if num_shared:
+        shared = torch.arange(len(weight), len(weight) + num_shared, device=x.device)
+        ids = torch.cat((ids, shared.expand(len(x), -1)), 1)
+        weights = torch.cat((weights, weights.new_ones(len(x), num_shared)), 1)
+    return ids, weights
 
 
 def _keep_best_groups(choice: Tensor, num_groups: int, num_kept: int) -> Tensor:

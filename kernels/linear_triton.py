@@ -1,0 +1,99 @@
+"""Triton kernels of `linear.py`: matrix products with few rows of x, bound by reading the weight.
+
+One row is a matrix-vector product. Up to 64 rows go through the tensor cores with the weight's
+rows as the tall side; the inner dimension is cut in slices that a program multiplies side by
+side and adds up itself, so that narrow layers keep the whole card busy without partial results.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .launch import pdl
+
+
+@triton.jit
+def _one_kernel(
+    x, weight, out, n, K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    at = weight + rows[:, None].to(tl.int64) * K + k[None, :]
+    inside = rows[:, None] < n
+    w = tl.load(at, mask=inside & (k[None, :] < K), other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for begin in tl.static_range(0, K, BLOCK_K):
+        if begin > 0:
+            w = tl.load(at + begin, mask=inside & (begin + k[None, :] < K), other=0.0)
+        part = tl.load(x + begin + k, mask=begin + k < K, other=0.0)
+        total += w.to(tl.float32) * part.to(tl.float32)[None, :]
+    tl.store(out + rows, tl.sum(total, 1), mask=rows < n)
+
+
+@triton.jit
+def _few_kernel(
+    x, weight, out, num_tokens, n, k_size, x_stride, SLICES: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    tokens = tl.arange(0, BLOCK_T)
+    k = tl.arange(0, SLICES)[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+    w_at = weight + rows[None, :, None].to(tl.int64) * k_size + k[:, None, :]
+    x_at = x + tokens[None, None, :] * x_stride + k[:, :, None]
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    acc = tl.zeros((SLICES, BLOCK_N, BLOCK_T), tl.float32)
+    for begin in range(0, k_size, SLICES * BLOCK_K):
+        here = begin + k < k_size
+        w = tl.load(w_at + begin, mask=here[:, None, :] & (rows[None, :, None] < n), other=0.0)
+        part = tl.load(
+            x_at + begin, mask=here[:, :, None] & (tokens[None, None, :] < num_tokens), other=0.0
+        )
+        acc = tl.dot(w, part, acc)
+    total = tl.sum(acc, 0)
+    at = out + tokens[None, :] * n + rows[:, None]
+    tl.store(at, total, mask=(tokens[None, :] < num_tokens) & (rows[:, None] < n))
+
+
+def one_tile(n: int, k_size: int) -> tuple[int, int, int]:
+    """(rows, columns, warps): some 64 bytes to each thread, and enough programs for the card."""
+    rows = 4 if n <= 4096 else 8
+    return rows, min(2048, triton.next_power_of_2(k_size)), 4
+
+
+def few_tile(n: int, k_size: int) -> tuple[int, int, int, int]:
+    """(slices, rows, columns of a slice, stages)."""
+    slices = min(8, max(1, triton.next_power_of_2(k_size) // 64))
+    return slices, 16 if n <= 4096 else 32, 64, 3
+
+
+def linear_one(x: Tensor, weight: Tensor, config: tuple[int, int, int]) -> Tensor:
+    """x [1, k], weight [n, k] -> [1, n]; config: rows, columns, warps of a tile."""
+    n, k_size = weight.shape
+    out = x.new_empty(1, n)
+    rows, columns, warps = config
+    _one_kernel[(triton.cdiv(n, rows),)](
+        x, weight, out, n, K=k_size, BLOCK_N=rows,
+        BLOCK_K=min(columns, triton.next_power_of_2(k_size)), num_warps=warps, **pdl(),
+    )  # fmt: skip
+    return out
+
+
+def linear_few(x: Tensor, weight: Tensor, config: tuple[int, int, int, int]) -> Tensor:
+    """x [num_tokens <= 64, k], weight [n, k] -> [num_tokens, n]; config: slices, rows, columns of
+    a slice, stages. A program has as many warps as slices."""
+    n, k_size = weight.shape
+    out = x.new_empty(len(x), n)
+    slices, rows, columns, stages = config
+    _few_kernel[(triton.cdiv(n, rows),)](
+        x, weight, out, len(x), n, k_size, x.stride(0), SLICES=slices, BLOCK_N=rows,
+        BLOCK_T=max(16, triton.next_power_of_2(len(x))), BLOCK_K=columns, num_warps=slices,
+        num_stages=stages, **pdl(),
+    )  # fmt: skip
+    return out

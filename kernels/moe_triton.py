@@ -1,0 +1,387 @@
+"""Triton kernels of `moe.py`.
+
+One token is a chain of matrix-vector products. More tokens run one grouped GEMM kernel twice, whose
+program holds a tile of one expert's rows against a block of that expert's tokens. Up to
+`DENSE_TOKENS` the block is simply all tokens, so nothing is sorted; beyond, `_sort_kernel` makes
+the list of blocks. A (token, choice) pair p = token * k + choice names rows of intermediates, so
+nothing is permuted; the last kernel adds up a token's pairs in their order.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from .launch import pdl
+
+DENSE_TOKENS = 32  # up to here every program looks at all tokens
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Tile of the grouped GEMM: block_n rows of weights (of gate and of up each, if gated),
+    block_t tokens, block_k columns; `tma`: weights come by TMA."""
+
+    block_n: int
+    block_t: int
+    block_k: int
+    num_warps: int
+    num_stages: int
+    tma: bool = True
+
+
+def tiles(num_tokens: int, top_k: int, num_experts: int) -> tuple[GemmConfig, GemmConfig]:
+    """Tiles of (up, down) for so many tokens, by the rows that an expert gets on average."""
+    rows = num_tokens * top_k / num_experts
+    if num_tokens <= 16 or (rows <= 8 and num_tokens > DENSE_TOKENS):
+        block_t = 16
+    elif num_tokens <= DENSE_TOKENS or rows <= 20:
+        block_t = 32
+    else:
+        block_t = 64
+    if rows <= 48:
+        return GemmConfig(64, block_t, 128, 4, 3), GemmConfig(64, block_t, 128, 4, 4)
+    return GemmConfig(128, 128, 64, 8, 4), GemmConfig(256, 128, 64, 8, 3)
+
+
+@triton.jit
+def _silu(x):
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def _up_one_kernel(
+    x, ids, gate_up, out, width, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One token: rows of silu(gate) * up of one of its experts -> out [k, width]."""
+    pair = tl.program_id(1)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    expert = tl.load(ids + pair).to(tl.int64)
+    inside = rows[:, None] < width
+    at = gate_up + expert * (2 * width * HIDDEN) + rows[:, None] * HIDDEN + k[None, :]
+    gate = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    up = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for begin in tl.static_range(0, HIDDEN, BLOCK_K):
+        mask = inside & (begin + k[None, :] < HIDDEN)
+        g = tl.load(at + begin, mask=mask, other=0.0)
+        u = tl.load(at + begin + width * HIDDEN, mask=mask, other=0.0)
+        part = tl.load(x + begin + k, mask=begin + k < HIDDEN, other=0.0).to(tl.float32)[None, :]
+        gate += g.to(tl.float32) * part
+        up += u.to(tl.float32) * part
+    value = _silu(tl.sum(gate, 1)) * tl.sum(up, 1)
+    tl.store(out + pair * width + rows, value, mask=rows < width)
+
+
+@triton.jit
+def _down_one_kernel(
+    h, ids, weights, down, out, hidden, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One token: rows of the weighted sum over its experts -> out [hidden].
+    The ids are two launches old and complete when this kernel may start."""
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    at = down + rows[:, None] * WIDTH + k[None, :]
+    inside = rows[:, None] < hidden
+    first = tl.load(ids).to(tl.int64) * hidden * WIDTH
+    w = tl.load(at + first, mask=inside & (k[None, :] < WIDTH), other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for pair in tl.static_range(TOP_K):
+        expert = at + tl.load(ids + pair).to(tl.int64) * hidden * WIDTH
+        score = tl.load(weights + pair)
+        for begin in tl.static_range(0, WIDTH, BLOCK_K):
+            if pair + begin > 0:
+                w = tl.load(expert + begin, mask=inside & (begin + k[None, :] < WIDTH), other=0.0)
+            part = tl.load(h + pair * WIDTH + begin + k, mask=begin + k < WIDTH, other=0.0)
+            total += w.to(tl.float32) * (part.to(tl.float32) * score)[None, :]
+    tl.store(out + rows, tl.sum(total, 1), mask=rows < hidden)
+
+
+@triton.jit
+def _sort_kernel(
+    ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Program e lists the pairs of expert e, in blocks of BLOCK_T filled up with num_pairs, and
+    names the expert of its blocks; -1 behind the last. The last experts, which the shared one is
+    among, come first: theirs are the most blocks."""
+    mine = tl.program_id(0)
+    bins = tl.arange(0, BLOCK_E)  # bin BLOCK_E - 1 counts what is behind the end
+    chunk = tl.arange(0, CHUNK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    counts = tl.zeros((BLOCK_E,), tl.int32)
+    for begin in range(0, num_pairs, CHUNK):
+        choice = tl.load(ids + begin + chunk, mask=begin + chunk < num_pairs, other=BLOCK_E - 1)
+        counts += tl.histogram(choice.to(tl.int32), BLOCK_E)
+    counts = tl.where(bins < num_experts, counts, 0)
+    blocks = (counts + BLOCK_T - 1) // BLOCK_T
+    first = tl.sum(tl.where(bins > mine, blocks, 0), 0)
+    count = tl.sum(tl.where(bins == mine, counts, 0), 0)
+    own = (count + BLOCK_T - 1) // BLOCK_T
+    for begin in range(0, own, 32):
+        lane = begin + tl.arange(0, 32)
+        tl.store(experts + first + lane, mine + tl.zeros_like(lane), mask=lane < own)
+    if mine == 0:
+        for begin in range(first + own, max_blocks, 32):
+            lane = begin + tl.arange(0, 32)
+            tl.store(experts + lane, tl.full((32,), -1, tl.int32), mask=lane < max_blocks)
+    target = pairs + first * BLOCK_T
+    done = 0
+    for begin in range(0, num_pairs, CHUNK):
+        there = begin + chunk < num_pairs
+        choice = tl.load(ids + begin + chunk, mask=there, other=-1).to(tl.int32)
+        hit = (choice == mine).to(tl.int32)
+        place = done + tl.cumsum(hit, 0) - 1
+        tl.store(target + place, begin + chunk, mask=hit > 0)
+        done += tl.sum(hit, 0)
+    filler = count + tl.arange(0, BLOCK_T)
+    tl.store(target + filler, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
+
+
+@triton.jit
+def _weight_tile(
+    w, row, end, k, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
+    EVEN_K: tl.constexpr,
+):  # fmt: skip
+    """w[row : row + BLOCK_N, k : k + BLOCK_K]; rows from `end` on hold anything."""
+    if TMA:
+        tile = w.load([row, k])
+    else:
+        rows = row + tl.arange(0, BLOCK_N)
+        columns = k + tl.arange(0, BLOCK_K)
+        at = w + rows[:, None].to(tl.int64) * K + columns[None, :]
+        mask = rows[:, None] < end
+        if not EVEN_K:
+            mask = mask & (columns[None, :] < K)
+        tile = tl.load(at, mask=mask, other=0.0)
+    return tile
+
+
+@triton.jit
+def _grouped_kernel(
+    x, w, out, ids, pair_list, block_experts, num_tokens, n, K, x_stride, tiles,
+    TOP_K: tl.constexpr, TOP_K_PAD: tl.constexpr, ROW_DIV: tl.constexpr, GATED: tl.constexpr,
+    DENSE: tl.constexpr, BY_PAIR: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[p, rows] = w[expert, rows] . x[p // ROW_DIV] for a block of pairs p of one expert, and a
+    tile of rows; gated: silu of that times the same of the rows n further.
+
+    DENSE: the block is all tokens, programs are for experts or, BY_PAIR, for pairs, of which the
+    first with its expert does the work for all."""
+    block = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    num_pairs = num_tokens * TOP_K
+    if DENSE:
+        tokens = tl.arange(0, BLOCK_T)
+        places = tl.arange(0, TOP_K_PAD)[None, :]
+        flat = tokens[:, None] * TOP_K + places
+        known = (tokens[:, None] < num_tokens) & (places < TOP_K)
+        choice = tl.load(ids + flat, mask=known, other=-1).to(tl.int32)
+        expert = block
+        if BY_PAIR:
+            expert = tl.load(ids + block).to(tl.int32)
+            before = (choice == expert) & (flat < block)
+            if tl.max(tl.max(before.to(tl.int32), 1), 0) > 0:
+                return
+        place = tl.max(tl.where(choice == expert, places, -1), 1)
+        if tl.max(place, 0) < 0:
+            return
+        valid = place >= 0
+        pairs = tokens * TOP_K + place
+    else:
+        expert = tl.load(block_experts + block)
+        if expert < 0:
+            return
+        pairs = tl.load(pair_list + block * BLOCK_T + tl.arange(0, BLOCK_T))
+        valid = pairs < num_pairs
+    row = tile * BLOCK_N
+    base = expert * n
+    if GATED:
+        base = base * 2
+    columns = tl.arange(0, BLOCK_K)
+    x_at = x + (pairs // ROW_DIV).to(tl.int64)[:, None] * x_stride + columns[None, :]
+    acc = tl.zeros((BLOCK_N, BLOCK_T), tl.float32)
+    acc_up = acc
+    for k in range(0, K, BLOCK_K):
+        mask = valid[:, None]
+        if not EVEN_K:
+            mask = mask & (k + columns[None, :] < K)
+        part = tl.load(x_at + k, mask=mask, other=0.0).T
+        tile_w = _weight_tile(w, base + row, base + n, k, K, BLOCK_N, BLOCK_K, TMA, EVEN_K)
+        acc = tl.dot(tile_w, part, acc)
+        if GATED:
+            tile_w = _weight_tile(
+                w, base + n + row, base + 2 * n, k, K, BLOCK_N, BLOCK_K, TMA, EVEN_K
+            )
+            acc_up = tl.dot(tile_w, part, acc_up)
+    if GATED:
+        acc = _silu(acc) * acc_up
+    rows = row + tl.arange(0, BLOCK_N)
+    out_at = out + pairs.to(tl.int64)[:, None] * n + rows[None, :]
+    tl.store(out_at, acc.T.to(out.dtype.element_ty), mask=valid[:, None] & (rows[None, :] < n))
+
+
+@triton.jit
+def _combine_kernel(
+    parts, weights, out, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
+):
+    """out[t] = sum over j of weights[t, j] * parts[t * TOP_K + j], in order, float32."""
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros((BLOCK,), tl.float32)
+    for place in tl.static_range(TOP_K):
+        pair = token * TOP_K + place
+        part = tl.load(parts + pair * width + columns, mask=inside, other=0.0)
+        total += tl.load(weights + pair) * part.to(tl.float32)
+    tl.store(out + token * width + columns, total, mask=inside)
+
+
+@triton.jit
+def _silu_mul_kernel(both, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = columns < width
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    gate = tl.load(both + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(both + row * 2 * width + width + columns, mask=inside, other=0.0)
+    tl.store(out + row * width + columns, _silu(gate) * up.to(tl.float32), mask=inside)
+
+
+def silu_mul(both: Tensor) -> Tensor:
+    """[num_rows, 2 * width], gate first -> silu(gate) * up [num_rows, width]."""
+    num_rows, width = both.shape[0], both.shape[1] // 2
+    out = both.new_empty(num_rows, width)
+    if num_rows:
+        grid = (num_rows, triton.cdiv(width, 1024))
+        _silu_mul_kernel[grid](both, out, width, BLOCK=1024, num_warps=4, **pdl())
+    return out
+
+
+def moe_one(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    up_config: tuple[int, int, int] = (4, 1024, 4),
+    down_config: tuple[int, int, int] = (4, 512, 4),
+) -> Tensor:
+    """`moe` of one token in two launches; configs are (rows, columns, warps) of a tile."""
+    width, hidden = down.shape[2], down.shape[1]
+    top_k = ids.shape[1]
+    between = x.new_empty(top_k, width)
+    out = torch.empty_like(x)
+    rows, columns, warps = up_config
+    _up_one_kernel[(triton.cdiv(width, rows), top_k)](
+        x, ids, gate_up, between, width, HIDDEN=hidden, BLOCK_N=rows,
+        BLOCK_K=min(columns, triton.next_power_of_2(hidden)), num_warps=warps, **pdl(),
+    )  # fmt: skip
+    rows, columns, warps = down_config
+    _down_one_kernel[(triton.cdiv(hidden, rows),)](
+        between, ids, weights, down, out, hidden, WIDTH=width, TOP_K=top_k, BLOCK_N=rows,
+        BLOCK_K=min(columns, triton.next_power_of_2(width)), num_warps=warps, **pdl(),
+    )  # fmt: skip
+    return out
+
+
+def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
+    """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's pairs in blocks,
+    filled up with the number of pairs; expert of each block [max_blocks] int32, -1: none)."""
+    num_pairs = ids.numel()
+    max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
+    pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)
+    experts = torch.empty(max_blocks, dtype=torch.int32, device=ids.device)
+    _sort_kernel[(num_experts,)](
+        ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T=block_t,
+        BLOCK_E=max(32, triton.next_power_of_2(num_experts + 1)),
+        CHUNK=1024 if num_pairs <= 1024 else 4096, num_warps=8, **pdl(),
+    )  # fmt: skip
+    return pairs, experts
+
+
+def grouped(
+    x: Tensor,
+    w: Tensor,
+    ids: Tensor,
+    blocks: tuple[Tensor, Tensor] | None,
+    config: GemmConfig,
+    gated: bool,
+) -> Tensor:
+    """Rows of pairs: x [num_tokens, hidden] if gated, else [num_tokens * k, width];
+    w [num_experts, rows, columns of x]; `blocks` from `sort_pairs`, None: all tokens in one
+    -> [num_tokens * k, rows or, gated, rows / 2]."""
+    num_tokens, top_k = ids.shape
+    num_experts, rows, columns = w.shape
+    n = rows // 2 if gated else rows
+    out = x.new_empty(ids.numel(), n)
+    tiles = triton.cdiv(n, config.block_n)
+    by_pair = ids.numel() < num_experts
+    count = (ids.numel() if by_pair else num_experts) if blocks is None else len(blocks[1])
+    flat = w.view(num_experts * rows, columns)
+    block_k = min(config.block_k, max(16, triton.next_power_of_2(columns)))
+    tma = config.tma and columns * w.element_size() % 16 == 0
+    weight = TensorDescriptor.from_tensor(flat, [config.block_n, block_k]) if tma else flat
+    _grouped_kernel[(count * tiles,)](
+        x, weight, out, ids, blocks[0] if blocks else ids, blocks[1] if blocks else ids,
+        num_tokens, n, columns, x.stride(0), tiles, TOP_K=top_k,
+        TOP_K_PAD=triton.next_power_of_2(top_k), ROW_DIV=top_k if gated else 1, GATED=gated,
+        DENSE=blocks is None, BY_PAIR=by_pair, EVEN_K=columns % block_k == 0, TMA=tma,
+        BLOCK_N=config.block_n, BLOCK_T=config.block_t, BLOCK_K=block_k,
+        num_warps=config.num_warps, num_stages=config.num_stages, **pdl(),
+    )  # fmt: skip
+    return out
+
+
+def combine(parts: Tensor, weights: Tensor) -> Tensor:
+    """parts [num_tokens * k, hidden], weights [num_tokens, k] float32 -> [num_tokens, hidden]."""
+    num_tokens, top_k = weights.shape
+    hidden = parts.shape[1]
+    out = parts.new_empty(num_tokens, hidden)
+    block = min(1024, triton.next_power_of_2(hidden))
+    grid = (num_tokens, triton.cdiv(hidden, block))
+    _combine_kernel[grid](
+        parts, weights, out, hidden, TOP_K=top_k, BLOCK=block, num_warps=4, **pdl()
+    )
+    return out
+
+
+def moe_grouped(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    up_config: GemmConfig,
+    down_config: GemmConfig,
+) -> Tensor:
+    """`moe` of some tokens: (sort,) up, down, combine."""
+    blocks = None
+    if len(x) > min(DENSE_TOKENS, up_config.block_t):
+        blocks = sort_pairs(ids, len(gate_up), up_config.block_t)
+    between = grouped(x, gate_up, ids, blocks, up_config, gated=True)
+    parts = grouped(between, down, ids, blocks, down_config, gated=False)
+    return combine(parts, weights)

@@ -1,0 +1,57 @@
+"""Few-row products against torch. Tolerance: float32 sums, one rounding to the type."""
+
+import pytest
+import torch
+from glimmer.kernels.linear import linear
+from glimmer.kernels.linear_triton import few_tile, linear_few, linear_one, one_tile
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPE = torch.bfloat16 if CUDA else torch.float16  # the interpreter gets bfloat16 products wrong
+STEP = torch.finfo(DTYPE).eps
+
+
+def case(num_tokens: int, n: int, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x as a view with a row stride, weight, exact product."""
+    x = torch.randn(num_tokens, k + 16, device=DEVICE).to(DTYPE)[:, :k]
+    weight = (torch.randn(n, k, device=DEVICE) * k**-0.5).to(DTYPE)
+    return x, weight, x.float() @ weight.float().T
+
+
+def check(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.dtype == DTYPE
+    torch.testing.assert_close(got.float(), expected, atol=STEP, rtol=STEP)
+
+
+@pytest.mark.parametrize(("n", "k"), [(50, 96), (7, 33)])
+def test_one_token(n: int, k: int) -> None:
+    x, weight, expected = case(1, n, k)
+    check(linear_one(x, weight, (4, 64, 4)), expected)
+    check(linear_one(x, weight, one_tile(n, k)), expected)
+
+
+@pytest.mark.parametrize("num_tokens", [2, 17])
+@pytest.mark.parametrize(("n", "k"), [(50, 96), (33, 320)])
+def test_few_tokens(num_tokens: int, n: int, k: int) -> None:
+    x, weight, expected = case(num_tokens, n, k)
+    check(linear_few(x, weight, (4, 16, 32, 2)), expected)
+    check(linear_few(x, weight, few_tile(n, k)), expected)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, weight, _ = case(9, 40, 128)
+    whole = linear_few(x, weight, few_tile(40, 128))
+    assert torch.equal(whole[2:5], linear_few(x[2:5], weight, few_tile(40, 128)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
+@pytest.mark.parametrize(
+    ("n", "k"), [(1344, 2048), (5120, 768), (2048, 5120), (160, 128), (200, 96), (64, 40)]
+)
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 16, 17, 32, 33, 64, 100, 1000])
+def test_on_the_card(num_tokens: int, n: int, k: int) -> None:
+    x, weight, expected = case(num_tokens, n, k)
+    got = linear(x, weight)
+    check(got, expected)
+    assert torch.equal(got, linear(x, weight))

@@ -1,0 +1,140 @@
+"""Triton kernels of the mixture of experts against the torch reference.
+
+On a card in bfloat16 over ugly sizes, without one small and under the interpreter in float16 (it
+gets products of bfloat16 wrong). Tolerance: parts and intermediates are rounded to the type, so
+errors are a few of its steps relative to the largest terms of a sum.
+"""
+
+import pytest
+import torch
+from glimmer.kernels.moe import gated_mlp, moe, moe_reference
+from glimmer.kernels.moe_triton import (
+    GemmConfig,
+    combine,
+    grouped,
+    moe_grouped,
+    moe_one,
+    silu_mul,
+    sort_pairs,
+)
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPE = torch.bfloat16 if CUDA else torch.float16
+STEP = torch.finfo(DTYPE).eps
+UGLY = (1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 1000, 8192)
+
+
+def case(
+    num_tokens: int, hidden: int, width: int, experts: int, k: int, dtype: torch.dtype = DTYPE
+) -> list[torch.Tensor]:
+    """x, ids (the last expert always chosen), weights, gate_up, down; values near 1."""
+    x = torch.randn(num_tokens, hidden, device=DEVICE)
+    ids = torch.rand(num_tokens, experts - 1, device=DEVICE).argsort(-1)[:, :k]
+    ids = torch.cat((ids, torch.full_like(ids[:, :1], experts - 1)), 1).int()
+    weights = torch.rand(ids.shape, device=DEVICE)
+    gate_up = torch.randn(experts, 2 * width, hidden, device=DEVICE, dtype=dtype) * hidden**-0.5
+    down = torch.randn(experts, hidden, width, device=DEVICE, dtype=dtype) * width**-0.5
+    return [x.to(dtype), ids, weights, gate_up, down]
+
+
+def check(got: torch.Tensor, args: list[torch.Tensor]) -> None:
+    expected = moe_reference(*args).float()
+    assert (got.dtype, got.shape) == (args[0].dtype, args[0].shape)
+    torch.testing.assert_close(got.float(), expected, atol=6 * STEP, rtol=4 * STEP)
+
+
+@pytest.mark.parametrize(("experts", "k", "block"), [(5, 2, 4), (33, 3, 16), (65, 4, 32)])
+@pytest.mark.parametrize("num_tokens", [1, 5, 40, 350])
+def test_sorted_pairs_are_each_experts_in_order(
+    num_tokens: int, experts: int, k: int, block: int
+) -> None:
+    ids = torch.rand(num_tokens, experts, device=DEVICE).argsort(-1)[:, :k].contiguous()
+    pairs, owners = sort_pairs(ids, experts, block)
+    expected, names = [], []
+    for expert in reversed(range(experts)):
+        mine = (ids.flatten() == expert).nonzero().flatten().tolist()
+        mine += [ids.numel()] * (-len(mine) % block)
+        expected += mine
+        names += [expert] * (len(mine) // block)
+    assert pairs.tolist()[: len(expected)] == expected
+    assert owners.tolist() == names + [-1] * (len(owners) - len(names))
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(96, 48), (40, 24)])
+def test_one_token(hidden: int, width: int) -> None:
+    args = case(1, hidden, width, 8, 3)
+    check(moe_one(*args, up_config=(4, 32, 4), down_config=(8, 16, 4)), args)
+
+
+@pytest.mark.parametrize("tma", [True, False])
+@pytest.mark.parametrize(("num_tokens", "experts"), [(2, 9), (7, 9), (17, 5)])
+def test_few_tokens_unsorted(num_tokens: int, experts: int, tma: bool) -> None:
+    args = case(num_tokens, 96, 48, experts, 2)
+    config = GemmConfig(32, 32, 32, 4, 2, tma)
+    check(moe_grouped(*args, config, config), args)
+
+
+@pytest.mark.parametrize("hidden", [96, 104])
+@pytest.mark.parametrize("num_tokens", [33, 70])
+def test_many_tokens_sorted(num_tokens: int, hidden: int) -> None:
+    args = case(num_tokens, hidden, 48, 5, 2)
+    up, down = GemmConfig(32, 16, 64, 4, 2), GemmConfig(64, 16, 32, 4, 2)
+    check(moe_grouped(*args, up, down), args)
+
+
+def test_a_row_does_not_depend_on_the_others() -> None:
+    x, ids, weights, gate_up, down = case(12, 64, 32, 9, 2)
+    config = GemmConfig(32, 16, 32, 4, 2)
+    whole = moe_grouped(x, ids, weights, gate_up, down, config, config)
+    part = moe_grouped(x[3:9], ids[3:9], weights[3:9], gate_up, down, config, config)
+    assert torch.equal(whole[3:9], part)
+
+
+def test_gate_times_up_and_weighted_sum() -> None:
+    both = torch.randn(3, 2 * 37, device=DEVICE)
+    gate, up = both.chunk(2, 1)
+    torch.testing.assert_close(silu_mul(both), torch.nn.functional.silu(gate) * up)
+    parts, weights = torch.randn(6, 37, device=DEVICE), torch.rand(2, 3, device=DEVICE)
+    expected = (parts.view(2, 3, 37) * weights[..., None]).sum(1)
+    torch.testing.assert_close(combine(parts, weights), expected)
+
+
+def test_grouped_rows_are_those_of_pairs() -> None:
+    x, ids, _, gate_up, down = case(3, 64, 32, 4, 1)
+    config = GemmConfig(32, 16, 32, 4, 2)
+    up = grouped(x, gate_up, ids, None, config, gated=True)
+    rows = grouped(up, down, ids, None, config, gated=False)
+    for pair, expert in enumerate(ids.flatten().tolist()):
+        gate, more = (x[pair // 2].float() @ gate_up[expert].float().T).chunk(2)
+        between = torch.nn.functional.silu(gate) * more
+        torch.testing.assert_close(up[pair].float(), between, atol=4 * STEP, rtol=4 * STEP)
+        part = up[pair].float() @ down[expert].float().T
+        torch.testing.assert_close(rows[pair].float(), part, atol=4 * STEP, rtol=4 * STEP)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
+@pytest.mark.parametrize(
+    ("hidden", "width", "experts", "k"),
+    [(128, 64, 9, 2), (96, 48, 16, 4), (2048, 1536, 65, 4), (2048, 384, 65, 4)],
+)
+@pytest.mark.parametrize("num_tokens", UGLY)
+def test_on_the_card(num_tokens: int, hidden: int, width: int, experts: int, k: int) -> None:
+    args = case(num_tokens, hidden, width, experts, k)
+    got = moe(*args)
+    check(got, args)
+    assert torch.equal(got, moe(*args))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 16, 17, 33, 64, 100, 1000])
+@pytest.mark.parametrize(("hidden", "width"), [(128, 256), (2048, 10240), (96, 56)])
+def test_dense_on_the_card(num_tokens: int, hidden: int, width: int) -> None:
+    x = torch.randn(num_tokens, hidden, device=DEVICE).bfloat16()
+    gate_up = (torch.randn(2 * width, hidden, device=DEVICE) * hidden**-0.5).bfloat16()
+    down = (torch.randn(hidden, width, device=DEVICE) * width**-0.5).bfloat16()
+    expected = gated_mlp(x.cpu().float(), gate_up.cpu().float(), down.cpu().float())
+    got = gated_mlp(x, gate_up, down).cpu().float()
+    torch.testing.assert_close(got, expected, atol=6 * STEP, rtol=4 * STEP)
