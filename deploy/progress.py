@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 _REPEAT_S = 5.0  # a plain line about the same stage at most so often
+_BYTES = 1e9  # a total from here on can only be bytes; smaller ones are over too soon to tell more
 
 
 class StartDisplay:
@@ -17,6 +18,7 @@ class StartDisplay:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._last: dict[str, tuple[str, float]] = {}  # process -> stage, time shown
+        self._begun: dict[str, tuple[str, int, float]] = {}  # process -> stage, done then, time
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if self._stream.isatty():
@@ -27,7 +29,7 @@ class StartDisplay:
 
     def update(self, process: str, stage: str, done: int = 0, total: int = 0) -> None:
         """`process` is now at `stage`, with `done` of `total` (0: unknown) of it behind it."""
-        count = f" {100 * done // total}%" if total else ""
+        count = self._count(process, stage, done, total)
         if self._live is not None:
             if process not in self._tasks:
                 self._tasks[process] = self._live.add_task(process)
@@ -41,6 +43,20 @@ class StartDisplay:
             with contextlib.suppress(OSError):  # a full disk is no reason to stop
                 self._stream.write(f"{process}: {stage}{count}\n")
                 self._stream.flush()
+
+    def _count(self, process: str, stage: str, done: int, total: int) -> str:
+        """Percent; of bytes also GB and GB/s since the stage began."""
+        now = time.monotonic()
+        if self._begun.get(process, ("",))[0] != stage:
+            self._begun[process] = stage, done, now
+        if not total:
+            return ""
+        count = f" {100 * done // total}%"
+        if total >= _BYTES:
+            _, done_before, begun = self._begun[process]
+            rate = (done - done_before) / max(now - begun, 1e-3)
+            count += f" ({done / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e9:.1f} GB/s)"
+        return count
 
     def close(self) -> None:
         """Take the display away; log lines may follow."""

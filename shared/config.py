@@ -72,7 +72,9 @@ class ServeConfig:
     max_total_token_num: int | None = _option(
         None, "KV capacity in tokens; default: from memory", bounds=(1, 1 << 40)
     )
-    mem_fraction: float = _option(0.9, "share of device memory to use", bounds=(0.01, 0.99))
+    mem_fraction: float = _option(
+        0.99, "share of device memory to use; steps always get what they need", bounds=(0.01, 0.99)
+    )
     page_size: int = _option(64, "tokens per KV page", bounds=(1, 4096))
     running_max_req_size: int | None = _option(
         None,

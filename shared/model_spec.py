@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .config import ServeConfig
 from .errors import ModelError
 
 
@@ -59,6 +60,14 @@ class ModelSpec:
     def softmax_scale(self) -> float:
         """1/sqrt(qk_head_dim); the family uses no yarn factor."""
         return 1 / math.sqrt(self.qk_head_dim)
+
+
+def num_kv_layers(spec: ModelSpec, config: ServeConfig) -> int:
+    """Layers whose latents a page holds: the main ones, and one for the draft layer, or one for
+    each draft with vanilla_with_att."""
+    if config.mtp_mode is None:
+        return spec.num_layers
+    return spec.num_layers + (config.mtp_step if config.mtp_mode == "vanilla_with_att" else 1)
 
 
 def load_model_spec(model_dir: Path) -> ModelSpec:

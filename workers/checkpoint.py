@@ -95,8 +95,8 @@ def check_draft(config: ServeConfig, spec: ModelSpec) -> dict[str, TensorEntry] 
     missing = sorted(required.keys() - found.keys())
     if missing:
         raise ModelError(
-            f"{dirs[0]}: tensor {_first_of(missing)} is missing: --mtp_mode needs a checkpoint with "
-            "its NextN layer; give --mtp_draft_model_dir or drop --mtp_mode"
+            f"{dirs[0]}: tensor {_first_of(missing)} is missing: --mtp_mode needs the NextN layer; "
+            "give a checkpoint that has it as --mtp_draft_model_dir or drop --mtp_mode"
         )
     shapes = {name: shape for name, shape in (required | optional).items() if name in found}
     for name, shape in shapes.items():

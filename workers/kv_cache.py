@@ -1,26 +1,36 @@
 """The KV pages of one rank: one tensor, sized once. Which page belongs to whom is the scheduler's
 business; every rank holds the same latents."""
 
+import gc
+import logging
 import math
 import mmap
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError
-from ..shared.model_spec import ModelSpec
+from ..shared.model_spec import ModelSpec, num_kv_layers
 from .host import available_memory
 
 _HOST_SHARE = 0.5  # of free memory: the other processes and the page cache live there too
 _HOST_LIMIT = 2 << 30  # bytes; a CPU decodes too slowly to fill more
+_GPU_MARGIN = 512 << 20  # bytes for what steps of other shapes need beyond the measured peak
+_GRAPH_BYTES = 8 << 20  # the driver's memory for one captured step, beside its buffers
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 def allocate_kv(num_pages: int, spec: ModelSpec, config: ServeConfig, dtype: torch.dtype) -> Tensor:
-    """[num_pages, num_layers, page_size, latent_dim] of `dtype` on the worker's device. Zeros,
+    """[num_pages, kv layers, page_size, latent_dim] of `dtype` on the worker's device. Zeros,
     because masked attention multiplies what it does not see by zero, and 0 * NaN is NaN. Host
     memory is taken only when a page is first written."""
-    shape = (num_pages, spec.num_layers, config.page_size, spec.latent_dim)
+    shape = (num_pages, num_kv_layers(spec, config), config.page_size, spec.latent_dim)
     if config.device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=config.device)
     size = math.prod(shape) * dtype.itemsize
@@ -28,22 +38,44 @@ def allocate_kv(num_pages: int, spec: ModelSpec, config: ServeConfig, dtype: tor
     return torch.frombuffer(zeros, dtype=dtype).view(shape)
 
 
-def count_pages(spec: ModelSpec, config: ServeConfig, dtype: torch.dtype) -> int:
-    """Pages to allocate: `max_total_token_num` if given, else what free memory holds, never more
-    than all rows at full length can use. Call after the weights are loaded. Raises ConfigError
-    if not even one page fits."""
+def count_pages(
+    spec: ModelSpec,
+    config: ServeConfig,
+    dtype: torch.dtype,
+    step_bytes: int = 0,
+    graph_bytes: int = 0,
+) -> int:
+    """Pages for the scheduler, leaving room for one more: `max_total_token_num` if given, else
+    what free memory holds, never more than all rows at full length can use.
+
+    Call when the weights are loaded and the libraries have run. `step_bytes` is what the largest
+    step needs (`measure_peak`), `graph_bytes` what CUDA graphs will take (`graph_allowance`); they
+    come out of the share that `mem_fraction` leaves, and out of the rest if that is too little.
+    Raises ConfigError if there is no page, or on a GPU too few for `max_req_total_len`.
+    """
     if config.max_total_token_num is not None:
         return max(1, config.max_total_token_num // config.page_size)
-    page_bytes = spec.num_layers * config.page_size * spec.latent_dim * dtype.itemsize
-    budget = _free_bytes(config)
-    if budget < page_bytes:
+    page_bytes = num_kv_layers(spec, config) * config.page_size * spec.latent_dim * dtype.itemsize
+    budget = _free_bytes(config, step_bytes + graph_bytes)
+    pages = budget // page_bytes - 1  # the scratch page
+    if pages < 1:
         raise ConfigError(
-            f"{budget >> 20} MiB are free for KV pages of {page_bytes} bytes each: not one fits; "
-            f"free memory on {config.device} or raise --mem_fraction ({config.mem_fraction})"
+            f"{max(0, budget) >> 20} MiB are free for KV pages of {page_bytes} bytes each: no two "
+            f"fit; free memory on {config.device} or raise --mem_fraction ({config.mem_fraction})"
         )
-    rows = config.running_max_req_size or 1
-    useful = rows * pages_per_row(spec, config)
-    return min(budget // page_bytes, useful)
+    needed = pages_per_row(spec, config)
+    if config.device != "cpu" and pages < needed:
+        longest = config.max_req_total_len or spec.max_position_embeddings
+        fitting = (pages - 1) * config.page_size
+        weights, steps = torch.cuda.memory_allocated(), step_bytes + graph_bytes
+        raise ConfigError(
+            f"--max_req_total_len {longest} needs {needed * page_bytes / 1e9:.1f} GB of KV cache, "
+            f"{budget / 1e9:.1f} GB are left beside the weights ({weights / 1e9:.1f} GB) and what "
+            f"steps and graphs need ({steps / 1e9:.1f} GB); lower it to {fitting} or less, lower "
+            "--batch_max_tokens or --graph_max_batch_size, or raise --tp or --mem_fraction "
+            f"({config.mem_fraction})"
+        )
+    return min(pages, (config.running_max_req_size or 1) * needed)
 
 
 def pages_per_row(spec: ModelSpec, config: ServeConfig) -> int:
@@ -53,9 +85,50 @@ def pages_per_row(spec: ModelSpec, config: ServeConfig) -> int:
     return -(-longest // config.page_size) + 1
 
 
-def _free_bytes(config: ServeConfig) -> int:
+def measure_peak(run: Callable[[], object]) -> int:
+    """Bytes of device memory that `run` takes on top of what is allocated now, as the allocator
+    takes it, in whole blocks. Run it once before: libraries allocate workspaces at first use.
+    Leaves the allocator's cache empty."""
+    _empty_cache()
+    before = torch.cuda.memory_reserved()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_reserved() - before
+    _empty_cache()
+    return max(0, peak)
+
+
+def graph_allowance(step_bytes: int, num_graphs: int) -> int:
+    """Bytes that `num_graphs` CUDA graphs with one common pool will take, if their largest step
+    needs `step_bytes` when it runs by itself."""
+    return step_bytes + num_graphs * _GRAPH_BYTES
+
+
+def or_out_of_memory(run: Callable[[], T]) -> T | None:
+    """What `run` returns, or None when CUDA memory did not suffice; what it held is free again."""
+    try:
+        return run()
+    except torch.OutOfMemoryError as error:
+        logger.error("out of memory: %s", error)
+    _empty_cache()  # only here, behind the traceback, whose frames hold tensors
+    return None
+
+
+def _empty_cache() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def _free_bytes(config: ServeConfig, needed: int) -> int:
+    """Bytes for KV, `needed` ones for steps put aside."""
     if config.device == "cpu":
         share = available_memory() * _HOST_SHARE * config.mem_fraction / config.tp
         return min(int(share), _HOST_LIMIT)
     free, total = torch.cuda.mem_get_info()
-    return int(free - (1 - config.mem_fraction) * total)
+    kept = max(int((1 - config.mem_fraction) * total), needed + _GPU_MARGIN)
+    logger.info(
+        "%.2f of %.2f GB are free, %.2f GB of them kept for steps, which need %.2f GB",
+        *(n / 1e9 for n in (free, total, kept, needed)),
+    )
+    return free - kept

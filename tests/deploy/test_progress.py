@@ -31,6 +31,23 @@ def test_plain_lines_tell_each_stage_once_and_its_end() -> None:
     ]
 
 
+def test_large_totals_are_bytes_with_their_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    out = io.StringIO()
+    display = StartDisplay(out)
+    display.update("worker 0", "meeting ranks")
+    now += 50
+    for done in (0, 12_000_000_000, 59_900_000_000):
+        display.update("worker 0", "loading weights", done, 59_900_000_000)
+        now += 6
+    assert out.getvalue().splitlines()[1:] == [
+        "worker 0: loading weights 0% (0.0 of 59.9 GB, 0.0 GB/s)",
+        "worker 0: loading weights 20% (12.0 of 59.9 GB, 2.0 GB/s)",
+        "worker 0: loading weights 100% (59.9 of 59.9 GB, 5.0 GB/s)",
+    ]
+
+
 def test_a_full_disk_does_not_end_the_start() -> None:
     display = StartDisplay(Full())
     display.update("worker 0", "loading weights", 1, 4)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ModelError
 from glimmer.shared.model_spec import load_model_spec
-from glimmer.workers.checkpoint import INDEX_FILE, check_weights
+from glimmer.workers.checkpoint import INDEX_FILE, check_draft, check_weights
 from glimmer.workers.startup import load_runner
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -223,3 +224,30 @@ def test_each_fault_is_named_before_allocation(
 def test_the_check_imports_no_torch() -> None:
     code = "import sys, glimmer.workers.checkpoint; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def check_draft_of(path: Path, **changes: Any) -> Any:
+    config = ServeConfig(model_dir=str(path), mtp_mode="eagle_with_att", **changes)
+    return check_draft(config, load_model_spec(path))
+
+
+def test_a_draft_needs_nothing_but_its_layer(
+    tiny_model: Path, broken: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    drop_everywhere(broken, lambda name: not name.startswith("model.layers.4."))
+    for dirs in ((str(broken),), (str(broken), str(tiny_model))):
+        found = check_draft_of(tiny_model, mtp_draft_model_dir=dirs)
+        assert found.keys() == check_draft_of(tiny_model).keys()
+        assert {entry.file.parent for entry in found.values()} == {broken}
+    assert "the first directory" in caplog.text
+
+
+def test_faults_of_a_draft_are_named(tiny_model: Path, broken: Path) -> None:
+    name = "model.layers.4.hnorm.weight"
+    file = shard_of(broken, name)
+    rewrite(broken, file, lambda t: t.update({name: t[name][:5].clone()}))
+    with pytest.raises(ModelError, match=f"{file}: tensor {name} has shape"):
+        check_draft_of(tiny_model, mtp_draft_model_dir=(str(broken),))
+    drop_everywhere(broken, lambda name: name.startswith("model.layers.4."))
+    with pytest.raises(ModelError, match=r"model\.layers\.4.* missing: --mtp_mode needs"):
+        check_draft_of(tiny_model, mtp_draft_model_dir=(str(broken),))

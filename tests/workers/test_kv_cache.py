@@ -1,14 +1,23 @@
 """How many pages there are, and what they look like."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ConfigError
-from glimmer.shared.model_spec import load_model_spec
-from glimmer.workers.kv_cache import allocate_kv, count_pages, pages_per_row
+from glimmer.shared.model_spec import ModelSpec, load_model_spec
+from glimmer.workers.kv_cache import (
+    allocate_kv,
+    count_pages,
+    graph_allowance,
+    measure_peak,
+    or_out_of_memory,
+    pages_per_row,
+)
 
 FREE = "glimmer.workers.kv_cache.available_memory"
 
@@ -39,9 +48,9 @@ def test_free_memory_decides_otherwise(
     page_bytes = 4 * 64 * 80 * 4  # layers, tokens, latent width, float32
     monkeypatch.setattr(FREE, lambda: 40 * page_bytes)
     config = config_of(tiny_model, max_total_token_num=None, mem_fraction=0.5)
-    assert pages(tiny_model, config) == 10
+    assert pages(tiny_model, config) == 9  # and one more for scratch
     config = config_of(tiny_model, max_total_token_num=None, mem_fraction=0.5, tp=2)
-    assert pages(tiny_model, config) == 5
+    assert pages(tiny_model, config) == 4
 
 
 def test_never_more_than_all_rows_can_use(
@@ -68,3 +77,113 @@ def test_pages_start_as_zeros(tiny_model: Path, config_of: Any) -> None:
     kv = allocate_kv(3, spec, config_of(tiny_model), torch.bfloat16)
     assert (kv.shape, kv.dtype) == ((3, 4, 64, 80), torch.bfloat16)
     assert kv.abs().sum() == 0
+
+
+def test_drafts_have_layers_of_their_own(tiny_model: Path, config_of: Any) -> None:
+    spec = load_model_spec(tiny_model)
+    for mode, layers in ((None, 4), ("eagle_with_att", 5), ("vanilla_with_att", 7)):
+        config = config_of(tiny_model, mtp_mode=mode, mtp_step=3 if mode else 0)
+        assert allocate_kv(1, spec, config, torch.bfloat16).shape == (1, layers, 64, 80)
+
+
+GB = 10**9
+TOTAL = int(79.1 * (1 << 30))  # what CUDA reports of an H100 80GB
+
+
+def flash(path: Path, **changes: Any) -> ModelSpec:
+    """What matters here of GLM-4.7-Flash."""
+    dims = {"num_layers": 47, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
+    return dataclasses.replace(load_model_spec(path), **{**dims, **changes})
+
+
+@pytest.fixture
+def guide(tiny_model: Path, config_of: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The guide's first script on an H100 with the weights loaded."""
+    context = 600 << 20
+    free = TOTAL - context - int(59.9 * GB)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, TOTAL))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: int(59.9 * GB))
+    return config_of(
+        tiny_model,
+        device="cuda",
+        max_total_token_num=None,
+        max_req_total_len=202752,
+        running_max_req_size=512,
+        mem_fraction=ServeConfig().mem_fraction,
+    )
+
+
+def test_the_guides_script_gets_380000_tokens_on_80_gb(tiny_model: Path, guide: Any) -> None:
+    spec = flash(tiny_model)
+    step, graphs = int(1.6 * GB), graph_allowance(GB, 40)
+    pages = count_pages(spec, guide, torch.bfloat16, step, graphs)
+    assert 380_000 <= pages * 64 < 409_000
+    free, _ = torch.cuda.mem_get_info()
+    assert (pages + 1) * 64 * 54_144 + step + graphs < free
+    drafting = dataclasses.replace(guide, mtp_mode="eagle_with_att", mtp_step=4)
+    assert count_pages(spec, drafting, torch.bfloat16, step, graphs) < pages
+
+
+def test_mem_fraction_keeps_a_share_of_the_whole_card(tiny_model: Path, guide: Any) -> None:
+    config = dataclasses.replace(guide, mem_fraction=0.9)
+    free, total = torch.cuda.mem_get_info()
+    wanted = (free - total / 10) / 54_144
+    for needed in (0, 4 * GB):  # a step has room in what is kept anyway
+        tokens = 64 * count_pages(flash(tiny_model), config, torch.bfloat16, needed)
+        assert tokens == pytest.approx(wanted, abs=130)
+
+
+def test_a_request_that_cannot_fit_is_told_at_start(tiny_model: Path, guide: Any) -> None:
+    spec = flash(tiny_model)
+    with pytest.raises(ConfigError) as caught:
+        count_pages(spec, guide, torch.bfloat16, 15 * GB)
+    said = str(caught.value)
+    assert "--max_req_total_len 202752 needs 11.0 GB of KV cache" in said
+    fitting = int(said.partition("lower it to ")[2].split()[0])
+    smaller = dataclasses.replace(guide, max_req_total_len=fitting)
+    assert count_pages(spec, smaller, torch.bfloat16, 15 * GB) * 64 >= fitting
+    larger = dataclasses.replace(guide, max_req_total_len=fitting + 64)
+    with pytest.raises(ConfigError):
+        count_pages(spec, larger, torch.bfloat16, 15 * GB)
+
+
+def test_out_of_memory_is_survived_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    assert or_out_of_memory(lambda: 3) == 3
+    assert not emptied
+    assert or_out_of_memory(lambda: fail(torch.OutOfMemoryError("too much"))) is None
+    assert emptied
+    with pytest.raises(ValueError):
+        or_out_of_memory(lambda: fail(ValueError()))
+
+
+@pytest.mark.gpu
+def test_the_peak_is_what_a_step_takes_for_a_while() -> None:
+    kept = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
+    before = torch.cuda.memory_allocated()
+
+    def step() -> None:
+        parts = [torch.empty(64 << 20, dtype=torch.uint8, device="cuda") for _ in range(3)]
+        del parts
+
+    assert 192 << 20 <= measure_peak(step) <= 256 << 20
+    assert measure_peak(lambda: None) == 0
+    assert torch.cuda.memory_allocated() == before
+    del kept
+
+
+@pytest.mark.gpu
+def test_the_card_is_usable_after_running_out_of_memory() -> None:
+    def too_much() -> torch.Tensor:
+        parts = [torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(1 << 10)]
+        return parts[0]
+
+    free, _ = torch.cuda.mem_get_info()
+    assert or_out_of_memory(too_much) is None
+    assert torch.cuda.mem_get_info()[0] >= free
+    assert or_out_of_memory(lambda: int(torch.ones(5, device="cuda").sum())) == 5

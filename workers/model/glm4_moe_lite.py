@@ -5,6 +5,7 @@ tokens of all rows of a step as one flat batch; only attention looks at rows.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from ..inputs import StepInputs
 from ..parallel import Ranks
 from .mla import AttentionWeights, attention
 from .moe import DenseWeights, MoeWeights, mlp
+
+if TYPE_CHECKING:
+    from .nextn import NextnWeights
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class ModelWeights:
     layers: list[LayerWeights]
     norm: Tensor  # [hidden]
     head: Tensor  # [ceil(vocab / ranks), hidden]: this rank's rows, zeros behind the last
+    nextn: "NextnWeights | None" = None  # the draft layer, with --mtp_mode
 
 
 def forward(

@@ -1,0 +1,34 @@
+"""Looks at the routing of a forward pass from outside, for benchmarks: weights that send all
+tokens to the same few experts make any engine look fast."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from . import moe
+
+
+@contextlib.contextmanager
+def recorded_routing() -> Iterator[list[Tensor]]:
+    """The expert ids [num_tokens, k] of each routing inside the `with`, in the order of layers and
+    passes, on the device. Sees passes that run now, not replays of CUDA graphs; one thread only."""
+    seen: list[Tensor] = []
+    route = moe.route
+
+    def recording(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        ids, scores = route(*args, **kwargs)
+        seen.append(ids.clone())
+        return ids, scores
+
+    vars(moe)["route"] = recording
+    try:
+        yield seen
+    finally:
+        vars(moe)["route"] = route
+
+
+def count_distinct(seen: list[Tensor]) -> list[int]:
+    """Distinct experts in each of the recorded routings. Waits for the device."""
+    return [int(ids.unique().numel()) for ids in seen]
