@@ -79,37 +79,37 @@ async def test_the_choice_of_tools_decides_the_grammar(server: Any) -> None:
     assert await name(tool_choice=named, parallel_tool_calls=True) == f
 
 
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"guided_grammar": 'root ::= "a"', "tools": TOOLS}, "guided_grammar"),
-        (
-            {
-                "tools": [
-                    {"type": "function", "function": {"name": "f", "parameters": {"required": 1}}}
-                ],
-                "tool_choice": "required",
-            },
-            "tools[0].function.parameters",
-        ),
-        ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
-        (
-            {
-                "response_format": {
-                    "type": "json_schema",
-                    "json_schema": {"name": "n", "schema": {"$ref": "#"}},
-                }
-            },
-            "response_format.json_schema.schema",
-        ),
-        ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
-        ({"guided_json": {"title": "x" * 300_000}}, "guided_json"),
-    ],
-)
-async def test_refusals_come_before_the_stream(server: Any, fields: Any, param: str) -> None:
-    for stream in (False, True):
-        status, reply = await server.post(CHAT, body(stream=stream, **fields))
-        assert (status, reply["error"]["param"]) == (400, param)
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"guided_grammar": 'root ::= "a"', "tools": TOOLS}, "guided_grammar"),
+    (
+        {
+            "tools": [
+                {"type": "function", "function": {"name": "f", "parameters": {"required": 1}}}
+            ],
+            "tool_choice": "required",
+        },
+        "tools[0].function.parameters",
+    ),
+    ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "n", "schema": {"$ref": "#"}},
+            }
+        },
+        "response_format.json_schema.schema",
+    ),
+    ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
+    ({"guided_json": {"title": "x" * 300_000}}, "guided_json"),
+]
+
+
+async def test_refusals_come_before_the_stream(server: Any) -> None:
+    for fields, param in REFUSED:
+        for stream in (False, True):
+            status, reply = await server.post(CHAT, body(stream=stream, **fields))
+            assert (status, reply["error"]["param"]) == (400, param)
     assert server.engine.submits == []
 
 

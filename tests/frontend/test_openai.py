@@ -1,6 +1,7 @@
 """The chat route: shapes, framing byte for byte, the official client, refusals by name."""
 
 import asyncio
+import itertools
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -266,11 +267,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("stream", [False, True])
 async def test_bad_input_is_a_400_that_names_the_field_and_the_next_request_works(
-    server: Any, stream: bool
+    server: Any,
 ) -> None:
-    for fields, field in BAD:
+    for (fields, field), stream in itertools.product(BAD, (False, True)):
         status, reply = await server.post(PATH, {**HELLO, "stream": stream, **fields})
         assert status == 400, fields
         assert reply["error"]["param"] == field, reply

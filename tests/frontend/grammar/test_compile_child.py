@@ -32,6 +32,7 @@ class Process:
         setup = Setup(
             str(directory), vocabulary.token_bytes, vocabulary.added_ids, [524], 1, **values
         )
+        self.directory = directory
         self.link, theirs = socket.socketpair()
         self.link.settimeout(60)
         module = "glimmer.frontend.grammar.compile_child"
@@ -71,18 +72,17 @@ def process(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> I
     process.close()
 
 
-def test_a_grammar_is_stored_with_its_vocabulary(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    process = Process(tokenizer, tmp_path)
+def test_a_grammar_is_stored_with_its_vocabulary(process: Process, tokenizer: Tokenizer) -> None:
     answer = process.ask("json_object")
-    path = tmp_path / f"name{answer.number}"
+    path = process.directory / f"name{answer.number}"
     assert (answer.error, answer.size) == ("", path.stat().st_size)
-    vocabulary = xgrammar.TokenizerInfo.deserialize_json((tmp_path / VOCABULARY_FILE).read_text())
+    stored = (process.directory / VOCABULARY_FILE).read_text()
+    vocabulary = xgrammar.TokenizerInfo.deserialize_json(stored)
     compiled = xgrammar.CompiledGrammar.deserialize_json(path.read_text(), vocabulary)
     matcher = xgrammar.GrammarMatcher(compiled)
     assert matcher.accept_string('{"a": [1, null]}')
     assert not matcher.accept_token(tokenizer.vocabulary.added_ids["<tool_call>"])
     assert matcher.accept_token(524)
-    process.close()
 
 
 @pytest.mark.parametrize(

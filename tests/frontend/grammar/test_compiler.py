@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import pytest_asyncio
 from glimmer.frontend.grammar.compiler import GrammarCompiler
 from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
 from glimmer.frontend.tokenize import Tokenizer
@@ -22,7 +23,21 @@ def source(kind: Any, value: Any = None) -> GrammarSource:
     return GrammarSource(OutputFormat(kind, value, "guided"))
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def compiler(
+    tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[GrammarCompiler]:
+    """One for tests that do it no harm: a process takes seconds to start."""
+    directory = tmp_path_factory.mktemp("shared") / "grammars"
+    compiler = GrammarCompiler(ServeConfig(), tokenizer.vocabulary, (524,), directory)
+    yield compiler
+    await compiler.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
 async def make(tokenizer: Tokenizer, tmp_path: Path) -> AsyncIterator[Make]:
     made: list[GrammarCompiler] = []
 
@@ -39,9 +54,7 @@ async def make(tokenizer: Tokenizer, tmp_path: Path) -> AsyncIterator[Make]:
         assert compiler.process_id is None
 
 
-async def test_equal_sources_are_compiled_once(make: Make) -> None:
-    compiler = make()
-    assert compiler.process_id is None  # not before it is needed
+async def test_equal_sources_are_compiled_once(compiler: GrammarCompiler) -> None:
     same = [compiler.compile(source("json_object")) for _ in range(5)]
     other = compiler.compile(source("choice", ["a"]))
     grammars = await asyncio.gather(*same, other)
@@ -94,8 +107,7 @@ async def test_a_killed_process_is_replaced(make: Make) -> None:
     assert not psutil.pid_exists(first)
 
 
-async def test_one_who_leaves_does_not_spoil_it_for_others(make: Make) -> None:
-    compiler = make()
+async def test_one_who_leaves_does_not_spoil_it_for_others(compiler: GrammarCompiler) -> None:
     leaving = asyncio.create_task(compiler.compile(source("json")))
     staying = asyncio.create_task(compiler.compile(source("json")))
     await asyncio.sleep(0)
@@ -131,10 +143,13 @@ async def test_old_files_go_unless_they_are_used(
     assert Path(again.path).exists()
 
 
-async def test_too_many_at_once_are_overload(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_too_many_at_once_are_overload(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("glimmer.frontend.grammar.compiler._MAX_WAITING", 2)
-    compiler = make()
-    tasks = [asyncio.create_task(compiler.compile(source("choice", [str(n)]))) for n in range(3)]
+    tasks = [
+        asyncio.create_task(compiler.compile(source("choice", [f"many {n}"]))) for n in range(3)
+    ]
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(results[2], OverloadedError)
     assert not isinstance(results[0], Exception)
