@@ -73,7 +73,7 @@ class ModelRunner:
         self._spec = spec
         self._model = model
         self._ranks = ranks
-        self._graphs: DecodeGraphs | None = None
+        self.graphs: DecodeGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
         self._table = RowTable(
@@ -170,8 +170,8 @@ class ModelRunner:
             table.lengths.index_add_(0, rows, torch.ones_like(rows))
             table.lengths[table.scratch_row :].zero_()
 
-        self._graphs = DecodeGraphs(step, table, self._spec.vocab_size, largest)
-        return self._graphs
+        self.graphs = DecodeGraphs(step, table, self._spec.vocab_size, largest)
+        return self.graphs
 
     def _check_pages(self, plan: StepPlan) -> None:
         parts = [(a.row, a.pages) for a in plan.admitted]
@@ -186,10 +186,10 @@ class ModelRunner:
         """-> logits of the rows that sample (None: not on this rank), these rows, and
         log-probabilities of the plan's chunks."""
         table = self._table
-        if not plan.prefill and self._graphs is not None and self._graphs.covers(len(plan.decode)):
+        if not plan.prefill and self.graphs is not None and self.graphs.covers(len(plan.decode)):
             for row in plan.decode:
                 table.check_room(row, 1)
-            logits = self._graphs.replay(plan.decode)
+            logits = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
             return logits if self._ranks.rank == 0 else None, plan.decode, []
         inputs = build_inputs(plan, table)
