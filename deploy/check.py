@@ -8,6 +8,7 @@ from ..shared.config import ServeConfig
 from ..shared.errors import StartError
 from ..shared.model_spec import load_model_spec
 from ..shared.resolve import resolve
+from .gpus import check_gpus
 from .launch import default_parent
 from .listen import bind_port
 from .preflight import check_memory, check_model, detect_hardware
@@ -29,7 +30,10 @@ def check(config: ServeConfig) -> int:
         else:
             print(f"ok  {name}")
 
-    gpus = f"{len(hardware.gpu_memory)} GPUs" if hardware.gpu_memory else "no GPU"
+    gpus = f"no GPU ({hardware.no_gpu_reason})"
+    if hardware.gpu_memory:
+        each = zip(hardware.gpu_memory, hardware.gpu_capabilities, strict=True)
+        gpus = "GPUs " + ", ".join(f"{free >> 30} GiB free (sm {sm})" for free, sm in each)
     print(f"machine: {hardware.num_cpus} CPUs, {hardware.host_memory >> 30} GiB free, {gpus}")
     try:
         spec = load_model_spec(Path(config.model_dir))
@@ -39,9 +43,11 @@ def check(config: ServeConfig) -> int:
     else:
         settled: list[ServeConfig] = []
         aspect("configuration", lambda: settled.append(resolve(config, spec, hardware)))
-        aspect("model directory", lambda: check_model(config, spec))
+        aspect("model directory", lambda: check_model(settled[0] if settled else config, spec))
         if settled:
-            aspect("memory for weights", lambda: check_memory(settled[0], spec, hardware))
+            if settled[0].device == "cuda":
+                aspect("GPUs and backends", lambda: check_gpus(settled[0], hardware))
+            aspect("memory", lambda: check_memory(settled[0], spec, hardware))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0

@@ -16,6 +16,7 @@ from ..shared.config import ServeConfig, environment
 from ..shared.lifecycle import CONFIG_FILE
 from ..shared.model_spec import load_model_spec
 from ..shared.resolve import resolve
+from .gpus import check_gpus
 from .listen import bind_port
 from .preflight import check_memory, check_model, detect_hardware
 from .runtime_dir import claim_runtime_dir
@@ -46,6 +47,7 @@ def launch(
         runtime = claim_runtime_dir(wanted, default_parent())
         janitor = stack.enter_context(contextlib.closing(JanitorKeeper(runtime)))
         stack.callback(runtime.remove)  # before the janitor looks
+        check_gpus(config, hardware)
         check_model(config, spec)
         check_memory(config, spec, hardware)
         config = dataclasses.replace(config, port=port.number, runtime_dir=str(runtime.path))

@@ -3,35 +3,27 @@
 Imports no torch: a broken setup is reported in a second, with what to change.
 """
 
-import importlib.util
 import json
 import math
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from ..shared.config import ServeConfig, environment
+from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
-from ..shared.model_spec import ModelSpec
+from ..shared.model_spec import ModelSpec, num_kv_layers
 from ..shared.resolve import Hardware
-from ..workers.checkpoint import check_weights, main_tensor_shapes
+from ..workers.checkpoint import check_draft, check_weights, main_tensor_shapes, nextn_tensor_shapes
 from ..workers.host import available_memory, usable_cores
+from .gpus import find_gpus
 
 GIB = 1 << 30
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-_QUERY = ("--query-gpu=index,uuid,memory.free", "--format=csv,noheader,nounits")
-_QUERY_TIMEOUT_S = 20.0
 
 
 def detect_hardware() -> Hardware:
     """This machine, as far as this process may use it."""
-    return Hardware(
-        host_memory=available_memory(),
-        num_cpus=usable_cores(),
-        gpu_memory=_gpu_memory() if _torch_has_cuda() else (),
-    )
+    return Hardware(available_memory(), usable_cores(), *find_gpus())
 
 
 def check_model(config: ServeConfig, spec: ModelSpec) -> None:
@@ -40,6 +32,7 @@ def check_model(config: ServeConfig, spec: ModelSpec) -> None:
     directory = Path(config.model_dir)
     if config.load_format == "auto":
         check_weights(directory, spec)
+        check_draft(config, spec)
     if not (directory / "tokenizer.json").is_file():
         raise ModelError(f"{directory} has no tokenizer.json: copy it from the original checkpoint")
     tokenizer = _read_table(directory / "tokenizer_config.json")
@@ -86,9 +79,13 @@ def _check_template(config: ServeConfig, built_in: object) -> None:
 
 
 def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> None:
-    """Raise ConfigError if the weights alone cannot fit."""
-    parameters = sum(math.prod(shape) for shape in main_tensor_shapes(spec).values())
-    needed = parameters * _BYTES[config.data_type or ""] / GIB
+    """Raise ConfigError if weights, or on a GPU weights and the longest request, cannot fit.
+    Lenient: workers measure what is left when the weights are loaded, and look again."""
+    shapes = main_tensor_shapes(spec)
+    if config.mtp_mode is not None:
+        shapes |= nextn_tensor_shapes(spec)
+    item_bytes = _BYTES[config.data_type or ""]
+    needed = sum(map(math.prod, shapes.values())) * item_bytes / GIB
     if config.device == "cpu":
         found = hardware.host_memory / GIB
         if needed > found:
@@ -98,41 +95,21 @@ def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> No
             )
         return
     usable = min(hardware.gpu_memory[: config.tp]) * config.mem_fraction / GIB
-    if needed / config.tp > usable:
+    rest = usable - needed / config.tp
+    if rest < 0:
         raise ConfigError(
             f"the weights need {needed / config.tp:.1f} GiB per GPU, --mem_fraction "
             f"{config.mem_fraction} of the free memory is {usable:.1f} GiB; free memory or raise "
             "--tp or --mem_fraction"
         )
-
-
-def _torch_has_cuda() -> bool:
-    """Whether the installed torch was built for CUDA; read from its files, importing it is slow."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return False
-    version = Path(found.origin).with_name("version.py")
-    return version.is_file() and not re.search(
-        r"^cuda\b.*=\s*None", version.read_text(), re.MULTILINE
-    )
-
-
-def _gpu_memory() -> tuple[int, ...]:
-    """Free bytes of each GPU that CUDA_VISIBLE_DEVICES leaves, in the driver's order."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    try:
-        done = subprocess.run(
-            [tool, *_QUERY], capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=True
+    capacity, flag = config.max_req_total_len or spec.max_position_embeddings, "max_req_total_len"
+    if config.max_total_token_num is not None:
+        capacity, flag = config.max_total_token_num, "max_total_token_num"
+    token_bytes = num_kv_layers(spec, config) * spec.latent_dim * item_bytes
+    if capacity * token_bytes > rest * GIB:
+        wanted, fitting = capacity * token_bytes / GIB, int(rest * GIB / token_bytes)
+        raise ConfigError(
+            f"--{flag} {capacity} needs {wanted:.1f} GiB of KV cache per GPU, {rest:.1f} GiB are "
+            f"left beside the weights; lower it to less than {fitting}, or free memory or raise "
+            "--tp or --mem_fraction"
         )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    visible = environment().get("CUDA_VISIBLE_DEVICES")
-    wanted = None if visible is None else [w.strip() for w in visible.split(",") if w.strip()]
-    memory = []
-    for line in done.stdout.splitlines():
-        index, uuid, free = (word.strip() for word in line.split(","))
-        if wanted is None or any(w == index or uuid.startswith(w) for w in wanted):
-            memory.append(int(free) << 20)
-    return tuple(memory)

@@ -34,6 +34,8 @@ class Hardware:
     host_memory: int
     num_cpus: int
     gpu_memory: tuple[int, ...] = ()  # of each GPU that torch can use
+    gpu_capabilities: tuple[float, ...] = ()  # compute capabilities of the same, such as 9.0
+    no_gpu_reason: str = ""  # if there is none: why, and what to change
 
 
 def resolve(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeConfig:
@@ -46,7 +48,8 @@ def resolve(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         problems += _model_problems(settled, spec) + _size_problems(settled, spec)
         if settled.device == "cuda" and len(hardware.gpu_memory) < settled.tp:
             found = len(hardware.gpu_memory)
-            problems.append(f"--tp {settled.tp} needs as many GPUs, {found} can be used here")
+            why = f": {hardware.no_gpu_reason}" if hardware.no_gpu_reason else ""
+            problems.append(f"--tp {settled.tp} needs as many GPUs, {found} can be used here{why}")
     if problems:
         raise ConfigError("\n  ".join(problems))
     _report(config, settled)
