@@ -17,13 +17,23 @@ GREEDY = SamplingParams(max_new_tokens=10, num_logprobs=2, num_prompt_logprobs=1
 RANDOM = SamplingParams(max_new_tokens=10, temperature=1.0, seed=3, presence_penalty=0.5)
 
 
-@pytest.mark.parametrize("tp", [2, pytest.param(4, marks=pytest.mark.slow)])
+TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+@pytest.mark.parametrize(
+    ("tp", "device"),
+    [
+        (2, "cpu"),
+        pytest.param(4, "cpu", marks=pytest.mark.slow),
+        pytest.param(2, "cuda", marks=[pytest.mark.gpu, TWO_CARDS]),
+    ],
+)
 def test_ranks_in_processes_give_the_tokens_of_one(
-    make_reference: Any, make_runner: Any, driver_of: Any, start_group: Any, tp: int
+    make_reference: Any, make_runner: Any, driver_of: Any, start_group: Any, tp: int, device: str
 ) -> None:
     path = make_reference("plain").path
-    group = start_group(path, tp=tp, page_size=16)
-    single = driver_of(make_runner(path, page_size=16).run, 16)
+    group = start_group(path, tp=tp, page_size=16, device=device)
+    single = driver_of(make_runner(path, page_size=16, device=device).run, 16)
     ready = group.wait_for(Ready, tp)
     assert sorted(message.index for message in ready) == list(range(tp))
     driver = driver_of(group.run, 16)
