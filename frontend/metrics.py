@@ -173,6 +173,7 @@ class _EngineCollector(Collector):
             family.add_metric(self._values, value)
             yield family
         yield from self._steps(heartbeat)
+        yield from self._drafts(heartbeat)
         labels = {"block_size": str(self._page_size), "num_gpu_blocks": str(heartbeat.pages_total)}
         cache = GaugeMetricFamily(
             "vllm:cache_config_info", "size of the KV cache", labels=[*self._names, *labels]
@@ -197,6 +198,19 @@ class _EngineCollector(Collector):
         sizes.add_metric(self._values, buckets, beat.batch_rows)
         yield from (count, duration, sizes)
 
+    def _drafts(self, beat: Heartbeat) -> Iterator[Metric]:
+        """Of each draft position: how many were verified, and how many of these accepted."""
+        names = [*self._names, "position"]
+        counts = {
+            "glimmer_drafts": ("drafts verified", beat.drafts_offered),
+            "glimmer_drafts_accepted": ("drafts accepted", beat.drafts_accepted),
+        }
+        for name, (text, values) in counts.items():
+            family = CounterMetricFamily(name, text, labels=names)
+            for position, value in enumerate(values, 1):
+                family.add_metric([*self._values, str(position)], value)
+            yield family
+
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
         family = GaugeMetricFamily(name, text, labels=self._names)
         family.add_metric(self._values, value)
@@ -219,6 +233,11 @@ def _gauges(beat: Heartbeat, generated_per_s: float) -> dict[str, tuple[str, flo
         "glimmer_pages": ("KV pages", beat.pages_total),
         "glimmer_pages_free": ("KV pages never or no longer used", beat.pages_free),
         "glimmer_pages_cached": ("KV pages of the prefix cache alone", beat.pages_cached),
+        "glimmer_draft_length": ("drafts per row in the last step", beat.draft_length),
+        "glimmer_mtp_avg_token_per_step": (
+            "tokens per row and decode step since the start",
+            1 + sum(beat.drafts_accepted) / max(1, beat.decoded_rows),
+        ),
         "glimmer_schedule_seconds": ("mean time to plan one step", beat.step_us / 1e6),
     }
 

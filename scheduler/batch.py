@@ -10,8 +10,10 @@ from typing import NamedTuple
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError
 from ..shared.messages import PagesAppended, PrefillChunk, RowAdmit, StepPlan
+from .draft import DraftPolicy
 from .memory import Memory
 from .request import Request, RequestState
+from .results import Flight
 
 
 class StepLimits(NamedTuple):
@@ -42,10 +44,12 @@ class StepLimits(NamedTuple):
 class StepBuilder:
     """One plan in the making, and its remaining token budget."""
 
-    def __init__(self, memory: Memory, limits: StepLimits) -> None:
+    def __init__(self, memory: Memory, limits: StepLimits, drafts: DraftPolicy) -> None:
         self._memory = memory
         self._limits = limits
+        self._drafts = drafts
         self.budget = limits.max_tokens
+        self._num_drafts = 0
         self.prefill_waits: list[Request] = []  # rows whose prompt is not fully planned
         self.decoding: list[Request] = []  # parallel to the plan's `decode`
         self.chunked: list[tuple[Request, int]] = []  # parallel to `prefill`: request, start
@@ -56,26 +60,31 @@ class StepBuilder:
         self._decode: list[int] = []
 
     def add_decodes(self, running: list[Request], reclaim: Callable[[Request], bool]) -> None:
-        """One token for each row that decodes, oldest first. `reclaim(request)` makes a page
-        available, or returns False when `request` itself had to give way. This is the hot loop:
-        it runs for every row in every step."""
+        """One token, and some drafts to verify, for each row that decodes, oldest first.
+        `reclaim(request)` makes a page available, or returns False when `request` itself had to
+        give way. This is the hot loop: it runs for every row in every step."""
         decoding, prefilling = RequestState.DECODE, RequestState.PREFILL
-        memory = self._memory
+        if self._drafts.longest:
+            num_rows = sum(request.state is decoding for request in running)
+            self._num_drafts = self._drafts.choose(num_rows, self.budget)
+        width = 1 + self._num_drafts
         budget = self.budget
         ending: list[Request] = []
         for request in running.copy():  # reclaim changes the list
             state = request.state
             if state is prefilling:
                 self.prefill_waits.append(request)
-            if state is not decoding or not budget:
+            if state is not decoding or budget < width:
                 continue
-            if request.num_kv == request.kv_capacity:
-                if not memory.num_available and not reclaim(request):
+            num_kv = request.num_kv + width
+            if num_kv > request.kv_capacity:
+                if not self._make_room(request, num_kv, reclaim):
                     continue
-                self._appended.append(PagesAppended(request.row, [memory.grow(request)]))
-            budget -= 1
-            request.num_kv += 1
+                num_kv = min(num_kv, request.kv_capacity)
+            budget -= width
+            request.num_kv = num_kv
             request.num_planned += 1
+            request.max_planned += width
             self._decode.append(request.row)
             self.decoding.append(request)
             if request.num_planned == request.max_total_tokens:
@@ -83,6 +92,22 @@ class StepBuilder:
         for request in ending:  # not before: reclaim may take the row of one that is LAST
             request.move(RequestState.LAST)
         self.budget = budget
+
+    def _make_room(self, request: Request, num_kv: int, reclaim: Callable[[Request], bool]) -> bool:
+        """Pages for `num_kv` tokens, but none behind the last token that is ever run, and none
+        taken from others for drafts: those that find no page are not accepted."""
+        num_kv = min(num_kv, request.max_total_tokens - 1)
+        pages: list[int] = []
+        while request.kv_capacity < num_kv:
+            if not self._memory.num_available:
+                if request.kv_capacity > request.num_kv:
+                    break
+                if not reclaim(request):
+                    return False
+            pages.append(self._memory.grow(request))
+        if pages:
+            self._appended.append(PagesAppended(request.row, pages))
+        return True
 
     def can_chunk(self, num_tokens: int) -> bool:
         """Whether a request with `num_tokens` still to prefill would get a chunk now."""
@@ -111,6 +136,7 @@ class StepBuilder:
         if sample:
             self.sampled_chunks.append(request)
             request.num_planned += 1
+            request.max_planned += 1
             is_last = request.num_planned == request.max_total_tokens
             request.move(RequestState.LAST if is_last else RequestState.DECODE)
 
@@ -118,6 +144,9 @@ class StepBuilder:
         """The plan, or None if there is nothing to run (then `freed` must be kept)."""
         if not self._decode and not self._prefill:
             return None
+        if not self._decode:  # rows that sample their first token make drafts, too
+            num_rows = len(self.sampled_chunks)
+            self._num_drafts = self._drafts.choose(num_rows, self._limits.max_tokens)
         for request, _ in self.chunked:
             self._memory.publish_planned(request)
         return StepPlan(
@@ -128,4 +157,10 @@ class StepBuilder:
             appended=self._appended,
             prefill=self._prefill,
             decode=self._decode,
+            num_drafts=self._num_drafts,
         )
+
+    def flight(self, plan: StepPlan) -> Flight:
+        """What to remember of the plan that was built."""
+        sampling = self.sampled_chunks + self.decoding
+        return Flight(plan.step, sampling, self.chunked, len(plan.decode), plan.num_drafts)

@@ -29,12 +29,13 @@ from ..shared.messages import (
 )
 from .admission import Admission, Ending, Forecast
 from .batch import StepBuilder, StepLimits
+from .draft import DraftPolicy
 from .grammars import Grammars
 from .memory import forget
 from .peers import Frontends, Outgoing, WorkerGroup
 from .preempt import choose_victim
 from .request import Request, RequestState
-from .results import Flight, Outcome, finished_message
+from .results import Outcome, finished_message
 from .waiting import WaitingQueue
 
 MAX_WORKER_LOSSES = 2  # a request that ran in so many dying groups may be the cause
@@ -56,6 +57,7 @@ class Scheduler:
         self._requests: dict[int, Request] = {}  # every live one, by id
         self._waiting = WaitingQueue()
         self._grammars = Grammars()
+        self._drafts = DraftPolicy(config)
         self._running: list[Request] = []  # those with a row, sorted by age_key
         self._outbox: list[Outgoing] = []
         self._now_ns = 0
@@ -160,7 +162,7 @@ class Scheduler:
         workers = self.workers
         if not workers.can_take_plan or not self._requests:
             return None
-        builder = StepBuilder(workers.memory, self._limits)
+        builder = StepBuilder(workers.memory, self._limits, self._drafts)
         preemptions = self._preemptions
         builder.add_decodes(self._running, self._reclaim_page)
         for request in builder.prefill_waits:
@@ -169,8 +171,7 @@ class Scheduler:
             self._start_waiting(builder)
         plan = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
         if plan is not None:
-            sampling = builder.sampled_chunks + builder.decoding
-            workers.sent(plan, Flight(plan.step, sampling, builder.chunked), self._now_ns)
+            workers.sent(plan, builder.flight(plan), self._now_ns)
         return plan
 
     def _reclaim_page(self, request: Request) -> bool:
@@ -215,9 +216,8 @@ class Scheduler:
         nodes, num_needed = memory.find(request)
         request.pages_needed = 0
         num_cached_tokens = len(nodes) * memory.page_size
-        if request.waits_for_prefix:
-            return False
-        if not builder.can_chunk(len(request.tokens) - num_cached_tokens):
+        num_new = len(request.tokens) - num_cached_tokens
+        if request.waits_for_prefix or not builder.can_chunk(num_new):
             return False
         if not self._admission.can_start(forecast, request, num_needed):
             request.pages_needed = num_needed
@@ -250,9 +250,9 @@ class Scheduler:
             self._fail_workers(f"the result of step {result.step} does not fit the plan")
             return
         outcome = Outcome()
-        for (request, start), logprobs in zip(flight.chunks, result.prompt_logprobs, strict=False):
-            outcome.add_prompt_logprobs(request, start, logprobs)
-        outcome.add_tokens(flight.sampling, result.rows, workers.memory)
+        outcome.add_prompt_logprobs(flight, result)
+        outcome.add_tokens(flight, result.rows, workers.memory)
+        self._drafts.observe(flight, outcome.accepted, workers.step_ns)
         self.steps += 1
         self._generated_tokens += outcome.num_tokens
         for frontend, rows in outcome.rows.items():
@@ -334,7 +334,7 @@ class Scheduler:
                 continue
             forget(request)
             request.row = -1
-            request.num_planned = len(request.tokens)
+            request.lose_planned()
             request.worker_losses += 1
             if request.state is not RequestState.PAUSED:
                 request.move(RequestState.PAUSED)
@@ -384,6 +384,7 @@ class Scheduler:
             malformed_messages=malformed + self.malformed,
             estimated_peak_tokens=self._admission.forecast(memory, self._running).peak(),
             step_us=step_us,
+            **self._drafts.counts(),
         )
 
     def check_integrity(self) -> None:

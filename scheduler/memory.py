@@ -5,7 +5,7 @@ when a page is freed while a sent plan still writes to it, its next owner's plan
 writes every position before reading it. Pages in the prefix cache hold only tokens whose KV a sent
 plan writes, and no plan ever writes below a request's length, so they never change. (The extra
 step of a request that turned out to have stopped writes its stop token, behind the cached part or
-completing it correctly.)
+completing it correctly. Drafts are written behind the tokens known when the step runs, too.)
 """
 
 import sys

@@ -9,7 +9,7 @@ from ..shared.config import ServeConfig
 from ..shared.messages import Message, PeerLost, Ready, StepPlan, StepResult
 from .batch import StepLimits
 from .memory import Memory
-from .request import Request
+from .request import Request, RequestState
 from .results import Flight, fits
 
 MAX_IN_FLIGHT = 2  # plan n+1 is sent while n runs; more would only delay new requests
@@ -44,6 +44,7 @@ class WorkerGroup:
         self.free_rows: list[int] = []
         self._freed_rows: list[int] = []  # since the last plan
         self._in_flight: deque[Flight] = deque()
+        self.step_ns = 0  # how long the last answered step took
         self._progress_ns = 0  # since when the oldest plan in flight is the workers' next one
 
     def is_newer(self, ready: Ready) -> bool:
@@ -99,6 +100,7 @@ class WorkerGroup:
         """What the oldest plan in flight was, if `result` answers it."""
         if not self._in_flight or not fits(self._in_flight[0], result):
             return None
+        self.step_ns = now_ns - self._progress_ns
         self._progress_ns = now_ns
         return self._in_flight.popleft()
 
@@ -123,6 +125,17 @@ class WorkerGroup:
         self.memory.check_integrity(running)
         rows = sorted([r.row for r in running] + self.free_rows)
         assert not self.ready or rows == list(range(self._max_rows)), "a row is lost or held twice"
+        most = {request.request_id: len(request.tokens) for request in running}
+        for flight in self._in_flight:
+            for request, width in zip(flight.sampling, flight.widths(), strict=True):
+                most[request.request_id] = most.get(request.request_id, 0) + width
+        for request in running:
+            bounds = [len(request.tokens), request.num_planned, most[request.request_id]]
+            assert bounds == sorted(bounds), f"tokens known and planned: {bounds}"
+            assert request.max_planned == bounds[-1], "tokens planned at most"
+            assert request.num_kv <= bounds[-1], "KV planned at most"
+            if request.state is not RequestState.PREFILL:
+                assert request.num_kv < bounds[-1], "KV of a token that is being sampled"
 
 
 class Frontends:

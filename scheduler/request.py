@@ -1,7 +1,8 @@
 """One request as the scheduler sees it, and the states it can be in.
 
 Tokens are known (their values arrived) or only planned (a step that samples them was sent): with
-look-ahead the plan runs ahead of the values. Everything here is plain data; the decisions are in
+look-ahead the plan runs ahead of the values. With drafts a step brings one token or more, so what
+is planned is known within bounds only. Everything here is plain data; the decisions are in
 `core.py`, `batch.py` and `admission.py`, the page bookkeeping in `memory.py`.
 """
 
@@ -46,8 +47,10 @@ class Request:
         "frontend",
         "grammar",
         "kv_capacity",
+        "max_planned",
         "max_total_tokens",
         "node",
+        "num_accepted",
         "num_cached_tokens",
         "num_kv",
         "num_logprob_positions",
@@ -92,8 +95,13 @@ class Request:
         self.state = RequestState.WAITING
         # Prompt and outputs whose values are known; 4 bytes each, invisible to the collector
         self.tokens = array("i", submit.prompt_ids)
-        self.num_planned = len(self.tokens)  # known tokens and those being sampled in flight
-        self.num_kv = 0  # positions whose KV is written by the plans sent so far
+        # Known tokens and those being sampled in flight: at least and, with all drafts accepted, at
+        # most. The first is what the request will have for certain.
+        self.num_planned = self.max_planned = len(self.tokens)
+        # Positions whose KV is written by the plans sent so far; with drafts in flight the most it
+        # can be. Never above kv_capacity: workers accept no draft that has no page.
+        self.num_kv = 0
+        self.num_accepted = 0  # outputs that were drafts
         self.row = -1
         self.num_logprob_positions = 1  # prompt logprobs sent for positions below; 0 has none
 
@@ -143,6 +151,16 @@ class Request:
     def queue_key(self) -> tuple[int, bool, int]:
         """Order in the queue: by priority, then those that already ran, then by arrival."""
         return (self.priority, self.state is RequestState.WAITING, self.sequence)
+
+    def receive(self, num_tokens: int, width: int) -> None:
+        """A step that could bring `width` tokens brings `num_tokens`: the bounds close in."""
+        self.num_planned += num_tokens - 1
+        self.max_planned -= width - num_tokens
+        self.num_kv = min(self.num_kv, self.max_planned - 1)
+
+    def lose_planned(self) -> None:
+        """What is in flight will never arrive."""
+        self.num_planned = self.max_planned = len(self.tokens)
 
     def move(self, state: RequestState) -> None:
         """Change state; only transitions in LEGAL_TRANSITIONS exist."""

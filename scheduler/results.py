@@ -1,5 +1,7 @@
 """Reading a StepResult: which token belongs to which request, and what ends with it."""
 
+from collections.abc import Iterator
+from itertools import chain, repeat
 from typing import NamedTuple
 
 from ..shared.messages import Finished, RowResult, StepResult, TokenLogprob, TokenRow
@@ -14,6 +16,13 @@ class Flight(NamedTuple):
     step: int
     sampling: list[Request]  # parallel to StepResult.rows
     chunks: list[tuple[Request, int]]  # parallel to StepResult.prompt_logprobs: request, start
+    num_decodes: int = 0  # of `sampling`, the last ones: rows that verify drafts
+    num_drafts: int = 0
+
+    def widths(self) -> Iterator[int]:
+        """How many tokens each of `sampling` can bring."""
+        chunks = repeat(1, len(self.sampling) - self.num_decodes)
+        return chain(chunks, repeat(1 + self.num_drafts, self.num_decodes))
 
 
 def fits(flight: Flight, result: StepResult) -> bool:
@@ -22,7 +31,10 @@ def fits(flight: Flight, result: StepResult) -> bool:
         result.step == flight.step
         and len(result.rows) == len(flight.sampling)
         and len(result.prompt_logprobs) in (0, len(flight.chunks))
-        and all(len(row.token_ids) == 1 for row in result.rows)
+        and all(
+            1 <= len(row.token_ids) <= width and len(row.logprobs) in (0, len(row.token_ids))
+            for row, width in zip(result.rows, flight.widths(), strict=True)
+        )
     )
 
 
@@ -39,7 +51,20 @@ def finished_message(request: Request, ending: Ending, now_ns: int) -> Finished:
         field=ending.field,
         retry_after_s=ending.retry_after_s,
         queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
+        mtp_accepted_tokens=request.num_accepted,
     )
+
+
+def _append(request: Request, token_ids: list[int]) -> tuple[int, str]:
+    """Give the request its new tokens up to the one that ends it: how many, and why it ends."""
+    tokens = request.tokens
+    for count, token in enumerate(token_ids, 1):
+        tokens.append(token)
+        if token in request.stop_ids:
+            return count, "stop"
+        if len(tokens) >= request.max_total_tokens:
+            return count, "length"
+    return len(token_ids), ""
 
 
 class Outcome:
@@ -49,32 +74,40 @@ class Outcome:
         self.rows: dict[int, list[TokenRow]] = {}  # by frontend
         self.ended: list[tuple[Request, str]] = []  # with the reason
         self.num_tokens = 0
+        self.accepted: list[int] = []  # [n]: rows that accepted n drafts
 
-    def add_tokens(self, sampling: list[Request], results: list[RowResult], memory: Memory) -> None:
-        """Append each row's token to its request, unless that ended meanwhile (its extra step).
-        Hot loop: every row, every step."""
+    def add_tokens(self, flight: Flight, results: list[RowResult], memory: Memory) -> None:
+        """Append each row's tokens to its request, up to the one that ends it, unless that ended
+        before (its extra step). Hot loop: every row, every step."""
         finished = RequestState.FINISHED
         rows, ended = self.rows, self.ended
-        for request, result in zip(sampling, results, strict=True):
+        self.accepted = [0] * (1 + flight.num_drafts)
+        for request, result, width in zip(flight.sampling, results, flight.widths(), strict=True):
             if request.state is finished:
                 continue
-            self.num_tokens += 1
-            token = result.token_ids[0]
-            tokens = request.tokens
-            tokens.append(token)
-            row = TokenRow(request.request_id, result.token_ids, result.logprobs)
+            token_ids = result.token_ids
+            if width > 1:
+                self.accepted[len(token_ids) - 1] += 1
+                request.receive(len(token_ids), width)
+            count, reason = _append(request, token_ids)
+            self.num_tokens += count
+            request.num_accepted += count - 1
+            row = TokenRow(request.request_id, token_ids[:count], result.logprobs[:count])
             if request.frontend in rows:
                 rows[request.frontend].append(row)
             else:
                 rows[request.frontend] = [row]
-            if token in request.stop_ids:
-                ended.append((request, "stop"))
-            elif len(tokens) >= request.max_total_tokens:
-                ended.append((request, "length"))
-            elif len(tokens) >= request.publish_at:
+            if reason:
+                ended.append((request, reason))
+            elif len(request.tokens) >= request.publish_at:
                 memory.publish(request)
 
-    def add_prompt_logprobs(
+    def add_prompt_logprobs(self, flight: Flight, result: StepResult) -> None:
+        """Those of every chunk that asked for them."""
+        for (request, start), logprobs in zip(flight.chunks, result.prompt_logprobs, strict=False):
+            self._add_chunk_logprobs(request, start, logprobs)
+
+    def _add_chunk_logprobs(
         self, request: Request, start: int, logprobs: list[TokenLogprob]
     ) -> None:
         """Those of the chunk at `start`: entry i is about position start + i (0 has none). A

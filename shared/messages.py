@@ -106,6 +106,10 @@ class Heartbeat(Message, frozen=True):
     decode_steps: StepTimes = StepTimes()  # the others
     batch_sizes: list[int] = []  # plans per bucket of rows, one more than BATCH_SIZES; empty: none
     batch_rows: int = 0  # rows of all plans
+    draft_length: int = 0  # drafts per row in the last plan
+    decoded_rows: int = 0  # decode rows of all answered plans, cumulative
+    drafts_offered: list[int] = []  # by position, cumulative
+    drafts_accepted: list[int] = []  # of these, in the same order
 
 
 class PeerLost(Message, frozen=True):
@@ -243,6 +247,10 @@ class StepPlan(Message, frozen=True):
     Apply in this order: freed, admitted, appended; then run prefill chunks and decode rows in one
     forward pass. A decode row's input is the row's own last sampled token at the row's length.
     Plans are run strictly in order; the next one may arrive before this one's result is read.
+
+    `num_drafts` > 0: each decode row verifies so many drafts of its own behind that token, and each
+    sampling row makes so many for its next step. A row never accepts a draft whose position lies
+    behind its pages, so its length (tokens with KV) stays within them.
     """
 
     epoch: int
@@ -252,6 +260,7 @@ class StepPlan(Message, frozen=True):
     appended: list[PagesAppended]
     prefill: list[PrefillChunk]
     decode: list[int]
+    num_drafts: int = 0
 
 
 class TokenLogprob(Part, frozen=True):
@@ -333,7 +342,7 @@ class Finished(Message, frozen=True):
     field: str = ""
     retry_after_s: float = 0.0
     queue_s: float = 0.0  # time from Submit to first being scheduled
-    mtp_accepted_tokens: int = 0
+    mtp_accepted_tokens: int = 0  # outputs that were accepted drafts
 
 
 AnyMessage = (

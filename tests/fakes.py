@@ -133,6 +133,8 @@ class FakeWorker:
     max_tokens: int | None = None  # budget of a step
     chunk_size: int | None = None
     salt_of: Callable[[SamplingParams], int] = lambda sampling: 0
+    mtp_step: int = 0  # most drafts of a step
+    max_row_tokens: int = 1 << 30  # what a row's page table can hold
     rows: dict[int, FakeRow] = field(default_factory=dict)
     num_plans: int = 0
     grammars: set[str] = field(default_factory=set)  # that are loaded
@@ -159,11 +161,7 @@ class FakeWorker:
             self._check_memory(number)
         logprobs = [self._run_chunk(chunk) for chunk in plan.prefill]
         results = [self._sample(chunk.row) for chunk in plan.prefill if chunk.sample]
-        for number in plan.decode:
-            row = self.rows[number]
-            assert row.last_token is not None, f"row {number} decodes without a last token"
-            self._write(row, [row.last_token])
-            results.append(self._sample(number))
+        results += [self._decode(number, plan.num_drafts) for number in plan.decode]
         if not any(logprobs):
             logprobs = []
         return StepResult(plan.epoch, plan.step, results, logprobs)
@@ -207,20 +205,28 @@ class FakeWorker:
         assert active, "an empty plan"
         assert len(set(active)) == len(active), "a row twice in one step"
         assert set(active) <= self.rows.keys(), "a row that was not admitted"
-        num_tokens = len(plan.decode) + sum(len(chunk.token_ids) for chunk in plan.prefill)
+        assert 0 <= plan.num_drafts <= self.mtp_step, f"{plan.num_drafts} drafts"
+        num_tokens = len(plan.decode) * (1 + plan.num_drafts)
+        num_tokens += sum(len(chunk.token_ids) for chunk in plan.prefill)
         assert self.max_tokens is None or num_tokens <= self.max_tokens, "over the token budget"
         for chunk in plan.prefill:
             size = self.chunk_size or len(chunk.token_ids)
             assert 0 < len(chunk.token_ids) <= size, f"a chunk of {len(chunk.token_ids)} tokens"
         for row in self.rows.values():
             assert len(set(row.pages)) == len(row.pages), "a page twice in one table"
+            used = (len(row.pages) - 1) * self.page_size
+            assert used < self.max_row_tokens, "a page behind the longest request"
             assert all(0 <= page < self.num_pages for page in row.pages), "page does not exist"
         users = Counter(page for row in self.rows.values() for page in row.pages)
         counts = [(chunk.row, len(chunk.token_ids)) for chunk in plan.prefill]
-        for number, count in counts + [(number, 1) for number in plan.decode]:
+        width = 1 + plan.num_drafts
+        for number, count in counts + [(number, width) for number in plan.decode]:
             row = self.rows[number]
             start, end = len(row.slots), len(row.slots) + count
-            assert end <= len(row.pages) * self.page_size, f"row {number} has no page to write to"
+            capacity = len(row.pages) * self.page_size
+            if self.mtp_step and number in plan.decode:  # what has no page goes to no row
+                end = min(end + plan.num_drafts, capacity)  # recurrent drafts write, too
+            assert end <= capacity, f"row {number} has no page to write to"
             for page in row.pages[start // self.page_size : (end - 1) // self.page_size + 1]:
                 assert users[page] == 1, f"page {page} is written to but in two tables"
 
@@ -245,6 +251,27 @@ class FakeWorker:
         end = chunk.start + len(chunk.token_ids)
         positions = range(max(1, chunk.start), end)
         return [TokenLogprob(row.slots[p][0], -float(p), 1, []) for p in positions]
+
+    def _decode(self, number: int, num_drafts: int) -> RowResult:
+        """Run the last token and the drafts, some of which turn out to be right."""
+        row = self.rows[number]
+        assert row.last_token is not None, f"row {number} decodes without a last token"
+        room = len(row.pages) * self.page_size - len(row.slots)
+        if not room:  # full by drafts: the request has all its tokens, and this answer no reader
+            return RowResult([-7])
+        fate = mix(row.slots[-1][1], num_drafts)
+        num_right = min(num_drafts if fate % 3 else fate // 3 % (1 + num_drafts), room - 1)
+        found = RowResult([], [])
+        for _ in range(1 + num_right):
+            self._write(row, [row.last_token])
+            result = self._sample(number)
+            found = RowResult(found.token_ids + result.token_ids, found.logprobs + result.logprobs)
+        first = len(row.slots)  # behind it: KV of rejected drafts, and of those for the next step
+        last = min(first + 2 * num_drafts - num_right, len(row.pages) * self.page_size)
+        for position in range(first, last):
+            page = row.pages[position // self.page_size]
+            self.memory[page][position % self.page_size] = (number, position)
+        return found
 
     def _write(self, row: FakeRow, tokens: list[int]) -> None:
         size = self.page_size
@@ -310,6 +337,8 @@ class FakeEngine:
             epoch,
             max_tokens=config.batch_max_tokens,
             chunk_size=None if config.disable_chunked_prefill else config.chunked_prefill_size,
+            mtp_step=config.mtp_step,
+            max_row_tokens=config.max_req_total_len or 1 << 30,
         )
         self.in_flight = []
         self.tell(

@@ -100,3 +100,32 @@ def test_more_decode_rows_than_budget_take_turns_by_age() -> None:
 def test_unsettled_limits_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="must be positive"):
         StepLimits.of(ServeConfig(**values))
+
+
+def test_drafts_get_pages_for_the_case_that_all_are_accepted() -> None:
+    engine = FakeEngine(64, mtp_step=3, mtp_fixed_step=True)
+    engine.submit([1, 2, 3, 4], 40)
+    assert [plan.num_drafts for plan in engine.plans] == [3, 3]
+    # 4 tokens have KV, and 4 more may in the next step: positions 4 to 7, one page of 4
+    assert [len(plan.appended) for plan in engine.plans] == [0, 1]
+    engine.finish()
+    assert sum(len(part.pages) for plan in engine.plans for part in plan.appended) == 10
+
+
+def test_drafts_take_no_pages_from_others() -> None:
+    engine = FakeEngine(6, page_size=4, max_req_total_len=21, mtp_step=7, mtp_fixed_step=True)
+    submits = [engine.submission([n], 11) for n in range(2)]  # 3 pages each, all there are
+    engine.tell(*submits)
+    engine.finish()
+    assert engine.core.heartbeat().preemptions == 0
+    for submit in submits:
+        assert engine.tokens[submit.request_id] == engine.right_answer(submit)
+
+
+def test_a_request_of_the_longest_length_has_no_page_behind_it() -> None:
+    engine = FakeEngine(20, page_size=1, max_req_total_len=16, mtp_step=7, mtp_fixed_step=True)
+    submit = engine.submission([1, 2, 3], 100)
+    engine.tell(submit)
+    engine.finish()  # FakeWorker checks the size of the page table
+    assert engine.tokens[submit.request_id] == engine.right_answer(submit)
+    assert engine.finished[submit.request_id].reason == "length"

@@ -2,7 +2,7 @@
 
 from fakes import FakeEngine
 from glimmer.scheduler.results import Flight, fits
-from glimmer.shared.messages import RowResult, StepResult, TokenRow, Tokens
+from glimmer.shared.messages import RowResult, StepResult, TokenLogprob, TokenRow, Tokens
 
 
 def rows_for(engine: FakeEngine, request_id: int) -> list[TokenRow]:
@@ -26,6 +26,12 @@ def test_only_a_result_of_the_plans_shape_fits() -> None:
     assert not fits(flight, StepResult(0, 5, two, [[], []]))
     assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([])]))
     assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([2, 3])]))
+    drafting = Flight(5, [request, request], [], 1, 2)  # type: ignore[list-item]
+    assert fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4])]))
+    assert not fits(drafting, StepResult(0, 5, [RowResult([1, 2]), RowResult([3])]))
+    assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4, 5])]))
+    entry = TokenLogprob(2, -1.0, 1, [])
+    assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3], [entry])]))
 
 
 def test_tokens_of_one_step_travel_in_one_message_per_frontend() -> None:
@@ -51,6 +57,24 @@ def test_the_extra_token_after_a_stop_is_dropped() -> None:
     assert engine.tokens[submit.request_id] == right
     sampled = sum(len(p.decode) + sum(c.sample for c in p.prefill) for p in engine.plans)
     assert sampled == len(right) + 1, "look-ahead costs exactly one extra token"
+
+
+def test_tokens_behind_a_stop_token_or_the_limit_are_dropped() -> None:
+    for seed in range(20):
+        engine = FakeEngine(64, mtp_step=7, mtp_fixed_step=True, batch_max_tokens=200)
+        submits = [
+            engine.submission([seed, 1], 50, stop_token_ids=tuple(range(0, 64, 8)), num_logprobs=0),
+            engine.submission([seed, 2], 9),
+        ]
+        engine.tell(*submits)
+        engine.finish()
+        for submit in submits:
+            rows = rows_for(engine, submit.request_id)
+            assert engine.tokens[submit.request_id] == engine.right_answer(submit)
+            accepted = sum(len(row.token_ids) - 1 for row in rows)
+            assert engine.finished[submit.request_id].mtp_accepted_tokens == accepted
+        for row in rows_for(engine, submits[0].request_id):
+            assert [entry.token_id for entry in row.logprobs] == row.token_ids
 
 
 def test_a_finish_by_length_wastes_no_step() -> None:

@@ -56,30 +56,93 @@ def _forget_abort_in_queue(remove: Any) -> Any:
 
 
 def _drop_token_when_paused(add_tokens: Any) -> Any:
-    def mutant(self: Any, sampling: Any, rows: Any, mem: Any) -> None:
-        pairs = list(zip(sampling, rows, strict=True))
-        for req, row in pairs:
-            if req.state is RequestState.PAUSED:
-                req.tokens.extend(row.token_ids)  # known, but never sent
-        pairs = [(r, row) for r, row in pairs if r.state is not RequestState.PAUSED]
-        add_tokens(self, [r for r, _ in pairs], [row for _, row in pairs], mem)
+    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
+        is_paused = any(req.state is RequestState.PAUSED for req in flight.sampling)
+        outcome = results.Outcome() if is_paused else self  # the tokens are known, but never sent
+        add_tokens(outcome, flight, rows, mem)
+        self.accepted = outcome.accepted
 
     return mutant
 
 
 def _apply_extra_step(add_tokens: Any) -> Any:
-    def mutant(self: Any, sampling: Any, rows: Any, mem: Any) -> None:
-        revived = [copy.copy(r) for r in sampling]
-        for req in revived:
-            if req.state is RequestState.FINISHED:
-                req.state = RequestState.LAST
-        ghosts = [r for r, real in zip(revived, sampling, strict=True) if real.state is not r.state]
-        real = [
-            r if r.state is not RequestState.FINISHED else g
-            for r, g in zip(sampling, revived, strict=True)
-        ]
-        add_tokens(self, real, rows, mem)
+    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
+        ghosts = [copy.copy(r) for r in flight.sampling if r.state is RequestState.FINISHED]
+        for req in ghosts:
+            req.state = RequestState.LAST
+        by_id = {r.request_id: r for r in ghosts}
+        revived = [by_id.get(r.request_id, r) for r in flight.sampling]
+        add_tokens(self, flight._replace(sampling=revived), rows, mem)
         self.ended = [(r, why) for r, why in self.ended if r not in ghosts]
+
+    return mutant
+
+
+def _keep_what_follows_the_end(add_tokens: Any) -> Any:
+    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
+        add_tokens(self, flight, rows, mem)
+        ended = {r.request_id for r, _ in self.ended}
+        sent = {r.request_id: row for r, row in zip(flight.sampling, rows, strict=True)}
+        for part in self.rows.values():
+            for place, row in enumerate(part):
+                if row.request_id in ended:
+                    whole = sent[row.request_id].token_ids
+                    part[place] = msgspec.structs.replace(row, token_ids=whole)
+
+    return mutant
+
+
+def _count_dropped_drafts(add_tokens: Any) -> Any:
+    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
+        before = [r.num_accepted for r in flight.sampling]
+        add_tokens(self, flight, rows, mem)
+        for req, row, old in zip(flight.sampling, rows, before, strict=True):
+            if req.num_accepted != old:
+                req.num_accepted = old + len(row.token_ids) - 1
+
+    return mutant
+
+
+def _believe_in_drafts(receive: Any) -> Any:
+    def mutant(self: Any, num_tokens: int, width: int) -> None:
+        num_kv = self.num_kv
+        receive(self, num_tokens, width)
+        self.num_kv = num_kv
+
+    return mutant
+
+
+def _one_token_per_step(receive: Any) -> Any:
+    def mutant(self: Any, num_tokens: int, width: int) -> None:
+        num_planned = self.num_planned
+        receive(self, num_tokens, width)
+        self.num_planned = num_planned
+
+    return mutant
+
+
+def _room_behind_the_end(make_room: Any) -> Any:
+    def mutant(self: Any, req: Any, num_kv: int, reclaim: Any) -> Any:
+        longest, req.max_total_tokens = req.max_total_tokens, 1 << 30
+        found = make_room(self, req, num_kv, reclaim)
+        req.max_total_tokens = longest
+        return found
+
+    return mutant
+
+
+def _free_drafts(add_decodes: Any) -> Any:
+    def mutant(self: Any, running: Any, reclaim: Any) -> None:
+        budget = self.budget
+        add_decodes(self, running, reclaim)
+        self.budget = budget - len(self._decode)
+
+    return mutant
+
+
+def _stale_bound(lose_planned: Any) -> Any:
+    def mutant(self: Any) -> None:
+        self.num_planned = len(self.tokens)
 
     return mutant
 
@@ -269,4 +332,23 @@ def _keep_cache(patch: Patch) -> None:
     replace(peers.WorkerGroup, "enroll", _enroll_with_kept_cache)(patch)
 
 
+MUTANTS |= {
+    "sends what follows a stop token in its step": replace(
+        results.Outcome, "add_tokens", _keep_what_follows_the_end
+    ),
+    "counts dropped drafts as accepted": replace(
+        results.Outcome, "add_tokens", _count_dropped_drafts
+    ),
+    "believes that rejected drafts have KV": replace(
+        request.Request, "receive", _believe_in_drafts
+    ),
+    "counts one token for each step": replace(request.Request, "receive", _one_token_per_step),
+    "allocates behind the longest length for drafts": replace(
+        batch.StepBuilder, "_make_room", _room_behind_the_end
+    ),
+    "does not count drafts in the budget": replace(batch.StepBuilder, "add_decodes", _free_drafts),
+    "remembers drafts in flight when workers die": replace(
+        request.Request, "lose_planned", _stale_bound
+    ),
+}
 MUTANTS["keeps the prefix cache over epochs"] = _keep_cache

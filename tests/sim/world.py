@@ -97,6 +97,8 @@ class Knobs:
             queue_timeout_s=rng.choice((0.0, 0.05, 600.0, 600.0)),
             httpserver_workers=rng.choice((1, 2)),
             step_timeout_s=STEP_TIMEOUT_S,
+            mtp_step=rng.choice((0, 0, 1, 2, 4, 7)),
+            mtp_fixed_step=rng.random() < 0.3,
         )
         return cls(
             config=config,
@@ -124,7 +126,7 @@ class Client:
     incarnation: int
     abort_after: int | None  # abort when so many tokens have arrived
     tokens: list[int] = field(default_factory=list)
-    num_logprobs: int = 0
+    num_accepted: int = 0  # of these, drafts
     prompt_logprobs: list[int] = field(default_factory=list)
     aborted: bool = False
     delivered: bool = False  # the scheduler has seen the Submit
@@ -154,6 +156,8 @@ class Group:
             config.batch_max_tokens,
             None if config.disable_chunked_prefill else config.chunked_prefill_size,
             lambda sampling: world.salts[sampling.seed],
+            config.mtp_step,
+            config.max_req_total_len or 0,
         )
 
     def take(self, plan: StepPlan) -> None:
@@ -218,6 +222,7 @@ class SimWorld:
         self._turn_planned = False
         self.num_events = 0
         self.num_preemptions = 0
+        self.num_accepted = 0  # drafts
         self.log_hash = ""  # set at the end
 
         self.clients: dict[int, Client] = {}
@@ -525,6 +530,7 @@ class SimWorld:
     def _client_gets(self, client: Client, row: TokenRow) -> None:
         sampling, prompt = client.submit.sampling, client.submit.prompt_ids
         client.tokens += row.token_ids
+        client.num_accepted += max(0, len(row.token_ids) - 1)
         right, _ = self._right_answer(client)
         expect(client.tokens == right[: len(client.tokens)], "wrong tokens")
         if sampling.num_logprobs >= 0:
@@ -548,6 +554,7 @@ class SimWorld:
         num_prompt, num_tokens = len(submit.prompt_ids), len(client.tokens)
         expect(finished.num_prompt_tokens == num_prompt, "num_prompt_tokens")
         expect(finished.num_output_tokens == num_tokens, "num_output_tokens")
+        expect(finished.mtp_accepted_tokens == client.num_accepted, "mtp_accepted_tokens")
         expect(finished.num_cached_tokens <= max(0, num_prompt - 1), "num_cached_tokens")
         timeout_s = submit.timeout_s or config.queue_timeout_s or 1e9
         expect(0 <= finished.queue_s <= timeout_s + 0.3, f"{finished.queue_s} s in the queue")
@@ -591,6 +598,7 @@ class SimWorld:
         expect(self.core.num_live == 0, "a request is kept")
         beat = self.core.heartbeat()
         self.num_preemptions = beat.preemptions
+        self.num_accepted = sum(beat.drafts_accepted)
         expect((beat.num_running, beat.num_waiting, beat.num_paused) == (0, 0, 0), "not idle")
         expect(beat.pages_free + beat.pages_cached == beat.pages_total, "pages are lost")
 

@@ -1,0 +1,177 @@
+"""How many drafts a decode step verifies: the length that made most tokens per second so far.
+
+Pure: it sees numbers of rows, drafts accepted and the times that steps took, and decides by these
+alone. `tokens per step / time of a step` is compared for each length at about the same number of
+rows; 0, which is decoding without drafts, is one of the lengths.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..shared.config import ServeConfig
+from .results import Flight
+
+_PRIOR = 0.7  # assumed acceptance of a draft, given that those before it were, before any was seen
+_PRIOR_COST = 0.1  # assumed time of one draft, in steps without drafts
+_ACCEPTANCE_RATE = 0.005  # weight of one row's draft in the moving average
+_TIME_RATE = 0.2  # weight of one step's time
+_HYSTERESIS = 1.05  # another length must be so much better
+_SETTLE = 8  # steps without drafts leave gaps in the draft layer's KV: do not judge it at once
+_BURST = 4  # steps in a row that try a length; the first is not timed, its start is blurred
+_TRIALS = 3  # bursts spent on a length of which no step could be timed
+_NEAR = 0.7  # of the best: a length worth a first look
+_REST = 256  # least steps between two bursts
+_MOST_LOSS = 0.005  # share of the throughput that bursts may cost
+
+
+class DraftPolicy:
+    """The draft length of each step: at most `mtp_step`, always that with `mtp_fixed_step`."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.longest = config.mtp_step
+        self._fixed = config.mtp_fixed_step
+        self._acceptance = [_PRIOR] * self.longest  # by position, given those before
+        self._buckets: dict[int, _Bucket] = {}
+        # Of the last answered step:
+        self._timed: tuple[_Bucket, int] | None = None  # what was timed
+        self._made = 0  # drafts it made for the next one
+        self._num_drafting = 0  # steps in a row that made some
+        # Cumulative, for the heartbeat
+        self._length = 0
+        self._rows = 0
+        self._offered = [0] * self.longest
+        self._accepted = [0] * self.longest
+
+    def choose(self, num_rows: int, max_tokens: int) -> int:
+        """Drafts for each of `num_rows` rows in the next step, which has a budget of
+        `max_tokens`: drafts take at most half of it."""
+        if not self.longest or not num_rows:
+            return 0
+        most = min(self.longest, max(0, max_tokens // (2 * num_rows) - 1))
+        bucket = self._bucket(num_rows)
+        self._length = most if self._fixed else bucket.next(self._acceptance[:most])
+        return self._length
+
+    def observe(self, flight: Flight, accepted: Sequence[int], taken_ns: int) -> None:
+        """A step was answered after `taken_ns`: accepted[n] decode rows accepted n drafts. Call it
+        for every step, in order."""
+        num_drafts = flight.num_drafts
+        left = num_decoded = sum(accepted)
+        self._rows += num_decoded
+        for place in range(min(num_drafts, self._made)):  # others were never made
+            right = left - accepted[place]
+            self._offered[place] += num_decoded
+            self._accepted[place] += right
+            if left and self._num_drafting >= _SETTLE:
+                weight = 1 - (1 - _ACCEPTANCE_RATE) ** left
+                self._acceptance[place] += weight * (right / left - self._acceptance[place])
+            left = right
+        self._made = num_drafts
+        self._num_drafting = self._num_drafting + 1 if num_drafts else 0
+        timed = None
+        if self.longest and flight.num_decodes and not flight.chunks:
+            timed = (self._bucket(flight.num_decodes), num_drafts)
+            if timed == self._timed and taken_ns:
+                timed[0].observe(num_drafts, taken_ns)
+        self._timed = timed
+
+    def counts(self) -> dict[str, Any]:
+        """The fields of a Heartbeat about drafts."""
+        return {
+            "draft_length": self._length,
+            "decoded_rows": self._rows,
+            "drafts_offered": list(self._offered),
+            "drafts_accepted": list(self._accepted),
+        }
+
+    def _bucket(self, num_rows: int) -> "_Bucket":
+        """Two for each doubling: 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-16, ..."""
+        octave = (num_rows - 1).bit_length()
+        upper_half = num_rows > 3 << octave >> 2
+        key = 2 * octave + upper_half
+        if key not in self._buckets:
+            self._buckets[key] = _Bucket(self.longest)
+        return self._buckets[key]
+
+
+class _Bucket:
+    """What is known at about one number of rows."""
+
+    def __init__(self, longest: int) -> None:
+        self._times: list[float | None] = [None] * (longest + 1)  # ns, moving averages
+        self._latest: list[list[int]] = [[] for _ in self._times]  # the last three
+        self._trials = [0] * (longest + 1)  # bursts
+        self._length = 0  # the best
+        self._burst = (0, 0)  # length being tried, steps left
+        self._until_burst = _REST
+        self._turn = 0  # of the lengths not in use, for the next burst
+
+    def next(self, acceptance: Sequence[float]) -> int:
+        """The length of the next step, at most len(acceptance)."""
+        most = len(acceptance)
+        length, left = self._burst
+        if left and length <= most:
+            self._burst = (length, left - 1)
+            return length
+        times = self._estimates(most)
+        scores = _scores(acceptance, times)
+        best = max(range(most + 1), key=scores.__getitem__)
+        used = min(self._length, most)
+        if scores[best] > _HYSTERESIS * scores[used] or scores[used] < scores[0]:
+            used = self._length = best
+        for length in range(most + 1):  # a few steps with each that looks good, once
+            is_known = self._times[length] is not None or self._trials[length] == _TRIALS
+            if not is_known and scores[length] > _NEAR * scores[best]:
+                return self._try(length)
+        self._until_burst -= 1
+        if self._until_burst >= 0 or not most:
+            return used
+        return self._explore(used, scores, times)
+
+    def observe(self, length: int, taken_ns: int) -> None:
+        """A step with drafts of this length took so long."""
+        latest = self._latest[length] = [*self._latest[length][-2:], taken_ns]
+        usual = sorted(latest)[(len(latest) - 1) // 2]  # one slow step changes nothing
+        time = self._times[length]
+        self._times[length] = usual if time is None else time + _TIME_RATE * (usual - time)
+
+    def _estimates(self, most: int) -> list[float]:
+        """Times of the lengths up to `most`, those not measured on a line through the others."""
+        known = [(length, time) for length, time in enumerate(self._times) if time is not None]
+        if not known:
+            return [1 + _PRIOR_COST * length for length in range(most + 1)]
+        (low, low_time), (high, high_time) = known[0], known[-1]
+        slope = _PRIOR_COST * low_time / (1 + _PRIOR_COST * low)
+        if high > low:
+            slope = max(0.0, (high_time - low_time) / (high - low))
+        return [
+            self._times[length] or max(low_time / 2, low_time + slope * (length - low))
+            for length in range(most + 1)
+        ]
+
+    def _explore(self, used: int, scores: list[float], times: list[float]) -> int:
+        """Try the lengths not in use in turn. The worse one is, the longer is the rest after it."""
+        others = [length for length in range(len(scores)) if length != used]
+        self._turn += 1
+        length = others[self._turn % len(others)]
+        self._try(length)
+        steps = (1 + self._burst[1]) * times[length] / times[used]
+        loss = max(0.0, 1 - scores[length] / scores[used]) * steps
+        self._until_burst = max(_REST, int(loss / _MOST_LOSS))
+        return length
+
+    def _try(self, length: int) -> int:
+        self._trials[length] += 1
+        self._burst = (length, _BURST - 1 + (_SETTLE if self._length == 0 else 0))
+        return length
+
+
+def _scores(acceptance: Sequence[float], times: Sequence[float]) -> list[float]:
+    """Expected tokens per row and nanosecond of each length."""
+    scores = [1 / times[0]]
+    tokens = chance = 1.0
+    for share, time in zip(acceptance, times[1:], strict=True):
+        chance *= share
+        tokens += chance
+        scores.append(tokens / time)
+    return scores
