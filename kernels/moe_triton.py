@@ -309,8 +309,8 @@ def moe_one(
 
 
 def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
-    """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's pairs in blocks,
-    filled up with the number of pairs; expert of each block [max_blocks] int32, -1: none)."""
+    """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's, in
+    blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none)."""
     num_pairs = ids.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
     pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)

@@ -113,7 +113,8 @@ def launch_route(
         return ids, weights
     block_t = 16 if num_tokens <= 1024 else 64
     block_e = max(16, triton.next_power_of_2(num_experts))
-    block_k = min(128 if block_e <= 64 else 64, max(16, triton.next_power_of_2(hidden)))
+    block_k = 128 if block_e <= 64 and block_t == 16 else 64
+    block_k = min(block_k, max(16, triton.next_power_of_2(hidden)))
     blocks = triton.cdiv(num_tokens, block_t)
     chunks = triton.cdiv(hidden, block_k)
     splits = max(1, min(chunks, 132 // blocks))
@@ -146,7 +147,7 @@ def launch_route(
         BLOCK_E=block_e,
         BLOCK_K=block_k,
         BLOCK_C=triton.next_power_of_2(num_chosen + num_shared),
-        num_warps=4,
+        num_warps=4 if block_t == 16 else 8,
         **pdl(),
     )
     return ids, weights

@@ -152,13 +152,18 @@ def _empty_layer(
     if number < spec.first_dense_layers:
         mlp = dense(spec.intermediate_size)
     else:
-        shared_width = spec.num_shared_experts * spec.moe_intermediate_size
+        count, shared_width = spec.num_experts, spec.num_shared_experts * spec.moe_intermediate_size
+        stacks = spec.num_shared_experts == 1  # of a routed one's width, it goes behind them
+        gate_up = empty(count + stacks, 2 * expert, hidden)
+        down = empty(count + stacks, hidden, expert)
+        shared = DenseWeights(gate_up[count], down[count]) if stacks else dense(shared_width)
         mlp = MoeWeights(
-            router=empty(spec.num_experts, hidden, dtype=torch.float32),
-            correction_bias=empty(spec.num_experts, dtype=torch.float32),
-            gate_up=empty(spec.num_experts, 2 * expert, hidden),
-            down=empty(spec.num_experts, hidden, expert),
-            shared=dense(shared_width) if shared_width else None,
+            router=empty(count, hidden, dtype=torch.float32),
+            correction_bias=empty(count, dtype=torch.float32),
+            gate_up=gate_up[:count],
+            down=down[:count],
+            shared=shared if shared_width else None,
+            stacked=(gate_up, down) if stacks else None,
         )
     return LayerWeights(empty(hidden), attention, empty(hidden), mlp)
 

@@ -27,6 +27,9 @@ class MoeWeights:
     gate_up: Tensor  # [num_experts, 2 * width, hidden]
     down: Tensor  # [num_experts, hidden, width]
     shared: DenseWeights | None
+    # (gate_up, down) with the shared expert as the last one, of which the fields above are views;
+    # then it runs with the others, as one that every token chooses.
+    stacked: tuple[Tensor, Tensor] | None = None
 
 
 def mlp(x: Tensor, weights: DenseWeights | MoeWeights, spec: ModelSpec, ranks: Ranks) -> Tensor:
@@ -42,7 +45,10 @@ def mlp(x: Tensor, weights: DenseWeights | MoeWeights, spec: ModelSpec, ranks: R
         spec.num_groups_per_token,
         spec.norm_topk_prob,
         spec.routed_scaling_factor,
+        num_shared=0 if weights.stacked is None else 1,
     )
+    if weights.stacked is not None:
+        return ranks.all_reduce(moe(x, ids, scores, *weights.stacked))
     out = moe(x, ids, scores, weights.gate_up, weights.down)
     if weights.shared is not None:
         out = out + gated_mlp(x, weights.shared.gate_up, weights.shared.down)

@@ -19,7 +19,8 @@ def recorded_routing() -> Iterator[list[Tensor]]:
 
     def recording(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         ids, scores = route(*args, **kwargs)
-        seen.append(ids.clone())
+        chosen = ids.shape[1] - kwargs.get("num_shared", 0)
+        seen.append(ids[:, :chosen].clone())
         return ids, scores
 
     vars(moe)["route"] = recording

@@ -40,7 +40,9 @@ def test_expert_widths_and_shared_expert_add_up(spec: ModelSpec, num_tokens: int
     rows = zip(gate.chunk(2, 1), up.chunk(2, 1), weights.down.chunk(2, 2), strict=True)
     total = torch.zeros_like(x)
     for g, u, d in rows:
-        routed = dataclasses.replace(weights, gate_up=torch.cat((g, u), 1), down=d, shared=None)
+        routed = dataclasses.replace(
+            weights, gate_up=torch.cat((g, u), 1), down=d, shared=None, stacked=None
+        )
         total += mlp(x, routed, spec, Ranks())
     total += mlp(x, weights.shared, spec, Ranks())
     torch.testing.assert_close(total, mlp(x, weights, spec, Ranks()), atol=5e-5, rtol=1e-4)
