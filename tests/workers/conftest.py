@@ -1,5 +1,6 @@
 """What worker tests share: tiny transformers models, and a driver that plays the scheduler."""
 
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -166,6 +167,15 @@ def make_config(path: Path, **changes: Any) -> ServeConfig:
         "step_timeout_s": 60.0,
     }
     return ServeConfig(**{**values, **changes})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _give_back_gpu_memory() -> Iterator[None]:
+    """What a module's runners held is for the next module, and for processes it starts."""
+    yield
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture(scope="session")

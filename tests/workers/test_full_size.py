@@ -1,0 +1,87 @@
+"""GLM-4.7-Flash at full size with random weights on one card: it fits, and is what it should be."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from glimmer.deploy.demo.checkpoint import tiny_config
+from glimmer.shared.sampling import SamplingParams
+
+pytestmark = pytest.mark.gpu
+FLASH = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 47,
+    "num_attention_heads": 20,
+    "num_key_value_heads": 20,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 256,
+    "intermediate_size": 10240,
+    "moe_intermediate_size": 1536,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 4,
+    "vocab_size": 154880,
+    "max_position_embeddings": 202752,
+    "eos_token_id": [154820],
+    "pad_token_id": 154820,
+    "dtype": "bfloat16",
+}
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory, config_of: Any) -> Any:
+    """As the guide's first script starts it."""
+    import json
+
+    from glimmer.workers.startup import load_runner
+
+    path: Path = tmp_path_factory.mktemp("flash")
+    (path / "config.json").write_text(json.dumps(tiny_config(**FLASH)))
+    config = config_of(
+        path,
+        device="cuda",
+        load_format="dummy",
+        max_req_total_len=202752,
+        max_total_token_num=None,
+        graph_max_batch_size=512,
+        running_max_req_size=512,
+        batch_max_tokens=16384,
+        chunked_prefill_size=8192,
+    )
+    return load_runner(config, 0, 0, path, lambda *_: None)
+
+
+def prompts(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(len(lengths))
+    return [torch.randint(0, 154000, (n,), generator=generator).tolist() for n in lengths]
+
+
+def test_kv_pages_fill_the_card(runner: Any) -> None:
+    if torch.cuda.get_device_properties(0).total_memory > 70e9:
+        assert runner.num_pages * 64 >= 380_000
+
+
+def test_a_row_is_the_same_in_any_batch(runner: Any, driver_of: Any) -> None:
+    """Greedy tokens part only where the two best were closer than rounding."""
+    greedy = SamplingParams(max_new_tokens=16, num_logprobs=2)
+    texts = prompts(1, 70, 700, 3000, 33, 2048, 5)
+    alone = [driver_of(runner.run, 64).generate([t], greedy, None)[0] for t in texts]
+    together = driver_of(runner.run, 64).generate(texts, greedy, 1000)
+    same = 0
+    for a, b in zip(alone, together, strict=True):
+        pairs = enumerate(zip(a.outputs, b.outputs, strict=True))
+        place = next((i for i, (x, y) in pairs if x != y), None)
+        same += place is None
+        if place is not None:
+            top = a.logprobs[place].top
+            assert top[0][1] - top[1][1] < 0.25
+    print(f"{same} of {len(texts)} texts are equal to the last token")
+
+
+def test_a_long_context_is_read_in_segments(runner: Any, driver_of: Any) -> None:
+    greedy = SamplingParams(max_new_tokens=4)
+    [long] = driver_of(runner.run, 64).generate(prompts(40_000), greedy, 8192)
+    assert len(long.outputs) == 4
