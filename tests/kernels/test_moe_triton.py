@@ -113,15 +113,18 @@ def test_grouped_rows_are_those_of_pairs() -> None:
         torch.testing.assert_close(rows[pair].float(), part, atol=4 * STEP, rtol=4 * STEP)
 
 
+FULL, TINY, ODD = (2048, 1536, 65, 4), (128, 64, 9, 2), (104, 56, 16, 3)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize(
-    ("hidden", "width", "experts", "k"),
-    [(128, 64, 9, 2), (96, 48, 16, 4), (2048, 1536, 65, 4), (2048, 384, 65, 4)],
+    ("dims", "num_tokens"),
+    [(FULL, n) for n in UGLY]
+    + [(dims, n) for dims in (TINY, ODD, (2048, 384, 65, 4)) for n in (1, 7, 33, 256)],
 )
-@pytest.mark.parametrize("num_tokens", UGLY)
-def test_on_the_card(num_tokens: int, hidden: int, width: int, experts: int, k: int) -> None:
-    args = case(num_tokens, hidden, width, experts, k)
+def test_on_the_card(dims: tuple[int, int, int, int], num_tokens: int) -> None:
+    args = case(num_tokens, *dims)
     got = moe(*args)
     check(got, args)
     assert torch.equal(got, moe(*args))
@@ -129,8 +132,8 @@ def test_on_the_card(num_tokens: int, hidden: int, width: int, experts: int, k: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 16, 17, 33, 64, 100, 1000])
-@pytest.mark.parametrize(("hidden", "width"), [(128, 256), (2048, 10240), (96, 56)])
+@pytest.mark.parametrize("num_tokens", [1, 7, 100])
+@pytest.mark.parametrize(("hidden", "width"), [(128, 256), (2048, 10240)])
 def test_dense_on_the_card(num_tokens: int, hidden: int, width: int) -> None:
     x = torch.randn(num_tokens, hidden, device=DEVICE).bfloat16()
     gate_up = (torch.randn(2 * width, hidden, device=DEVICE) * hidden**-0.5).bfloat16()

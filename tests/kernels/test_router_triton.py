@@ -56,8 +56,9 @@ def test_equal_scores_go_to_the_lowest_expert() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize(
-    ("hidden", "experts", "k"), [(2048, 64, 4), (128, 8, 2), (96, 16, 4), (1024, 256, 8)]
+    ("hidden", "experts", "k", "num_tokens"),
+    [(2048, 64, 4, t) for t in (1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 1000, 8192)]
+    + [(*dims, t) for dims in ((128, 8, 2), (104, 16, 4), (1024, 256, 8)) for t in (1, 33)],
 )
-@pytest.mark.parametrize("num_tokens", [1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 1000, 8192])
-def test_on_the_card(num_tokens: int, hidden: int, experts: int, k: int) -> None:
+def test_on_the_card(hidden: int, experts: int, k: int, num_tokens: int) -> None:
     check(num_tokens, hidden, experts, k, 1, True)
