@@ -4,6 +4,8 @@ For decode rows and for short extensions of a cached prefix, where reading each 
 less than up-projecting it.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -20,17 +22,37 @@ def mla_decode(
     max_length: int,
     value_dim: int,
     scale: float,
+    backend: str = "torch",
 ) -> Tensor:
     """Causal attention of the newest tokens of each row over all the row's latents.
 
     queries [num_tokens, num_heads, latent_dim], rows one after the other
     kv [num_pages, page_size, latent_dim], the new tokens already written; queries' type
     page_table [num_rows, pages] int, pages >= ceil(max_length / page_size)
-    query_starts [num_rows + 1] int64; lengths [num_rows] int64, new tokens included
+    query_starts [num_rows + 1] int; lengths [num_rows] int, new tokens included
     max_query_len, max_length: host bounds on both; value_dim: leading part of a latent that is
     its value (kv_lora_rank)
+    backend: torch (the reference, any device and type) or triton (16-bit types on CUDA, never
+    waits for the device; a row's result does not depend on the other rows, only on their number)
     -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space.
     """
+    if backend == "triton":
+        from .mla_decode_triton import launch_mla_decode, plan_splits
+
+        plan = plan_splits(
+            len(lengths), max_query_len, queries.shape[1], max_length, _num_sms(queries.device)
+        )
+        return launch_mla_decode(
+            queries,
+            kv,
+            page_table,
+            query_starts,
+            lengths,
+            max_query_len,
+            value_dim,
+            scale,
+            plan,
+        )
     if max_query_len == 1:
         return _one_query_per_row(queries, kv, page_table, lengths, max_length, value_dim, scale)
     output = queries.new_empty(*queries.shape[:2], value_dim)
@@ -39,6 +61,12 @@ def mla_decode(
         span = slice(starts[row], starts[row + 1])
         output[span] = _one_row(queries[span], kv, page_table[row], length, value_dim, scale)
     return output
+
+
+@cache
+def _num_sms(device: torch.device) -> int:
+    """Streaming multiprocessors of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def _one_query_per_row(

@@ -30,6 +30,7 @@ class AttentionGroup:
     # The same on the host; empty for decode steps whose lengths only the device knows.
     query_lens: tuple[int, ...] = ()
     prefix_lens: tuple[int, ...] = ()
+    backend: str = "auto"  # as asked for, see `kernels/backends.py`
 
 
 @dataclass(frozen=True)

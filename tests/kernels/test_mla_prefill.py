@@ -1,5 +1,7 @@
 """Up-projected attention against a loop, and against the absorbed form."""
 
+from typing import Any
+
 import pytest
 import torch
 from glimmer.kernels.mla_decode import mla_decode
@@ -8,7 +10,7 @@ from glimmer.kernels.mla_prefill import mla_prefill
 PAGE, RANK, ROPE, NOPE, VALUE, HEADS, SCALE = 4, 5, 2, 3, 4, 2, 0.41
 
 
-def make(counts: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
+def make(counts: list[int], lengths: list[int]) -> dict[str, Any]:
     """Rows in shuffled pages; tokens of a row are `latents[row][position]`."""
     pages = [-(-length // PAGE) for length in lengths]
     kv = torch.full((sum(pages) + 1, PAGE, RANK + ROPE), 50.0)
@@ -28,15 +30,22 @@ def make(counts: list[int], lengths: list[int]) -> dict[str, torch.Tensor]:
         "kv": kv,
         "page_table": table,
         "query_starts": torch.tensor([0, *torch.tensor(counts).cumsum(0).long().tolist()]),
-        "lengths": torch.tensor(lengths, dtype=torch.int64),
+        "query_lens": tuple(counts),
+        "prefix_lens": tuple(a - b for a, b in zip(lengths, counts, strict=True)),
         "kv_b": torch.randn(HEADS, NOPE + VALUE, RANK),
     }
 
 
-def reference(case: dict[str, torch.Tensor]) -> torch.Tensor:
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_float else value
+
+
+def reference(case: dict[str, Any]) -> torch.Tensor:
     out = torch.empty(len(case["queries"]), HEADS, VALUE, dtype=torch.float64)
     kv_b = case["kv_b"].double()
-    for row, length in enumerate(case["lengths"].tolist()):
+    lengths = [a + b for a, b in zip(case["query_lens"], case["prefix_lens"], strict=True)]
+    for row, length in enumerate(lengths):
         begin, end = case["query_starts"][row : row + 2].tolist()
         table = case["page_table"][row]
         latents = torch.stack([case["kv"][table[p // PAGE], p % PAGE] for p in range(length)])
@@ -79,7 +88,7 @@ def test_equals_the_absorbed_form() -> None:
         case["kv"],
         case["page_table"],
         case["query_starts"],
-        case["lengths"],
+        torch.tensor([3, 10, 13]),
         6,
         13,
         RANK,
@@ -91,8 +100,8 @@ def test_equals_the_absorbed_form() -> None:
 
 def test_bfloat16_stays_near_the_exact_result() -> None:
     case = make([4, 7], [4, 20])
-    half = {k: v.bfloat16() if v.is_floating_point() else v for k, v in case.items()}
-    exact = reference({k: v.float() if v.is_floating_point() else v for k, v in half.items()})
+    half = {k: _cast(v, torch.bfloat16) for k, v in case.items()}
+    exact = reference({k: _cast(v, torch.float32) for k, v in half.items()})
     got = mla_prefill(**half, scale=SCALE)
     assert got.dtype == torch.bfloat16
     # keys and values are rounded to 8 bits; values reach about 8

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...kernels.kv_write import kv_write
+from ...kernels.backends import decode_backend, prefill_backend
+from ...kernels.mla_absorb import absorb_queries, expand_values
 from ...kernels.mla_decode import mla_decode
 from ...kernels.mla_prefill import mla_prefill
 from ...kernels.rms_norm import rms_norm
-from ...kernels.rope import rope
+from ...kernels.rope_write import rope_write
 from ...shared.model_spec import ModelSpec
 from ..inputs import AttentionGroup, StepInputs
 from ..parallel import Ranks
@@ -45,32 +46,32 @@ def attention(
 ) -> Tensor:
     """x [num_tokens, hidden] -> the same shape, summed over ranks. Writes the tokens' latents
     into kv [num_pages, page_size, latent_dim], this layer's pages."""
-    q_latent, kv_latent, key_rope = torch.split(
-        linear(x, weights.qkv_a),
-        [spec.q_lora_rank, spec.kv_lora_rank, spec.qk_rope_head_dim],
-        dim=-1,
+    q_latent, kv_a = torch.split(
+        linear(x, weights.qkv_a), [spec.q_lora_rank, spec.latent_dim], dim=-1
     )
     queries = linear(rms_norm(q_latent, weights.q_norm, LATENT_NORM_EPS), weights.q_b)
     queries = queries.view(len(x), -1, spec.qk_head_dim)
-    nope, rotary = torch.split(queries, [spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
-    rotary = rope(rotary, *angles, spec.rope_interleave)
-    latents = torch.cat(
-        (
-            rms_norm(kv_latent, weights.kv_norm, LATENT_NORM_EPS),
-            rope(key_rope, *angles, spec.rope_interleave),
-        ),
-        dim=-1,
+    latents = rope_write(
+        queries,
+        kv_a,
+        weights.kv_norm,
+        LATENT_NORM_EPS,
+        angles,
+        kv,
+        inputs.slots,
+        spec.rope_interleave,
+        keep_latents=not all(group.absorbed for group in inputs.groups),
     )
-    kv_write(kv, inputs.slots, latents)
     parts = []
     for group in inputs.groups:
-        span = group.span
-        if group.absorbed:
-            parts.append(_absorbed(nope[span], rotary[span], weights.kv_b, kv, group, spec))
+        if latents is None or group.absorbed:
+            part = _absorbed(queries[group.span], weights.kv_b, kv, group, spec)
         else:
-            whole = torch.cat((nope[span], rotary[span]), dim=-1)
-            parts.append(_up_projected(whole, latents[span], weights.kv_b, kv, group, spec))
-    return ranks.all_reduce(linear(torch.cat(parts).flatten(1), weights.o))
+            span = group.span
+            part = _up_projected(queries[span], latents[span], weights.kv_b, kv, group, spec)
+        parts.append(part)
+    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return ranks.all_reduce(linear(values.flatten(1), weights.o))
 
 
 def _up_projected(
@@ -87,20 +88,20 @@ def _up_projected(
         kv,
         group.page_table,
         group.query_starts,
-        group.lengths,
+        group.query_lens,
+        group.prefix_lens,
         kv_b,
         spec.softmax_scale,
+        prefill_backend(group.backend, queries, spec.v_head_dim),
     )
 
 
 def _absorbed(
-    nope: Tensor, rotary: Tensor, kv_b: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
+    queries: Tensor, kv_b: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
 ) -> Tensor:
-    """q (W_UK c) = (q W_UK) c, and W_UV (p c) afterwards: keys and values are never built."""
     w_uk, w_uv = torch.split(kv_b, [spec.qk_nope_head_dim, spec.v_head_dim], dim=1)
-    queries = torch.cat(((nope.transpose(0, 1) @ w_uk).transpose(0, 1), rotary), dim=-1)
     latent_out = mla_decode(
-        queries,
+        absorb_queries(queries, w_uk),
         kv,
         group.page_table,
         group.query_starts,
@@ -109,5 +110,6 @@ def _absorbed(
         group.max_length,
         spec.kv_lora_rank,
         spec.softmax_scale,
+        decode_backend(group.backend, queries),
     )
-    return (latent_out.transpose(0, 1) @ w_uv.transpose(1, 2)).transpose(0, 1)
+    return expand_values(latent_out, w_uv)

@@ -1,0 +1,39 @@
+"""The two small per-head products of absorbed MLA: queries go down into latent space before
+attention, its output comes back up to values after it.
+
+q (W_UK c) = (q W_UK) c, and W_UV (p c) = (W_UV c) weighted by p: keys and values are never built.
+"""
+
+import torch
+from torch import Tensor
+
+_TRITON_MAX_TOKENS = 512  # more rows than that fill cuBLAS's tiles better
+
+
+def absorb_queries(queries: Tensor, w_uk: Tensor) -> Tensor:
+    """queries [num_tokens, heads, nope + rope], rotated; w_uk [heads, nope, kv_lora_rank]
+    -> [num_tokens, heads, kv_lora_rank + rope]: what meets the cached latents."""
+    nope = w_uk.shape[1]
+    if _small(queries):
+        from .mla_absorb_triton import launch_head_product
+
+        return launch_head_product(queries, w_uk, queries.shape[2] - nope)
+    latent = (queries[..., :nope].transpose(0, 1) @ w_uk).transpose(0, 1)
+    return torch.cat((latent, queries[..., nope:]), dim=-1)
+
+
+def expand_values(latent_out: Tensor, w_uv: Tensor) -> Tensor:
+    """latent_out [num_tokens, heads, kv_lora_rank], w_uv [heads, v_dim, kv_lora_rank]
+    -> [num_tokens, heads, v_dim], contiguous."""
+    weight = w_uv.transpose(1, 2)
+    if _small(latent_out):
+        from .mla_absorb_triton import launch_head_product
+
+        return launch_head_product(latent_out, weight, 0)
+    out = latent_out.new_empty(*latent_out.shape[:2], w_uv.shape[1])
+    torch.bmm(latent_out.transpose(0, 1), weight, out=out.transpose(0, 1))
+    return out
+
+
+def _small(x: Tensor) -> bool:
+    return x.is_cuda and x.shape[0] <= _TRITON_MAX_TOKENS and x.dtype != torch.float32

@@ -1,0 +1,248 @@
+"""Triton kernels of `prefill_attention.py` and `mla_prefill.py`."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_LOG2E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=("num_queries", "num_keys"))
+def _attend_rows_kernel(
+    queries,
+    keys,
+    values,
+    starts,
+    out,
+    lse,
+    num_queries,
+    num_keys,
+    dim,
+    value_dim,
+    scale,
+    q_stride,
+    q_head_stride,
+    k_stride,
+    k_head_stride,
+    v_stride,
+    v_head_stride,
+    o_stride,
+    o_head_stride,
+    PACKED: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    DIM: tl.constexpr,
+    VALUE: tl.constexpr,
+):
+    """M queries of one row and head over all keys they see."""
+    head = tl.program_id(1)
+    q_start, q_len, k_len = 0, num_queries, num_keys
+    if PACKED:
+        q_start = tl.load(starts + tl.program_id(2)).to(tl.int32)
+        q_len = tl.load(starts + tl.program_id(2) + 1).to(tl.int32) - q_start
+        k_len = q_len
+    k_start = q_start if CAUSAL else 0
+    first = tl.program_id(0) * M
+    if first < q_len:
+        q_ids = first + tl.arange(0, M)
+        n_ids = tl.arange(0, N)
+        d_ids = tl.arange(0, DIM)
+        v_ids = tl.arange(0, VALUE)
+        is_query, is_dim, is_value = q_ids < q_len, d_ids < dim, v_ids < value_dim
+        q_lines = queries + (q_start + q_ids).to(tl.int64) * q_stride + head * q_head_stride
+        q_mask = is_query[:, None] & is_dim[None, :]
+        q = tl.load(q_lines[:, None] + d_ids[None, :], mask=q_mask, other=0.0)
+        peak = tl.full([M], -1.0e30, tl.float32)
+        weight = tl.zeros([M], tl.float32)
+        acc = tl.zeros([M, VALUE], tl.float32)
+        end = tl.minimum(first + M, k_len) if CAUSAL else k_len
+        for begin in range(0, end, N):
+            ids = begin + n_ids
+            inside = ids < k_len
+            rows = (k_start + ids).to(tl.int64)
+            k = tl.load(
+                keys + rows[None, :] * k_stride + head * k_head_stride + d_ids[:, None],
+                mask=inside[None, :] & is_dim[:, None],
+                other=0.0,
+            )
+            scores = tl.dot(q, k) * scale
+            visible = inside[None, :]
+            if CAUSAL:
+                visible = visible & (ids[None, :] <= q_ids[:, None])
+            scores = tl.where(visible, scores, -float("inf"))
+            new_peak = tl.maximum(peak, tl.max(scores, 1))
+            shrink = tl.exp2(peak - new_peak)
+            p = tl.exp2(scores - new_peak[:, None])
+            weight = weight * shrink + tl.sum(p, 1)
+            v = tl.load(
+                values + rows[:, None] * v_stride + head * v_head_stride + v_ids[None, :],
+                mask=inside[:, None] & is_value[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+            peak = new_peak
+        lines = out + (q_start + q_ids).to(tl.int64) * o_stride + head * o_head_stride
+        result = (acc / weight[:, None]).to(out.dtype.element_ty)
+        tl.store(lines[:, None] + v_ids[None, :], result, mask=is_query[:, None] & is_value[None, :])
+        log_sum = (peak + tl.log2(weight)) * 0.6931471805599453
+        tl.store(lse + head * num_queries + q_start + q_ids, log_sum, mask=is_query)
+
+
+def launch_attend_rows(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    starts: Tensor | None,
+    longest: int,
+    causal: bool,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """`attend_rows`; `longest` row of queries."""
+    num_queries, heads, dim = queries.shape
+    value_dim = values.shape[2]
+    out = queries.new_empty(num_queries, heads, value_dim)
+    lse = torch.empty(heads, num_queries, dtype=torch.float32, device=queries.device)
+    packed = causal and starts is not None
+    rows = len(starts) - 1 if starts is not None and packed else 1
+    wide = dim > 128
+    m = 128 if wide else 64
+    _attend_rows_kernel[(-(-longest // m), heads, rows)](
+        queries,
+        keys,
+        values,
+        starts if starts is not None else lse,
+        out,
+        lse,
+        num_queries,
+        len(keys),
+        dim,
+        value_dim,
+        scale * _LOG2E,
+        queries.stride(0),
+        queries.stride(1),
+        keys.stride(0),
+        keys.stride(1),
+        values.stride(0),
+        values.stride(1),
+        out.stride(0),
+        out.stride(1),
+        PACKED=packed,
+        CAUSAL=causal,
+        M=m,
+        N=64,
+        DIM=max(16, triton.next_power_of_2(dim)),
+        VALUE=max(16, triton.next_power_of_2(value_dim)),
+        num_warps=8 if wide else 4,
+        num_stages=2,
+    )
+    return out, lse
+
+
+@triton.jit(do_not_specialize=("lse_stride", "first_lse_stride", "second_lse_stride"))
+def _merge_kernel(
+    out,
+    lse,
+    first,
+    first_lse,
+    second,
+    second_lse,
+    num_heads,
+    dim,
+    lse_stride,
+    first_lse_stride,
+    second_lse_stride,
+    HEADS: tl.constexpr,
+    DIM: tl.constexpr,
+):
+    token = tl.program_id(0)
+    heads = tl.arange(0, HEADS)
+    dims = tl.arange(0, DIM)
+    is_head = heads < num_heads
+    a = tl.load(first_lse + heads * first_lse_stride + token, mask=is_head, other=0.0)
+    b = tl.load(second_lse + heads * second_lse_stride + token, mask=is_head, other=0.0)
+    peak = tl.maximum(a, b)
+    total = tl.exp(a - peak) + tl.exp(b - peak)
+    place = (token.to(tl.int64) * num_heads + heads)[:, None] * dim + dims[None, :]
+    mask = is_head[:, None] & (dims < dim)[None, :]
+    x = tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
+    merged = x * (tl.exp(a - peak) / total)[:, None] + y * (tl.exp(b - peak) / total)[:, None]
+    tl.store(out + place, merged.to(out.dtype.element_ty), mask=mask)
+    tl.store(lse + heads * lse_stride + token, peak + tl.log(total), mask=is_head)
+
+
+def launch_merge(
+    out: Tensor, first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor
+) -> Tensor:
+    """Attention over two sets of keys from that over each: outputs [num_tokens, heads, dim],
+    contiguous, any float types, into `out`, which may be `first` or `second`; log-sum-exps
+    [heads, num_tokens] float32, the last dimension contiguous -> that of both."""
+    num_tokens, heads, dim = out.shape
+    lse = torch.empty(heads, num_tokens, dtype=torch.float32, device=out.device)
+    _merge_kernel[(num_tokens,)](
+        out,
+        lse,
+        first,
+        first_lse,
+        second,
+        second_lse,
+        heads,
+        dim,
+        lse.stride(0),
+        first_lse.stride(0),
+        second_lse.stride(0),
+        HEADS=triton.next_power_of_2(heads),
+        DIM=triton.next_power_of_2(dim),
+        num_warps=8,
+    )
+    return lse
+
+
+@triton.jit(do_not_specialize=("num_tokens",))
+def _spread_rope_kernel(
+    keys,
+    latents,
+    num_tokens,
+    num_heads,
+    key_dim,
+    rank,
+    rope,
+    latent_stride,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    ROPE: tl.constexpr,
+):
+    tokens = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    ids = tl.arange(0, ROPE)
+    heads = tl.arange(0, HEADS)
+    mask = (tokens < num_tokens)[:, None] & (ids < rope)[None, :]
+    tail = tl.load(latents + tokens[:, None] * latent_stride + rank + ids[None, :], mask=mask)
+    lines = (tokens[:, None] * num_heads + heads[None, :]) * key_dim + key_dim - rope
+    tl.store(
+        keys + lines[:, :, None] + ids[None, None, :],
+        tl.broadcast_to(tail[:, None, :], [TOKENS, HEADS, ROPE]),
+        mask=mask[:, None, :] & (heads < num_heads)[None, :, None],
+    )
+
+
+def launch_spread_rope(keys: Tensor, latents: Tensor, rope: int) -> None:
+    """The last `rope` of latents [num_tokens, latent_dim] become the tail of every head's key in
+    keys [num_tokens, heads, dim], contiguous."""
+    num_tokens, heads, dim = keys.shape
+    tokens = 4
+    _spread_rope_kernel[(-(-num_tokens // tokens),)](
+        keys,
+        latents,
+        num_tokens,
+        heads,
+        dim,
+        latents.shape[1] - rope,
+        rope,
+        latents.stride(0),
+        TOKENS=tokens,
+        HEADS=triton.next_power_of_2(heads),
+        ROPE=triton.next_power_of_2(rope),
+        num_warps=4,
+    )
