@@ -51,6 +51,7 @@ LONG_FUNCTIONS: dict[str, str] = {}
 NO_MIRROR: dict[str, str] = {
     "shared/messages.py": "tests/shared/test_codec.py sends every one of them",
     "shared/sampling.py": "data; its meaning is tested in tests/kernels/test_sampling.py",
+    "kernels/launch.py": "every test of a Triton kernel launches through it",
     "shared/errors.py": "a tree of names, used by the tests of everything else",
     "shared/log.py": "set-up of the standard library's logging",
     "deploy/bench/fake_server.py": "tests/deploy/bench/test_overhead.py starts it",
