@@ -1,10 +1,23 @@
 """Random numbers as a function of (seed, position): the same on every device and in every batch.
 
-Two rounds of splitmix64, in int64 arithmetic that wraps.
+Two rounds of splitmix64, in int64 arithmetic that wraps. On CUDA one launch.
 """
 
 import torch
 from torch import Tensor
+
+
+def uniform(seeds: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
+    """seeds, positions [n] int64 -> [n] float64 in [0, 1), 53 random bits each. With `rows` [n]
+    int64, `seeds` is a column of the row table and the seeds are `seeds[rows]`."""
+    if seeds.is_cuda:
+        from .noise_triton import launch_uniform
+
+        return launch_uniform(seeds, positions, rows)
+    if rows is not None:
+        seeds = seeds[rows]
+    bits = _mix(_mix(seeds + _GAMMA) + (positions + 1) * _GAMMA)
+    return _shift(bits, 11).double() * 2.0**-53
 
 
 def _signed(value: int) -> int:
@@ -14,12 +27,6 @@ def _signed(value: int) -> int:
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX_1 = _signed(0xBF58476D1CE4E5B9)
 _MIX_2 = _signed(0x94D049BB133111EB)
-
-
-def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
-    """seeds, positions [n] int64 -> [n] float64 in [0, 1), 53 random bits each."""
-    bits = _mix(_mix(seeds + _GAMMA) + (positions + 1) * _GAMMA)
-    return _shift(bits, 11).double() * 2.0**-53
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -1,38 +1,14 @@
 """From logits to tokens: the formulas of every sampling parameter, each over a batch of rows.
 
-Logits are float32 [num_rows, vocab] throughout. No function looks across rows, so a row's token
-never depends on its neighbours. Which of them a step needs is decided in `workers/sampler.py`.
+Logits are float32 [num_rows, vocab] throughout, neighbouring ids side by side. Parameters come as
+columns of the row table, and `rows` int64 [num_rows] says whose each row of logits is: several
+may be one request's. No function looks across rows, so a row's token never depends on its
+neighbours. None waits for the device. Which of them a step needs is decided in
+`workers/sampler.py`; penalties are in `penalties.py`.
 """
 
 import torch
 from torch import Tensor
-
-
-def penalise(
-    logits: Tensor, counts: Tensor, repetition: Tensor, frequency: Tensor, presence: Tensor
-) -> Tensor:
-    """Push down tokens by how often they came: counts [num_rows, vocab] int, the rest [num_rows].
-
-    Where count > 0: a positive logit is divided by `repetition`, a negative one multiplied; then
-    frequency * count and presence are subtracted.
-    """
-    seen = counts > 0
-    repetition = repetition[:, None]
-    pushed = torch.where(logits > 0, logits / repetition, logits * repetition)
-    logits = torch.where(seen, pushed, logits)
-    return logits - frequency[:, None] * counts - presence[:, None] * seen
-
-
-def boost(logits: Tensor, rows: Tensor, ids: Tensor, factors: Tensor) -> Tensor:
-    """logit += abs(logit) * factor at (rows[i], ids[i]), pairs all different; rows, ids int64,
-    factors float32. Raises stop tokens as a text grows long."""
-    old = logits[rows, ids]
-    return logits.index_put((rows, ids), old + old.abs() * factors)
-
-
-def add_bias(logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor) -> Tensor:
-    """logit += value at (rows[i], ids[i]); -inf bans. Pairs may repeat."""
-    return logits.index_put((rows, ids), values, accumulate=True)
 
 
 def allow_only(logits: Tensor, places: Tensor, allowed: Tensor) -> Tensor:
@@ -52,30 +28,90 @@ def unpack_bits(words: Tensor, num_ids: int) -> Tensor:
     return table[octets].view(torch.bool).view(len(words), -1)[:, :num_ids]
 
 
-def draw(logits: Tensor, noise: Tensor) -> Tensor:
-    """One token per row from softmax(logits), by inverse CDF in vocabulary order.
-    noise [num_rows] float64 in [0, 1) -> ids [num_rows] int64."""
-    return _invert(logits.softmax(-1), noise)
+def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(the first largest id, its logit or NaN if any is) of each row: int64, float32."""
+    if not logits.is_cuda or not len(logits):
+        peaks, ids = logits.max(-1)
+        return ids, peaks
+    from .sampling_triton import pick, scan
+
+    return pick(scan(logits, None, None))
+
+
+def draw(logits: Tensor, noise: Tensor, rows: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
+    """One token per row from softmax(logits / temperature), by inverse CDF in the order of ids; the
+    first largest where temperature is 0. noise [num_rows] float64 in [0, 1) -> as `greedy`."""
+    if not logits.is_cuda or not len(logits):
+        return draw_reference(logits, noise, rows, temperature)
+    from .sampling_triton import pick, scan
+
+    return pick(scan(logits, rows, temperature), noise, rows, temperature)
 
 
 def draw_truncated(
-    logits: Tensor, noise: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
-) -> Tensor:
-    """The same after cutting the tail of the sorted list, by three rules at once.
+    logits: Tensor,
+    noise: Tensor,
+    rows: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`draw` from what three rules leave at once. In the order (logit descending, id ascending)
+    kept are the first `top_k` (int64, 0: all), while the mass before them is < `top_p` (>= 1: all),
+    and while the probability is >= min_p * the largest. The first always is."""
+    if not logits.is_cuda or not len(logits):
+        return draw_truncated_reference(logits, noise, rows, temperature, top_k, top_p, min_p)
+    from .cut_triton import find_cut
+    from .sampling_triton import pick, scan
 
-    Kept are the first `top_k` (int64, 0: all), while the mass before them is < `top_p`
-    (>= 1: all), and while the probability is >= min_p * the largest. The first always is.
-    """
-    ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
-    mass = ordered.softmax(-1)
-    places = torch.arange(mass.shape[1], device=mass.device)
-    top_k = torch.where(top_k > 0, top_k, mass.shape[1])[:, None]
-    top_p = torch.where(top_p < 1, top_p, torch.inf)[:, None]
-    before = mass.double().cumsum(-1) - mass
-    kept = (places < top_k) & (before < top_p) & (mass >= min_p[:, None] * mass[:, :1])
+    found = scan(logits, rows, temperature)
+    cut, sums = find_cut(found, rows, temperature, top_k, top_p, min_p)
+    return pick(found, noise, rows, temperature, cut, sums)
+
+
+def draw_reference(
+    logits: Tensor, noise: Tensor, rows: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`draw` in plain torch."""
+    peaks, first = logits.max(-1)
+    temperature = temperature[rows]
+    drawn = _invert(_weights(logits, peaks, temperature), noise)
+    return torch.where(temperature > 0, drawn, first), peaks
+
+
+def draw_truncated_reference(
+    logits: Tensor,
+    noise: Tensor,
+    rows: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """`draw_truncated` in plain torch."""
+    peaks, first = logits.max(-1)
+    temperature, vocab = temperature[rows], logits.shape[1]
+    most, share = top_k[rows][:, None], top_p[rows][:, None]
+    most = torch.where(most > 0, most, vocab)
+    share = torch.where(share < 1, share, torch.inf)
+    weights = _weights(logits, peaks, temperature)
+    ids = logits.sort(dim=-1, descending=True, stable=True).indices
+    ordered = weights.gather(1, ids)
+    running = ordered.double().cumsum(-1)
+    before, total = running - ordered, running[:, -1:]
+    kept = torch.arange(vocab, device=logits.device) < most
+    kept &= (before < share * total) & (ordered >= min_p[rows][:, None])
     kept[:, 0] = True
-    place = _invert(mass.masked_fill(~kept, 0), noise)
-    return ids.gather(1, place[:, None]).squeeze(1)
+    kept = torch.zeros_like(kept).scatter_(1, ids, kept)
+    drawn = _invert(weights.masked_fill(~kept, 0), noise)
+    return torch.where(temperature > 0, drawn, first), peaks
+
+
+def _weights(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:
+    """Probabilities up to a factor; the likeliest weighs 1. Greedy rows as at temperature 1."""
+    scale = torch.where(temperature > 0, temperature, 1)
+    return ((logits - peaks[:, None]) / scale[:, None]).exp()
 
 
 def _invert(mass: Tensor, noise: Tensor) -> Tensor:
@@ -87,13 +123,17 @@ def _invert(mass: Tensor, noise: Tensor) -> Tensor:
     return torch.searchsorted(running, target, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
 
 
-def logprobs(logits: Tensor, ids: Tensor, num_top: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities under softmax(logits) of ids [num_rows] and of the likeliest tokens.
+def logprobs(
+    logits: Tensor, ids: Tensor, temperature: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log-probabilities under softmax(logits / temperature) of ids [num_rows] and of the likeliest
+    tokens; temperature [num_rows], 0 as 1.
 
-    -> (logprob [num_rows], rank [num_rows] (1 = likeliest), top ids [num_rows, num_top],
+    -> (logprob [num_rows], rank [num_rows] int64 (1 = likeliest), top ids [num_rows, num_top],
     top logprobs [num_rows, num_top]), likeliest first.
     """
-    table = logits.log_softmax(-1)
+    scale = torch.where(temperature > 0, temperature, 1)[:, None]
+    table = (logits / scale).log_softmax(-1)
     own = table.gather(1, ids[:, None])
     rank = (table > own).sum(-1) + 1
     top, top_ids = table.topk(min(num_top, table.shape[1]), dim=-1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..shared.messages import RowAdmit, StepPlan
 from ..shared.sampling import SamplingParams
 from .device import to_device
+from .rules import RowRules
 
 _NO_PARAMS = SamplingParams(max_new_tokens=1)
 _FLOATS = (  # fields of SamplingParams that have a column on the device
@@ -54,7 +55,7 @@ class RowTable:
         # field of SamplingParams -> its column [rows]
         self.scalars = dict(zip(_FLOATS, self._floats, strict=True))
         self.scalars |= dict(zip(_INTS, self._ints, strict=True))
-        self.counts = torch.zeros(total, vocab_size, dtype=torch.int32, device=device)
+        self.rules = RowRules(total, vocab_size, self.device)
         # Host side. `last_hidden` carries a prompt's last state to its next chunk, for the
         # log-probability of that chunk's first token; empty unless a request asked for those.
         self.params = [_NO_PARAMS] * num_rows
@@ -62,15 +63,13 @@ class RowTable:
         self.num_pages = [0] * num_rows
         self.num_outputs = [0] * num_rows
         self.last_hidden: dict[int, Tensor] = {}
-        # [vocab] bool on the device; rows with `allowed_token_ids` alone
-        self.allowed: dict[int, Tensor] = {}
 
     def apply(self, plan: StepPlan) -> None:
         """Rows freed, admitted, pages appended, in this order."""
         for row in plan.freed:
             self.num_pages[row] = 0  # a later step that uses the row by mistake is refused
             self.last_hidden.pop(row, None)
-            self.allowed.pop(row, None)
+            self.rules.free(row)
         if plan.admitted:
             self._admit(plan.admitted)
         self._append_pages([(part.row, part.pages) for part in plan.appended])
@@ -101,9 +100,7 @@ class RowTable:
         self.last_token[index] = token_ids
         for row in rows:
             self.num_outputs[row] += 1
-        counted = [i for i, row in enumerate(rows) if self.params[row].uses_penalties]
-        if counted:
-            self.counts[index[counted], token_ids[counted]] += 1
+        self.rules.penalties.record(rows, index, token_ids)
 
     def _admit(self, admits: Sequence[RowAdmit]) -> None:
         rows = [admit.row for admit in admits]
@@ -126,14 +123,7 @@ class RowTable:
         self.num_outputs[row] = admit.num_output_tokens
         self.num_pages[row] = 0
         self.last_hidden.pop(row, None)
-        self.allowed.pop(row, None)
-        if params.allowed_token_ids:
-            ids = to_device(params.allowed_token_ids, torch.int64, self.device)
-            self.allowed[row] = torch.zeros_like(self.counts[row], dtype=torch.bool)
-            self.allowed[row][ids] = True
-        if params.uses_penalties:
-            ids = torch.tensor(admit.counted_ids, dtype=torch.int64, device=self.counts.device)
-            self.counts[row] = ids.bincount(minlength=self.counts.shape[1])
+        self.rules.admit(row, params, admit.counted_ids)
 
     def _append_pages(self, parts: list[tuple[int, list[int]]]) -> None:
         rows: list[int] = []

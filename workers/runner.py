@@ -29,7 +29,7 @@ from .kv_cache import allocate_kv, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
 from .parallel import Ranks
 from .rows import RowTable
-from .sampler import sample, token_logprobs
+from .sampler import Sampled, sample, token_logprobs
 
 _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
@@ -43,6 +43,7 @@ class PendingStep:
     prompt_logprobs: list[list[TokenLogprob]]
     rows: Sequence[int] = ()  # that sampled
     copy: HostCopy | None = None  # of what they sampled; None: nothing, or not rank 0
+    sampled: Sampled | None = None  # on rank 0
     logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     token_ids: list[int] | None = None  # once read
 
@@ -211,14 +212,13 @@ class ModelRunner:
         rows = step.rows
         if logits is None:
             ids = torch.empty(len(rows), dtype=torch.int64, device=self._table.device)
-            step.logprobs = [[]] * len(rows)
         else:
-            ids, step.logprobs = sample(
-                logits, rows, self._table, self._spec.num_token_ids, self._masks(rows)
-            )
+            masks = self._masks(rows)
+            step.sampled = sample(logits, rows, self._table, self._spec.num_token_ids, masks)
+            ids = step.sampled.ids
         self._ranks.broadcast(ids)
         self._table.record(rows, ids)
-        step.copy = HostCopy([ids])
+        step.copy = HostCopy([ids] if step.sampled is None else step.sampled.tensors())
 
     def _masks(self, rows: Sequence[int]) -> tuple[list[int], Tensor] | None:
         """Grammar masks, which need the tokens of the steps before on the host."""
@@ -234,7 +234,12 @@ class ModelRunner:
         while self._pending and step in self._pending:
             oldest = self._pending.pop(0)
             if oldest.copy is not None:
-                oldest.token_ids = oldest.copy.wait()[0].tolist()
+                host = oldest.copy.wait()
+                if oldest.sampled is None:
+                    oldest.token_ids = host[0].tolist()
+                    oldest.logprobs = [[]] * len(oldest.rows)
+                else:
+                    oldest.token_ids, oldest.logprobs = oldest.sampled.read(host)
                 if self.grammars is not None:
                     self.grammars.advance(oldest.rows, oldest.token_ids)
 

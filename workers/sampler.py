@@ -1,7 +1,13 @@
 """Picks the next token of each row: decides which rules this step's rows need, and applies the
-formulas of `kernels/sampling.py` in their fixed order. Runs on rank 0 only."""
+formulas of `kernels/` in their fixed order. Runs on rank 0 only.
+
+`sample` launches work on the device and reads nothing back; `Sampled.read` makes the answer once
+its tensors are on the host. A batch is flat: `rows` may name a request several times, with the
+output position of each, as verifying drafts does.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,14 +15,52 @@ from torch import Tensor
 from ..kernels import sampling
 from ..kernels.noise import uniform
 from ..shared.messages import TokenLogprob
-from ..shared.sampling import SamplingParams
+from .device import to_device
 from .rows import RowTable
+from .rules import Biases, Choice, RowRules
 
 _LEAST_LOGPROB = -9999.0  # stands for -inf, which JSON cannot say
 _MOST_BOOST = 1e30  # exponential length penalty: keeps logits finite however long the text is
+_SEGMENT = 32  # rows whose logits are copied at one time: 20 MB each copy at 154,880 ids
 
 
 Masks = tuple[Sequence[int], Tensor]  # of grammars: places in the batch, [places, words] int32
+Logprobs = tuple[Tensor, Tensor, Tensor, Tensor]  # see `sampling.logprobs`
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a step sampled, on the device."""
+
+    rows: Sequence[int]
+    ids: Tensor  # [len(rows)] int64
+    peaks: Tensor  # [len(rows)] float32, the largest logit of each row; NaN if any is
+    places: Sequence[int] = ()  # of the rows that want log-probabilities
+    num_top: Sequence[int] = ()  # how many of the likeliest, parallel to places
+    logprobs: Sequence[Tensor] = ()  # as `sampling.logprobs` gives them
+
+    def tensors(self) -> list[Tensor]:
+        """What `read` needs on the host."""
+        return [self.ids, self.peaks, *self.logprobs]
+
+    def read(self, host: Sequence[Tensor]) -> tuple[list[int], list[list[TokenLogprob]]]:
+        """Copies of `tensors()` on the host -> (token ids, log-probabilities parallel to rows, an
+        empty list where not asked for). Raises FloatingPointError naming the first row whose
+        logits were not finite numbers."""
+        ids, peaks, *logprobs = host
+        if not bool(peaks.isfinite().all()):
+            pairs = zip(self.rows, peaks.tolist(), strict=True)
+            bad = [row for row, peak in pairs if not abs(peak) < torch.inf]
+            raise FloatingPointError(
+                f"logits of row {bad[0]} are not finite ({len(bad)} rows are bad)"
+            )
+        found: list[list[TokenLogprob]] = [[] for _ in self.rows]
+        if logprobs:
+            own, rank, top_ids, top = logprobs
+            entries = read_logprobs(ids[self.places], (own, rank, top_ids, top), self.num_top)
+            for place, entry in zip(self.places, entries, strict=True):
+                found[place] = [entry]
+        return ids.tolist(), found
 
 
 def sample(
@@ -25,40 +69,59 @@ def sample(
     table: RowTable,
     num_token_ids: int,
     masks: Masks | None = None,
-) -> tuple[Tensor, list[list[TokenLogprob]]]:
-    """raw logits [len(rows), vocab] float32 -> (token ids [len(rows)] int64, log-probabilities
-    parallel to rows, an empty list where not asked for). Ids >= `num_token_ids` are padding.
-    Rows with a grammar sample what their mask allows, before anything else that they asked for.
+    index: Tensor | None = None,
+    positions: Tensor | None = None,
+    drafts: Tensor | None = None,
+) -> Sampled:
+    """Launch the choice of a token for each row of `raw` logits [len(rows), vocab] float32, which
+    it may change. Ids >= `num_token_ids` are padding.
 
-    Raises FloatingPointError naming the first row whose logits are not finite numbers.
+    On the device, int64: `index` is `rows`, `positions` the number of outputs each row had before
+    this token (both from the row table, if left out), drafts [len(rows), k] tokens before this one
+    that penalties count although they were not recorded (ids < 0: none). Rows with a grammar sample
+    what their mask allows, before anything else that they asked for.
     """
-    peaks = raw.amax(-1)  # NaN if any is
-    if not bool(peaks.isfinite().all()):
-        bad = [row for row, peak in zip(rows, peaks.tolist(), strict=True) if not abs(peak) < 1e38]
-        raise FloatingPointError(f"logits of row {bad[0]} are not finite ({len(bad)} rows are bad)")
-    params = [table.params[row] for row in rows]
-    index = torch.tensor(rows, device=raw.device)
-    logits = _apply_rules(raw[:, :num_token_ids], rows, index, params, table, masks)
-    wants_logprobs = [i for i, p in enumerate(params) if p.num_logprobs >= 0]
-    greedy = [i for i, p in enumerate(params) if p.temperature == 0]
-    if len(greedy) == len(rows) and not wants_logprobs:
-        return logits.argmax(-1), [[]] * len(rows)
-    temperature = table.scalars["temperature"][index]
-    logits = logits / temperature.masked_fill(temperature == 0, 1)[:, None]
-    ids = _choose(logits, rows, index, params, table)
-    logprobs: list[list[TokenLogprob]] = [[] for _ in rows]
-    if wants_logprobs:
-        num_top = [params[i].num_logprobs for i in wants_logprobs]
-        found = token_logprobs(_pick(logits, wants_logprobs), _pick(ids, wants_logprobs), num_top)
-        for i, logprob in zip(wants_logprobs, found, strict=True):
-            logprobs[i] = [logprob]
-    return ids, logprobs
+    if index is None or positions is None:
+        outputs = [table.num_outputs[row] for row in rows]
+        index, positions = to_device([rows, outputs], torch.int64, raw.device)
+    rules, peaks = table.rules, None
+    if rules.touch_logits(rows) or (masks is not None and masks[0]):
+        peaks = raw.amax(-1)  # before bans hide what is not finite
+        _apply_rules(raw, rows, table, num_token_ids, masks, index, positions, drafts)
+    logits = raw[:, :num_token_ids]
+    ids, found = choose(rules.choice(rows), logits, index, positions, table.scalars)
+    places = [place for place, row in enumerate(rows) if row in rules.logprobs]
+    num_top = [rules.logprobs[rows[place]] for place in places]
+    logprobs = _logprobs(logits, places, ids, index, table.scalars, num_top) if places else ()
+    return Sampled(rows, ids, found if peaks is None else peaks, places, num_top, logprobs)
+
+
+def choose(
+    choice: Choice, logits: Tensor, index: Tensor, positions: Tensor, scalars: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """(ids int64, largest logits float32) [n] of logits [n, ids]. Depends on nothing but its
+    arguments, so it can be captured, once for each choice."""
+    if choice is Choice.GREEDY:
+        return sampling.greedy(logits)
+    noise = uniform(scalars["seed"], positions, index)
+    temperature = scalars["temperature"]
+    if choice is Choice.DRAW:
+        return sampling.draw(logits, noise, index, temperature)
+    top_k, top_p, min_p = (scalars[name] for name in ("top_k", "top_p", "min_p"))
+    return sampling.draw_truncated(logits, noise, index, temperature, top_k, top_p, min_p)
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[TokenLogprob]:
     """What a client sees about ids [n] under softmax(logits [n, vocab]), with the `num_top[i]`
-    likeliest tokens."""
-    own, ranks, top_ids, top = sampling.logprobs(logits, ids, max(num_top, default=0))
+    likeliest tokens. Waits for the device."""
+    ones = torch.ones_like(ids, dtype=torch.float32)
+    found = sampling.logprobs(logits, ids, ones, max(num_top, default=0))
+    return read_logprobs(ids, found, num_top)
+
+
+def read_logprobs(ids: Tensor, found: Logprobs, num_top: Sequence[int]) -> list[TokenLogprob]:
+    """The same from what `sampling.logprobs` found about ids [n]."""
+    own, ranks, top_ids, top = found
     own, top = own.clamp(min=_LEAST_LOGPROB), top.clamp(min=_LEAST_LOGPROB)
     columns = (ids.tolist(), own.tolist(), ranks.tolist(), top_ids.tolist(), top.tolist(), num_top)
     return [
@@ -67,124 +130,124 @@ def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[
     ]
 
 
-def _apply_rules(
+def _logprobs(
     logits: Tensor,
-    rows: Sequence[int],
+    places: list[int],
+    ids: Tensor,
     index: Tensor,
-    params: list[SamplingParams],
+    scalars: dict[str, Tensor],
+    num_top: list[int],
+) -> list[Tensor]:
+    """`sampling.logprobs` of the rows at `places`, some at a time."""
+    parts = []
+    for at in to_device(places, torch.int64, logits.device).split(_SEGMENT):
+        temperature = scalars["temperature"][index[at]]
+        parts.append(sampling.logprobs(logits[at], ids[at], temperature, max(num_top)))
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _apply_rules(
+    raw: Tensor,
+    rows: Sequence[int],
     table: RowTable,
+    num_token_ids: int,
     masks: Masks | None,
-) -> Tensor:
+    index: Tensor,
+    positions: Tensor,
+    drafts: Tensor | None,
+) -> None:
     """Penalties, stop-token rules, bias, allow lists and grammars, for the rows that have any."""
-    before = logits
-    vocab = logits.shape[1]
-    penalised = [i for i, p in enumerate(params) if p.uses_penalties]
-    if penalised:
-        at = index[penalised]
-        scalars = table.scalars
-        logits = logits.clone()
-        logits[penalised] = sampling.penalise(
-            logits[penalised],
-            table.counts[at, :vocab],
-            scalars["repetition_penalty"][at],
-            scalars["frequency_penalty"][at],
-            scalars["presence_penalty"][at],
-        )
-    boosted, biased = _collect_pairs(rows, params, table, vocab)
-    if boosted:
-        logits = sampling.boost(logits, *_columns(boosted, logits))
-    if biased:
-        logits = sampling.add_bias(logits, *_columns(biased, logits))
-    allowing = [i for i, row in enumerate(rows) if row in table.allowed]
-    if allowing:
-        allowed = torch.stack([table.allowed[rows[i]][:vocab] for i in allowing])
-        places = torch.tensor(allowing, device=logits.device)
-        logits = sampling.allow_only(_copy_once(logits, before), places, allowed)
-    if masks is not None and masks[0]:
-        places = torch.tensor(masks[0], device=logits.device)
-        legal = sampling.unpack_bits(masks[1].to(logits.device), vocab)
-        logits = sampling.allow_only(_copy_once(logits, before), places, legal)
-        if biased or allowing:
-            before = sampling.allow_only(before.clone(), places, legal)
-    if biased or allowing:
+    rules = table.rules
+    if rules.penalties.concerns(rows):
+        rules.penalties.penalise(raw, index, table.scalars, drafts)
+    _boost(raw, rows, rules, positions)
+    grammars = dict(zip(masks[0], range(len(masks[0])), strict=True)) if masks else {}
+    masked = [i for i, row in enumerate(rows) if i in grammars or row in rules.allowed]
+    free = sorted(set(range(len(rows))).difference(masked))
+    _add_biases(raw, free, free, rows, table, num_token_ids, positions)
+    for begin in range(0, len(masked), _SEGMENT):
+        places = masked[begin : begin + _SEGMENT]
+        at = to_device(places, torch.int64, raw.device)
+        before = raw[at]
+        after = before.clone()
+        _add_biases(after, range(len(places)), places, rows, table, None, positions)
+        allowing = [i for i, place in enumerate(places) if rows[place] in rules.allowed]
+        if allowing:
+            allowed = torch.stack([rules.allowed[rows[places[i]]] for i in allowing])
+            where = to_device(allowing, torch.int64, raw.device)
+            sampling.allow_only(after, where, allowed)
+        following = [i for i, place in enumerate(places) if place in grammars]
+        if following and masks is not None:
+            words = masks[1][[grammars[places[i]] for i in following]]
+            legal = sampling.unpack_bits(_upload(words, raw.device), raw.shape[1])
+            where = to_device(following, torch.int64, raw.device)
+            sampling.allow_only(after, where, legal)
+            sampling.allow_only(before, where, legal)
         # Rules that together forbid everything (a client's contradiction, or a grammar that leaves
         # no other way) are void, except for the grammar.
-        void = logits.amax(-1, keepdim=True) == -torch.inf
-        logits = torch.where(void, before, logits)
-    return logits
+        void = after[:, :num_token_ids].amax(-1, keepdim=True) == -torch.inf
+        raw[at] = torch.where(void, before, after)
 
 
-def _copy_once(logits: Tensor, before: Tensor) -> Tensor:
-    return logits.clone() if logits is before else logits
+def _upload(words: Tensor, device: torch.device) -> Tensor:
+    """To the device, without waiting."""
+    return words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words
 
 
-_Pairs = list[tuple[int, int, float]]  # (place in the batch, token id, value)
+def _boost(logits: Tensor, rows: Sequence[int], rules: RowRules, positions: Tensor) -> None:
+    """logit += abs(logit) * (factor ** steps - 1) for stop tokens, `steps` tokens after the start:
+    raises them as a text grows long."""
+    boosts = [(place, rules.boosts[row]) for place, row in enumerate(rows) if row in rules.boosts]
+    if not boosts:
+        return
+    pairs = [(place, i, b.start, b.factor) for place, b in boosts for i in b.ids]
+    places, ids, starts, factors = zip(*pairs, strict=True)
+    at = to_device([places, ids, starts], torch.int64, logits.device)
+    factor = to_device(factors, torch.float64, logits.device)
+    steps = (positions[at[0]] - at[2]).clamp(min=0)
+    grown = (factor**steps - 1).clamp(max=_MOST_BOOST).float()
+    old = logits[at[0], at[1]]
+    logits[at[0], at[1]] = old + old.abs() * grown
 
 
-def _collect_pairs(
-    rows: Sequence[int], params: list[SamplingParams], table: RowTable, vocab: int
-) -> tuple[_Pairs, _Pairs]:
-    """Single logits to change: (boosts of stop tokens, biases and bans)."""
-    boosted: _Pairs = []
-    biased: _Pairs = []
-    for i, (row, p) in enumerate(zip(rows, params, strict=True)):
-        num_outputs = table.num_outputs[row]
-        if p.decay_factor != 1 and num_outputs > p.decay_start:
-            factor = _decay(p.decay_factor, num_outputs - p.decay_start)
-            boosted += [(i, t, factor) for t in set(p.stop_token_ids) if t < vocab]
-        if num_outputs < p.min_new_tokens:
-            biased += [(i, t, -torch.inf) for t in p.stop_token_ids if t < vocab]
-        biased += [(i, t, -torch.inf if b <= -100 else b) for t, b in p.logit_bias if t < vocab]
-    return boosted, biased
-
-
-def _decay(factor: float, steps: int) -> float:
-    try:
-        return min(factor**steps - 1, _MOST_BOOST)
-    except OverflowError:
-        return _MOST_BOOST
-
-
-def _columns(pairs: _Pairs, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    rows, ids, values = zip(*pairs, strict=True)
-    return (
-        torch.tensor(rows, device=like.device),
-        torch.tensor(ids, device=like.device),
-        torch.tensor(values, dtype=like.dtype, device=like.device),
-    )
-
-
-def _choose(
+def _add_biases(
     logits: Tensor,
+    targets: Sequence[int],
+    places: Sequence[int],
     rows: Sequence[int],
-    index: Tensor,
-    params: list[SamplingParams],
     table: RowTable,
-) -> Tensor:
-    """Each row by its own way, decided by its own parameters, so its neighbours do not matter."""
-    greedy = [i for i, p in enumerate(params) if p.temperature == 0]
-    plain = [i for i, p in enumerate(params) if p.temperature != 0 and not _truncates(p)]
-    truncated = [i for i, p in enumerate(params) if p.temperature != 0 and _truncates(p)]
-    positions = torch.tensor([table.num_outputs[row] for row in rows], device=logits.device)
-    noise = uniform(table.scalars["seed"][index], positions)
-    ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    if greedy:
-        ids[greedy] = _pick(logits, greedy).argmax(-1)
-    if plain:
-        ids[plain] = sampling.draw(_pick(logits, plain), noise[plain])
-    if truncated:
-        at = index[truncated]
-        top_k, top_p, min_p = (table.scalars[name][at] for name in ("top_k", "top_p", "min_p"))
-        ids[truncated] = sampling.draw_truncated(
-            _pick(logits, truncated), noise[truncated], top_k, top_p, min_p
+    num_token_ids: int | None,
+    positions: Tensor,
+) -> None:
+    """logit += bias for the rows at `places` of the batch, which are `targets` of `logits`. Bans of
+    every token below `num_token_ids` are void."""
+    biases = table.rules.biases
+    pairs = [
+        (target, place, i, least, value)
+        for target, place in zip(targets, places, strict=True)
+        if rows[place] in biases
+        for i, least, value in _changes(
+            biases[rows[place]], table.num_outputs[rows[place]], num_token_ids
         )
-    return ids
+    ]
+    if not pairs:
+        return
+    *integers, values = zip(*pairs, strict=True)
+    at = to_device(integers, torch.int64, logits.device)
+    value = to_device(values, torch.float32, logits.device)
+    value = value.masked_fill(positions[at[1]] < at[3], -torch.inf)
+    logits[at[0], at[2]] = logits[at[0], at[2]] + value
 
 
-def _truncates(params: SamplingParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-
-
-def _pick(x: Tensor, places: list[int]) -> Tensor:
-    """x[places], without a copy when that is all of x."""
-    return x if len(places) == len(x) else x[places]
+def _changes(
+    biases: Biases, num_outputs: int, num_token_ids: int | None
+) -> list[tuple[int, int, float]]:
+    """(id, outputs before which it is banned, bias) where there is anything to do for a row that
+    has at least `num_outputs`."""
+    columns = zip(biases.ids, biases.min_outputs, biases.values, strict=True)
+    changes = [change for change in columns if change[2] or num_outputs < change[1]]
+    if num_token_ids is not None and len(changes) >= num_token_ids:
+        bans = [i for i, least, value in changes if value == -torch.inf or num_outputs < least]
+        if len([i for i in bans if i < num_token_ids]) == num_token_ids:
+            return []
+    return changes

@@ -26,10 +26,10 @@ def test_admitting_overwrites_what_the_row_held(table: RowTable) -> None:
     table.apply(plan(admitted=[RowAdmit(2, PENALISED, [4, 5, 6], 16, 3, [1, 1, 7])]))
     table.record([2], torch.tensor([7]))
     assert table.num_outputs[2] == 4
-    assert table.counts[2, [1, 7]].tolist() == [2, 2]
+    assert table.rules.penalties.of(2)[[1, 7]].tolist() == [2, 2]
     params = SamplingParams(max_new_tokens=1, temperature=0.5, seed=9, repetition_penalty=1.5)
     table.apply(plan(freed=[2], admitted=[RowAdmit(2, params, [3], 0, 0, [])]))
-    assert table.counts[2].sum() == 0
+    assert table.rules.penalties.of(2).sum() == 0
     assert (table.num_tokens[2], table.num_pages[2], table.num_outputs[2]) == (0, 1, 0)
     assert table.lengths[2] == 0
     assert table.page_table[2, 0] == 3
@@ -52,7 +52,8 @@ def test_counts_only_where_penalties_ask(table: RowTable) -> None:
     )
     table.record([1, 0], torch.tensor([4, 5]))
     assert table.last_token[:2].tolist() == [5, 4]
-    assert table.counts.nonzero().tolist() == [[1, 4]]
+    assert not table.rules.penalties.concerns([0])
+    assert table.rules.penalties.of(1).nonzero().tolist() == [[4]]
 
 
 def test_counts_after_resume_equal_those_of_a_continuous_run(table: RowTable) -> None:
@@ -60,7 +61,7 @@ def test_counts_after_resume_equal_those_of_a_continuous_run(table: RowTable) ->
     for token in (3, 3, 11):
         table.record([0], torch.tensor([token]))
     table.apply(plan(admitted=[RowAdmit(1, PENALISED, [], 0, 3, [2, 3, 3, 3, 11])]))
-    assert torch.equal(table.counts[0], table.counts[1])
+    assert torch.equal(table.rules.penalties.of(0), table.rules.penalties.of(1))
     assert table.num_outputs[0] == table.num_outputs[1]
 
 

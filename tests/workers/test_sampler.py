@@ -1,14 +1,16 @@
 """Which token a row gets depends on its own parameters, seed and output position alone."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from glimmer.shared.messages import RowAdmit, StepPlan
+from glimmer.shared.messages import RowAdmit, StepPlan, TokenLogprob
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.rows import RowTable
-from glimmer.workers.sampler import sample, token_logprobs
+from glimmer.workers import sampler
+from glimmer.workers.sampler import token_logprobs
 
 VOCAB, IDS = 40, 36  # the last four rows are padding
 STOPS = (7, 9)
@@ -26,6 +28,15 @@ def make_table(
     ]
     table.apply(StepPlan(0, 0, [], admitted, [], [], []))
     return table
+
+
+def sample(
+    raw: torch.Tensor, rows: Sequence[int], table: RowTable, num_token_ids: int, **options: Any
+) -> tuple[torch.Tensor, list[list[TokenLogprob]]]:
+    """(ids, log-probabilities), read at once."""
+    sampled = sampler.sample(raw, rows, table, num_token_ids, **options)
+    ids, found = sampled.read(sampled.tensors())
+    return torch.tensor(ids), found
 
 
 def params(**values: Any) -> SamplingParams:
@@ -197,6 +208,50 @@ def test_not_finite_logits_name_their_row(bad: float) -> None:
     table = make_table([params(), params(temperature=1.0), params()])
     raw = torch.zeros(3, VOCAB)
     raw[1, 3] = bad
-    with pytest.raises(FloatingPointError, match="row 1 "):
+    with pytest.raises(FloatingPointError, match=r"row 1 .* \(1 rows are bad\)"):
         sample(raw, [0, 1, 2], table, IDS)
     assert sample(raw[[0, 2]], [0, 2], table, IDS)[0].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rule", [{"logit_bias": ((3, -100.0),)}, {"presence_penalty": 1.0}])
+def test_rules_do_not_hide_numbers_that_are_not_finite(rule: Any) -> None:
+    raw = torch.zeros(1, VOCAB)
+    raw[0, 3] = math.nan
+    with pytest.raises(FloatingPointError, match="row 0 "):
+        sample(raw, [0], make_table([params(allowed_token_ids=(5,), **rule)]), IDS)
+
+
+def test_drafts_are_sampled_as_if_they_had_come_one_by_one() -> None:
+    """Verifying: the logits after each draft in one batch, before any of them is recorded."""
+    p = params(
+        temperature=1.3, seed=11, presence_penalty=1.0, frequency_penalty=0.5, top_p=0.9,
+        stop_token_ids=STOPS, min_new_tokens=3, logit_bias=((2, 1.0),), decay_start=2,
+        decay_factor=1.2, num_logprobs=2,
+    )  # fmt: skip
+    raw = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(1)) * 2
+    table = make_table([p, p], [1, 1], [[4], [4]])
+    one_by_one, found = [], []
+    for at in range(4):
+        ids, entries = sample(raw[at : at + 1].clone(), [0], table, IDS)
+        table.record([0], ids)
+        one_by_one += ids.tolist()
+        found += entries
+    drafts = torch.full((4, 3), -1)
+    for at in range(1, 4):
+        drafts[at, :at] = torch.tensor(one_by_one[:at])
+    at = torch.full((4,), 1)
+    together = sample(
+        raw.clone(), [1] * 4, table, IDS, index=at, positions=1 + torch.arange(4), drafts=drafts
+    )
+    assert together[0].tolist() == one_by_one
+    assert together[1] == found
+
+
+def test_grammar_masks_beside_allow_lists_and_free_rows() -> None:
+    raw = torch.zeros(3, VOCAB)
+    raw[:, 5], raw[:, 7] = 9.0, 8.0
+    table = make_table([params(logit_bias=((7, -100.0),)), params(), params()])
+    legal = torch.zeros(2, 2, dtype=torch.int32)
+    legal[0, 0] = 1 << 7  # banned by row 0, which leaves nothing: the ban is void
+    legal[1, 1] = 1 << 2  # 34
+    assert sample(raw, [2, 0, 1], table, IDS, masks=([1, 2], legal))[0].tolist() == [5, 7, 34]
