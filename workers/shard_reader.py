@@ -228,7 +228,7 @@ class _Staging:
 
 def _fill(buffer: Tensor, file: Path, begin: int, name: str) -> None:
     """`buffer` [n] uint8 from byte `begin` of the file, where tensor `name` lies."""
-    rest = memoryview(buffer.numpy())
+    rest: memoryview = buffer.numpy().data
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
