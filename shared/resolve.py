@@ -90,9 +90,14 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         mtp_mode=None,
         mtp_step=0,
         mtp_draft_model_dir=None,
-        llm_prefill_att_backend=("torch",),
-        llm_decode_att_backend=("torch",),
+        llm_prefill_att_backend=_attention(config.llm_prefill_att_backend, device),
+        llm_decode_att_backend=_attention(config.llm_decode_att_backend, device),
     )
+
+
+def _attention(asked: tuple[str, ...], device: str) -> tuple[str, ...]:
+    """The first one counts. "auto" stays on a GPU: the kernels choose by type and head width."""
+    return asked[:1] if device == "cuda" else ("torch",)
 
 
 def _range_problems(config: ServeConfig) -> list[str]:
@@ -195,7 +200,7 @@ def _report(asked: ServeConfig, settled: ServeConfig) -> None:
         )
     asked_backends = (*asked.llm_prefill_att_backend[:1], *asked.llm_decode_att_backend[:1])
     other = [name for name in asked_backends if name not in ("auto", "torch")]
-    if other:
+    if other and settled.device == "cpu":
         _log.warning("attention runs on the torch reference instead of %s", " and ".join(other))
     rows = [
         f"  {field.name:24} {getattr(settled, field.name)}"

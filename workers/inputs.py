@@ -46,7 +46,7 @@ class StepInputs:
     sampling_index: Tensor  # [len(sampling_rows)] int64: their last tokens in the flat batch
 
 
-def decode_inputs(rows: Tensor, table: RowTable) -> StepInputs:
+def decode_inputs(rows: Tensor, table: RowTable, backend: str = "auto") -> StepInputs:
     """One token of each row [n] int64, the row's last one, from the device's state alone: what a
     CUDA graph captures. Attention gets the loosest bound on lengths."""
     positions = table.lengths[rows]
@@ -60,6 +60,7 @@ def decode_inputs(rows: Tensor, table: RowTable) -> StepInputs:
         lengths=positions + 1,
         max_query_len=1,
         max_length=page_table.shape[1] * table.page_size,
+        backend=backend,
     )
     pages = page_table.gather(1, (positions // table.page_size)[:, None]).squeeze(1).long()
     slots = pages * table.page_size + positions % table.page_size
@@ -67,8 +68,11 @@ def decode_inputs(rows: Tensor, table: RowTable) -> StepInputs:
     return StepInputs(tokens, positions, slots, [group], [], [], everyone[:-1])
 
 
-def build_inputs(plan: StepPlan, table: RowTable) -> StepInputs:
-    """Inputs for a plan whose row changes have been applied. Raises ValueError if a chunk does
+def build_inputs(
+    plan: StepPlan, table: RowTable, backends: tuple[str, str] = ("auto", "auto")
+) -> StepInputs:
+    """Inputs for a plan whose row changes have been applied; `backends` as asked for, of
+    up-projected and of absorbed attention. Raises ValueError if a chunk does
     not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
     chunks = sorted(enumerate(plan.prefill), key=lambda item: _is_absorbed(item[1]))
     num_long = sum(not _is_absorbed(chunk) for chunk in plan.prefill)
@@ -111,6 +115,7 @@ def build_inputs(plan: StepPlan, table: RowTable) -> StepInputs:
             max_length=longest,
             query_lens=tuple(counts[a:b]),
             prefix_lens=tuple(begins[a:b]),
+            backend=backends[absorbed],
         )
 
     bounds = (0, num_long, len(ordered), num_rows)

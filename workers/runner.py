@@ -4,7 +4,7 @@ Knows nothing of sockets (`loop.py`) nor of formulas (`model/`, `sampler.py`). A
 plan; rank 0's tokens are everybody's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,7 +35,7 @@ _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
 
 
-@dataclass
+@dataclass(eq=False)
 class PendingStep:
     """A step that was launched. On CUDA it may still be running."""
 
@@ -85,6 +85,7 @@ class ModelRunner:
             config.device,
         )
         self._config = config
+        self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
         self.allocate_pages(1)
 
     def allocate_pages(self, num_pages: int) -> None:
@@ -164,9 +165,8 @@ class ModelRunner:
         table = self._table
 
         def step(rows: Tensor, logits: Tensor) -> None:
-            hidden = forward(
-                self._model, decode_inputs(rows, table), self._kv, self._spec, self._ranks
-            )
+            inputs = decode_inputs(rows, table, self._backends[1])
+            hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
             compute_logits(self._model, hidden, self._spec, self._ranks, logits)
             table.lengths.index_add_(0, rows, torch.ones_like(rows))
             table.lengths[table.scratch_row :].zero_()
@@ -193,7 +193,7 @@ class ModelRunner:
             logits = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
             return logits if self._ranks.rank == 0 else None, plan.decode, []
-        inputs = build_inputs(plan, table)
+        inputs = build_inputs(plan, table, self._backends)
         hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
         prompt_logprobs = [
             self._prompt_logprobs(chunk, hidden[span])

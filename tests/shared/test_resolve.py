@@ -76,7 +76,9 @@ def test_defaults_come_from_model_and_machine() -> None:
     on_gpu = settle(hardware=FOUR_GPUS)
     assert on_gpu.device == "cuda"
     assert (on_gpu.batch_max_tokens, on_gpu.chunked_prefill_size) == (16384, 8192)
-    assert on_gpu.llm_prefill_att_backend == ("torch",)
+    assert on_gpu.llm_prefill_att_backend == ("auto",)
+    asked = settle("--llm_prefill_att_backend fa3 triton", FOUR_GPUS)
+    assert asked.llm_prefill_att_backend == ("fa3",)
 
 
 def test_what_the_user_said_stays() -> None:
@@ -100,7 +102,8 @@ def test_the_guides_script_starts_and_says_what_is_missing(
     assert (config.mtp_mode, config.mtp_step) == (None, 0)
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert sum("speculative decoding is not available" in w for w in warnings) == 1
-    assert sum("torch reference instead of fa3 and flashinfer" in w for w in warnings) == 1
+    on_cpu = sum("torch reference instead of fa3 and flashinfer" in w for w in warnings)
+    assert on_cpu == (config.device == "cpu")
 
 
 def test_chunking_and_budget_follow_each_other() -> None:

@@ -125,7 +125,7 @@ def test_the_largest_step_leaves_no_trace(tiny_model: Path, make_runner: Any, lo
 
 def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: Any) -> None:
     plans = [plan([admit(0, [0])], [PrefillChunk(0, 0, [3, 1, 4], sample=True)])]
-    plans += [plan(decode=[0])] * 3
+    plans += [plan(decode=[0])] * 3  # equal plans: a step is known by itself, not by its plan
     one_by_one = make_runner(tiny_model)
     expected = [one_by_one.run(p).rows for p in plans]
     runner = make_runner(tiny_model)
