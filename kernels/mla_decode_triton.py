@@ -168,7 +168,9 @@ def _attend_kernel(
         if PAGE % TILE == 0:
             pages = tl.load(table + first // PAGE)
         else:
-            pages = tl.load(table + (first + tile_ids) // PAGE, mask=first + tile_ids < last, other=0)
+            pages = tl.load(
+                table + (first + tile_ids) // PAGE, mask=first + tile_ids < last, other=0
+            )
         for begin in tl.range(first, last, TILE, num_stages=STAGES):
             tokens = begin + tile_ids
             inside = tokens < last
@@ -177,9 +179,7 @@ def _attend_kernel(
                 following = tl.minimum(begin + TILE, last - 1)
                 pages = tl.load(table + following // PAGE)
             else:
-                pages = tl.load(
-                    table + (tokens + TILE) // PAGE, mask=tokens + TILE < last, other=0
-                )
+                pages = tl.load(table + (tokens + TILE) // PAGE, mask=tokens + TILE < last, other=0)
             latent = tl.load(
                 kv + lines[:, None] + value_ids[None, :],
                 mask=inside[:, None] & is_value[None, :],
@@ -212,13 +212,11 @@ def _attend_kernel(
                 mask=place,
             )
         else:
-            # Items are numbered by row, block of columns, chunk; an item's partials have its columns.
+            # Items are numbered by row, block of columns, chunk.
             lines = (item * tl.minimum(max_columns, COLUMNS) + column_ids).to(tl.int64)
             tl.store(partial_max + lines, peak, mask=is_column)
             tl.store(partial_sum + lines, total_weight, mask=is_column)
-            tl.store(
-                partial + lines[None, :] * value_dim + value_ids[:, None], acc, mask=place
-            )
+            tl.store(partial + lines[None, :] * value_dim + value_ids[:, None], acc, mask=place)
 
 
 @triton.jit(do_not_specialize=_VARYING)

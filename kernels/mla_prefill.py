@@ -101,9 +101,7 @@ def _fast(
     if not query_lens:
         return queries.new_empty(*queries.shape[:2], kv_b.shape[1] - nope)
     keys, values = _packed(latents, kv_b, nope)
-    output, lse = attend_rows(
-        queries, keys, values, query_starts, query_lens, True, scale, backend
-    )
+    output, lse = attend_rows(queries, keys, values, query_starts, query_lens, True, scale, backend)
     for row, (span, prefix) in enumerate(zip(spans, prefix_lens, strict=True)):
         if prefix:
             _fold_prefix(

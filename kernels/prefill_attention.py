@@ -13,7 +13,7 @@ from torch import Tensor
 
 FA3_MODULES = ("flash_attn_interface", "fa3_fwd_interface")
 FA3_HEAD_DIMS = (64, 96, 128, 192, 256)
-_WORKSPACE = 256 << 20  # bytes that FlashInfer wants for its partial results
+_WORKSPACE = 128 << 20  # bytes that FlashInfer wants for its partial results
 
 
 def attend_rows(

@@ -85,7 +85,9 @@ def _attend_rows_kernel(
             peak = new_peak
         lines = out + (q_start + q_ids).to(tl.int64) * o_stride + head * o_head_stride
         result = (acc / weight[:, None]).to(out.dtype.element_ty)
-        tl.store(lines[:, None] + v_ids[None, :], result, mask=is_query[:, None] & is_value[None, :])
+        tl.store(
+            lines[:, None] + v_ids[None, :], result, mask=is_query[:, None] & is_value[None, :]
+        )
         log_sum = (peak + tl.log2(weight)) * 0.6931471805599453
         tl.store(lse + head * num_queries + q_start + q_ids, log_sum, mask=is_query)
 

@@ -1,12 +1,14 @@
-"""Up-projected attention against a loop, and against the absorbed form."""
+"""Up-projected attention of every backend against a loop, and against the absorbed form."""
 
 from typing import Any
 
 import pytest
 import torch
+from glimmer.kernels.backends import prefill_backend
 from glimmer.kernels.mla_decode import mla_decode
 from glimmer.kernels.mla_prefill import mla_prefill
 
+CUDA = torch.cuda.is_available()
 PAGE, RANK, ROPE, NOPE, VALUE, HEADS, SCALE = 4, 5, 2, 3, 4, 2, 0.41
 
 
@@ -106,3 +108,48 @@ def test_bfloat16_stays_near_the_exact_result() -> None:
     assert got.dtype == torch.bfloat16
     # keys and values are rounded to 8 bits; values reach about 8
     torch.testing.assert_close(got.double(), exact, atol=0.1, rtol=0.02)
+
+
+def _on(case: dict[str, Any], device: str, dtype: torch.dtype) -> dict[str, Any]:
+    moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+    return {k: _cast(v, dtype) for k, v in moved.items()}
+
+
+@pytest.mark.parametrize("segment", [4, 8, 1 << 14])
+@pytest.mark.parametrize(("counts", "lengths"), [*CASES, ([9], [21]), ([12, 3], [12, 23])])
+def test_kernels_match_whatever_the_segments(
+    counts: list[int], lengths: list[int], segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("glimmer.kernels.mla_prefill._FAST_SEGMENT", segment)
+    case = make(counts, lengths)
+    placed = _on(case, "cuda", torch.float16) if CUDA else case
+    got = mla_prefill(**placed, scale=SCALE, backend="triton").double().cpu()
+    tolerance = 3e-2 if CUDA else 2e-5
+    torch.testing.assert_close(got, reference(case), atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
+@pytest.mark.parametrize("backend", ["fa3", "flashinfer", "triton"])
+@pytest.mark.parametrize(
+    ("counts", "lengths"),
+    [([1], [1]), ([100, 1, 517, 64], [100, 1, 517, 64]), ([300, 77, 5], [1300, 77, 70])],
+)
+def test_full_size_on_the_card(
+    backend: str, counts: list[int], lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PAGE": 64, "RANK": 512, "ROPE": 64, "NOPE": 192}.items():
+        monkeypatch.setitem(globals(), name, value)
+    monkeypatch.setitem(globals(), "VALUE", 256)
+    monkeypatch.setitem(globals(), "HEADS", 20)
+    monkeypatch.setattr("glimmer.kernels.mla_prefill._FAST_SEGMENT", 512)
+    case = make(counts, lengths)
+    case["kv_b"] /= 23
+    half = _on(case, "cuda", torch.bfloat16)
+    try:
+        prefill_backend(backend, half["queries"], 256)
+    except ValueError as error:
+        pytest.skip(str(error))
+    exact = mla_prefill(**_on(half, "cuda", torch.float32), scale=1 / 16)
+    got = mla_prefill(**half, scale=1 / 16, backend=backend)
+    torch.testing.assert_close(got.float(), exact, atol=1e-2, rtol=2e-2)
