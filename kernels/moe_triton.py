@@ -172,6 +172,29 @@ def _weight_tile(
 
 
 @triton.jit
+def _pairs_of_all(
+    ids, block, num_tokens, TOP_K: tl.constexpr, TOP_K_PAD: tl.constexpr, BY_PAIR: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+):  # fmt: skip
+    """The expert of a program and, for each token, its pair with that expert; num_pairs: none.
+    Programs are for experts or, BY_PAIR, for pairs, of which the first with its expert does the
+    work for all."""
+    tokens = tl.arange(0, BLOCK_T)
+    places = tl.arange(0, TOP_K_PAD)[None, :]
+    flat = tokens[:, None] * TOP_K + places
+    known = (tokens[:, None] < num_tokens) & (places < TOP_K)
+    choice = tl.load(ids + flat, mask=known, other=-1).to(tl.int32)
+    expert = block
+    if BY_PAIR:
+        expert = tl.load(ids + block).to(tl.int32)
+    mine = tl.where(choice == expert, flat, num_tokens * TOP_K)
+    pairs = tl.min(mine, 1)
+    if BY_PAIR:
+        pairs = tl.where(tl.min(pairs, 0) < block, num_tokens * TOP_K, pairs)
+    return expert, pairs
+
+
+@triton.jit
 def _grouped_kernel(
     x, w, out, ids, pair_list, block_experts, num_tokens, n, K, x_stride, tiles,
     TOP_K: tl.constexpr, TOP_K_PAD: tl.constexpr, ROW_DIV: tl.constexpr, GATED: tl.constexpr,
@@ -179,10 +202,8 @@ def _grouped_kernel(
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[p, rows] = w[expert, rows] . x[p // ROW_DIV] for a block of pairs p of one expert, and a
-    tile of rows; gated: silu of that times the same of the rows n further.
-
-    DENSE: the block is all tokens, programs are for experts or, BY_PAIR, for pairs, of which the
-    first with its expert does the work for all."""
+    tile of rows; gated: silu of that times the same of the rows n further. DENSE: the block is all
+    tokens."""
     block = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     if PDL:
@@ -190,28 +211,15 @@ def _grouped_kernel(
         gdc_launch_dependents()
     num_pairs = num_tokens * TOP_K
     if DENSE:
-        tokens = tl.arange(0, BLOCK_T)
-        places = tl.arange(0, TOP_K_PAD)[None, :]
-        flat = tokens[:, None] * TOP_K + places
-        known = (tokens[:, None] < num_tokens) & (places < TOP_K)
-        choice = tl.load(ids + flat, mask=known, other=-1).to(tl.int32)
-        expert = block
-        if BY_PAIR:
-            expert = tl.load(ids + block).to(tl.int32)
-            before = (choice == expert) & (flat < block)
-            if tl.max(tl.max(before.to(tl.int32), 1), 0) > 0:
-                return
-        place = tl.max(tl.where(choice == expert, places, -1), 1)
-        if tl.max(place, 0) < 0:
+        expert, pairs = _pairs_of_all(ids, block, num_tokens, TOP_K, TOP_K_PAD, BY_PAIR, BLOCK_T)
+        if tl.min(pairs, 0) == num_pairs:
             return
-        valid = place >= 0
-        pairs = tokens * TOP_K + place
     else:
         expert = tl.load(block_experts + block)
         if expert < 0:
             return
         pairs = tl.load(pair_list + block * BLOCK_T + tl.arange(0, BLOCK_T))
-        valid = pairs < num_pairs
+    valid = pairs < num_pairs
     row = tile * BLOCK_N
     base = expert * n
     if GATED:

@@ -15,29 +15,11 @@ from .launch import counters, pdl
 
 @triton.jit
 def _route_kernel(
-    x,
-    weight,
-    bias,
-    ids,
-    weights,
-    partial,
-    arrivals,
-    num_tokens,
-    x_stride,
-    hidden,
-    num_experts,
-    scaling,
-    NUM_CHOSEN: tl.constexpr,
-    NUM_SHARED: tl.constexpr,
-    NORMALISE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    PDL: tl.constexpr,
-):
+    x, weight, bias, ids, weights, partial, arrivals, num_tokens, x_stride, hidden, num_experts,
+    scaling, NUM_CHOSEN: tl.constexpr, NUM_SHARED: tl.constexpr, NORMALISE: tl.constexpr,
+    SPLITS: tl.constexpr, STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
     block = tl.program_id(0)
     split = tl.program_id(1)
     tokens = block * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -72,13 +54,32 @@ def _route_kernel(
     scores = 1.0 / (1.0 + tl.exp(-scores))
     offset = tl.load(bias + experts, mask=experts < num_experts, other=0.0)
     choice = tl.where(real, scores + offset[None, :], -float("inf"))
+    best, value = _choose(
+        scores, choice, num_experts, scaling, NUM_CHOSEN, NORMALISE, BLOCK_T, BLOCK_E, BLOCK_C
+    )
+    places = tl.arange(0, BLOCK_C)[None, :]
+    width: tl.constexpr = NUM_CHOSEN + NUM_SHARED
+    out = tokens[:, None] * width + places
+    keep = there & (places < width)
+    tl.store(ids + out, best, mask=keep)
+    tl.store(weights + out, value, mask=keep)
+
+
+@triton.jit
+def _choose(
+    scores, choice, num_experts, scaling, NUM_CHOSEN: tl.constexpr, NORMALISE: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The best NUM_CHOSEN of `choice`, the lowest first of equals, with their scaled scores; behind
+    them the experts from num_experts on with weight 1. -> [BLOCK_T, BLOCK_C] each."""
+    experts = tl.arange(0, BLOCK_E)[None, :]
     places = tl.arange(0, BLOCK_C)[None, :]
     best = tl.zeros((BLOCK_T, BLOCK_C), tl.int32) + num_experts - NUM_CHOSEN + places
     value = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     total = tl.zeros((BLOCK_T, 1), tl.float32)
     for place in tl.static_range(NUM_CHOSEN):
         expert = tl.argmax(choice, 1, tie_break_left=True)[:, None]
-        taken = experts[None, :] == expert
+        taken = experts == expert
         score = tl.sum(tl.where(taken, scores, 0.0), 1)[:, None]
         choice = tl.where(taken, -float("inf"), choice)
         best = tl.where(places == place, expert, best)
@@ -86,12 +87,7 @@ def _route_kernel(
         total += score
     if NORMALISE:
         value = value / (total + 1e-20)
-    value = tl.where(places < NUM_CHOSEN, value * scaling, 1.0)
-    width: tl.constexpr = NUM_CHOSEN + NUM_SHARED
-    out = tokens[:, None] * width + places
-    keep = there & (places < width)
-    tl.store(ids + out, best, mask=keep)
-    tl.store(weights + out, value, mask=keep)
+    return best, tl.where(places < NUM_CHOSEN, value * scaling, 1.0)
 
 
 def launch_route(
