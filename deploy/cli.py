@@ -21,13 +21,13 @@ commands:
   serve   serve a checkpoint over HTTP        glimmer serve --model_dir DIR
   demo    serve the bundled model and ask it  glimmer demo [--once]
   check   say what would go wrong             glimmer check --model_dir DIR
-  bench   measure                             glimmer bench serve (latency, overhead)
+  bench   measure                             glimmer bench serve (latency, kernels, overhead)
 
 glimmer COMMAND --help lists a command's options.
 exit codes: 0 stopped, 2 usage, 3 bad configuration, 4 bad model, 5 port or runtime directory in
 use, 6 GPU lost, 1 other
 """
-_BENCHES = ("serve", "latency", "overhead")
+_BENCHES = ("serve", "latency", "kernels", "overhead")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
