@@ -51,10 +51,12 @@ def count_pages(
     Call when the weights are loaded and the libraries have run. `step_bytes` is what the largest
     step needs (`measure_peak`), `graph_bytes` what CUDA graphs will take (`graph_allowance`); they
     come out of the share that `mem_fraction` leaves, and out of the rest if that is too little.
-    Raises ConfigError if there is no page, or on a GPU too few for `max_req_total_len`.
+    Raises ConfigError if there is no page, or on a GPU too few for what was asked for:
+    `max_total_token_num` or else `max_req_total_len`.
     """
-    if config.max_total_token_num is not None:
-        return max(1, config.max_total_token_num // config.page_size)
+    asked = config.max_total_token_num
+    if asked is not None and config.device == "cpu":
+        return max(1, asked // config.page_size)
     page_bytes = num_kv_layers(spec, config) * config.page_size * spec.latent_dim * dtype.itemsize
     budget = _free_bytes(config, step_bytes + graph_bytes)
     pages = budget // page_bytes - 1  # the scratch page
@@ -64,17 +66,20 @@ def count_pages(
             f"fit; free memory on {config.device} or raise --mem_fraction ({config.mem_fraction})"
         )
     needed = pages_per_row(spec, config)
-    if config.device != "cpu" and pages < needed:
-        longest = config.max_req_total_len or spec.max_position_embeddings
-        fitting = (pages - 1) * config.page_size
+    wanted, flag = needed, f"max_req_total_len {config.max_req_total_len}"
+    if asked is not None:
+        wanted, flag = max(1, asked // config.page_size), f"max_total_token_num {asked}"
+    if config.device != "cpu" and pages < wanted:
         weights, steps = torch.cuda.memory_allocated(), step_bytes + graph_bytes
+        fitting = (pages - 1) * config.page_size
         raise ConfigError(
-            f"--max_req_total_len {longest} needs {needed * page_bytes / 1e9:.1f} GB of KV cache, "
-            f"{budget / 1e9:.1f} GB are left beside the weights ({weights / 1e9:.1f} GB) and what "
-            f"steps and graphs need ({steps / 1e9:.1f} GB); lower it to {fitting} or less, lower "
-            "--batch_max_tokens or --graph_max_batch_size, or raise --tp or --mem_fraction "
-            f"({config.mem_fraction})"
+            f"--{flag} needs {wanted * page_bytes / 1e9:.1f} GB of KV cache, {budget / 1e9:.1f} GB "
+            f"are left beside the weights ({weights / 1e9:.1f} GB) and what steps and graphs need "
+            f"({steps / 1e9:.1f} GB); lower it to {fitting} or less, lower --batch_max_tokens or "
+            f"--graph_max_batch_size, or raise --tp or --mem_fraction ({config.mem_fraction})"
         )
+    if asked is not None:
+        return wanted
     return min(pages, (config.running_max_req_size or 1) * needed)
 
 

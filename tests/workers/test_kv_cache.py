@@ -147,6 +147,15 @@ def test_a_request_that_cannot_fit_is_told_at_start(tiny_model: Path, guide: Any
         count_pages(spec, larger, torch.bfloat16, 15 * GB)
 
 
+def test_an_asked_capacity_must_fit_on_a_gpu(tiny_model: Path, guide: Any) -> None:
+    spec = flash(tiny_model)
+    some = dataclasses.replace(guide, max_total_token_num=100_000)
+    assert count_pages(spec, some, torch.bfloat16) == 100_000 // 64
+    many = dataclasses.replace(guide, max_total_token_num=900_000)
+    with pytest.raises(ConfigError, match=r"--max_total_token_num 900000 needs 48\.7 GB"):
+        count_pages(spec, many, torch.bfloat16)
+
+
 def test_out_of_memory_is_survived_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     emptied: list[bool] = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
