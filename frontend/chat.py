@@ -138,7 +138,7 @@ class ChatJob:
 
     def usage(self) -> Usage:
         """Counts so far; final when nothing is open."""
-        reasoning = sum(stream.parser.num_reasoning_tokens for stream in self._streams)
+        reasoning = sum(stream.num_reasoning_tokens for stream in self._streams)
         return Usage(*self._job.usage(), reasoning)
 
     def stop_string(self, index: int) -> str | None:

@@ -26,6 +26,7 @@ class ChatStream:
     ) -> None:
         self.max_new_tokens = max_new_tokens
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0  # of these, without tags and the end
         self.finish_reason: str | None = None
         self.must_abort = False
         self.stop_string: str | None = None  # the one that ended it
@@ -49,7 +50,10 @@ class ChatStream:
                 break
             self.num_tokens += 1
             text = self._decoder.text(token_id)
+            in_reasoning = self.parser.state is State.REASONING
             self.parser.feed(token_id, text)
+            if in_reasoning and self.parser.state is State.REASONING:
+                self.num_reasoning_tokens += bool(text) or not self._decoder.is_silent(token_id)
             if token_id in self._options.stop_token_ids:
                 self.finish_reason = "stop"
             elif self.num_tokens >= self.max_new_tokens:

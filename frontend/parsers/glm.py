@@ -25,7 +25,6 @@ TAGS = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>"),
     *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
 )
-_ENDS = ("<think>", "</think>", "<tool_call>")  # of reasoning, or none of it
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +55,6 @@ class GlmParser:
     def __init__(self, options: ParserOptions) -> None:
         self.deltas: list[Delta] = []  # the caller takes them out
         self.num_calls = 0
-        self.num_reasoning_tokens = 0
         self._options = options
         self._tags = options.tags
         inside = options.split_reasoning and options.starts_in_reasoning
@@ -79,8 +77,6 @@ class GlmParser:
     def feed(self, token_id: int, text: str) -> None:
         """The next token and the text that it completes ("" for one without text)."""
         tag = self._tags.get(token_id)
-        if self.state is State.REASONING and text and tag not in _ENDS:
-            self.num_reasoning_tokens += 1
         if tag is None:
             if text:
                 self._on_text(text)

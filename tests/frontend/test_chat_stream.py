@@ -73,8 +73,17 @@ def test_a_reply(tokenizer: Tokenizer, text_ids: IDS) -> None:
     assert driver.stream.finish_reason == "stop"
     assert not driver.stream.must_abort
     assert driver.stream.num_tokens == len(text_ids(REPLY)) + 1
-    assert driver.stream.parser.num_reasoning_tokens == len(text_ids("why not\n"))
     assert driver.close("stop") == []
+
+
+@pytest.mark.parametrize("rest", ["</think>answer", CALL, ""])
+def test_reasoning_tokens_are_counted_without_tags(
+    tokenizer: Tokenizer, text_ids: IDS, rest: str
+) -> None:
+    driver = Driver(tokenizer)
+    thought = text_ids("why 東 👍\n")  # some of them complete no character
+    driver.add([*thought, *text_ids(rest), END])
+    assert driver.stream.num_reasoning_tokens == len(thought)
 
 
 def test_every_grouping_into_steps_gives_the_same(

@@ -241,13 +241,6 @@ def test_unclosed_reasoning_can_be_repeated_as_content() -> None:
     assert outcome("a" + NOOP, **options) == ("a", None, DID_NOOP)
 
 
-def test_reasoning_tokens_are_counted_without_tags() -> None:
-    _, parser = parse(characters(lex("abc\n</think>answer")), starts_in_reasoning=True)
-    assert parser.num_reasoning_tokens == 4
-    _, parser = parse(characters(lex("ab" + NOOP)), starts_in_reasoning=True, tools=TOOLS)
-    assert parser.num_reasoning_tokens == 2
-
-
 def test_half_a_character_before_a_tag_stays_on_its_side() -> None:
     think_end = next(i for i, tag in TAG_IDS.items() if tag == "</think>")
     pieces = [(0, "a"), (think_end, "\ufffd</think>"), (0, "b")]
