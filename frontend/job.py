@@ -49,6 +49,7 @@ class Frontend:
     stalls: Stalls = field(default_factory=Stalls)
     created: int = field(default_factory=lambda: int(time.time()))
     num_open: int = 0  # generating requests, tokenising ones included
+    num_body_bytes: int = 0  # received of bodies that are not whole yet
 
     def check_accepting(self) -> None:
         """Raises UnavailableError unless new requests can be taken."""
