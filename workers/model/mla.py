@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from ...kernels.backends import decode_backend, prefill_backend
+from ...kernels.linear import linear
 from ...kernels.mla_absorb import absorb_queries, expand_values
 from ...kernels.mla_decode import mla_decode
 from ...kernels.mla_prefill import mla_prefill
