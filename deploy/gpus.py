@@ -83,16 +83,20 @@ def check_gpus(config: ServeConfig, hardware: Hardware) -> None:
 
 
 def _asked_backends(config: ServeConfig) -> list[tuple[str, str]]:
-    flags = ("llm_prefill_att_backend", "llm_decode_att_backend")
-    return [(flag, getattr(config, flag)[0]) for flag in flags]
+    decode = config.llm_decode_att_backend[0]
+    return [
+        ("llm_prefill_att_backend", config.llm_prefill_att_backend[0]),
+        # FA3 does not decode; asked for there it means auto.
+        ("llm_decode_att_backend", "auto" if decode == "fa3" else decode),
+    ]
 
 
 def _usable_gpus() -> list[_Gpu]:
     """Raises LookupError saying why there is none."""
+    gpus = _query()
     cuda = _torch_cuda()
     if cuda is None:
         raise LookupError("the installed torch is built without CUDA: install its CUDA build")
-    gpus = _query()
     least = _LEAST_DRIVERS.get(cuda)
     driver = gpus[0].driver
     if least is not None and driver.split(".")[0].isdigit() and int(driver.split(".")[0]) < least:

@@ -118,7 +118,7 @@ def test_a_hopper_with_its_libraries_passes(caplog: pytest.LogCaptureFixture) ->
     }
     for module in ("flash_attn_interface", "fa3_fwd_interface"):
         check(9.0, 9.0, installed=(module, "flashinfer"), **both)
-    check(9.0)
+    check(9.0, llm_decode_att_backend=("fa3",))
     check(7.5, device="cpu", **both)
     assert not caplog.text
 
