@@ -20,8 +20,9 @@ def make_table(
     params: list[SamplingParams],
     outputs: list[int] | None = None,
     counted: list[list[int]] | None = None,
+    device: str = "cpu",
 ) -> RowTable:
-    table = RowTable(max(8, len(params)), 4, 16, VOCAB, "cpu")
+    table = RowTable(max(8, len(params)), 4, 16, VOCAB, device)
     admitted = [
         RowAdmit(row, p, [], 0, outputs[row] if outputs else 0, counted[row] if counted else [])
         for row, p in enumerate(params)
@@ -255,3 +256,28 @@ def test_grammar_masks_beside_allow_lists_and_free_rows() -> None:
     legal[0, 0] = 1 << 7  # banned by row 0, which leaves nothing: the ban is void
     legal[1, 1] = 1 << 2  # 34
     assert sample(raw, [2, 0, 1], table, IDS, masks=([1, 2], legal))[0].tolist() == [5, 7, 34]
+
+
+@pytest.mark.gpu
+def test_a_card_chooses_what_the_cpu_does_and_nobody_waits_for_it() -> None:
+    every = [*MIXED, params(stop_token_ids=STOPS, decay_factor=1.2, num_logprobs=4)]
+    outputs = list(range(len(every)))
+    raw = torch.randn(len(every), VOCAB) * 3
+    legal = torch.full((2, 2), 0x0F0F0F0F, dtype=torch.int32)
+    answers = []
+    for device in ("cpu", "cuda"):
+        table = make_table(every, outputs, [[1, 1, 2]] * len(every), device)
+        for _ in range(2):  # the first time kernels are compiled
+            logits = raw.to(device)
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                sampled = sampler.sample(logits, outputs, table, IDS, ([3, 7], legal))
+                table.record(outputs, sampled.ids)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        answers.append(sampled.read([x.cpu() for x in sampled.tensors()]))
+    assert answers[0][0] == answers[1][0]
+    for one, other in zip(answers[0][1], answers[1][1], strict=True):
+        assert [(e.token_id, e.rank) for e in one] == [(e.token_id, e.rank) for e in other]
+        assert [e.logprob for e in one] == pytest.approx([e.logprob for e in other], abs=1e-5)
