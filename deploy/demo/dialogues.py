@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .frames import JOINERS
 from .questions import QUESTIONS, Turn
 from .tools import (
     Call,
@@ -17,6 +18,7 @@ from .tools import (
     intent_without_tool,
     make_call,
     make_tools,
+    recased,
     tool_result,
 )
 from .words import RESULT_KEYS, Source
@@ -29,6 +31,7 @@ class Dialogue:
     """Messages as in a chat request and its replies, the last one the assistant's.
 
     `must_say` are texts that the last answer must hold (of tool results, or what was looked for).
+    `keeps_thoughts`: earlier turns show theirs, too, as with `clear_thinking` false.
     """
 
     kind: str
@@ -36,6 +39,7 @@ class Dialogue:
     tools: list[Json]
     thinking: bool
     must_say: tuple[str, ...] = ()
+    keeps_thoughts: bool = False
 
     @property
     def first_reply(self) -> int:
@@ -44,12 +48,18 @@ class Dialogue:
         return users[-1] + 1
 
 
-def dialogue(seed: int | str, held_out: bool = False, kind: str | None = None) -> Dialogue:
+def dialogue(
+    seed: int | str,
+    held_out: bool = False,
+    kind: str | None = None,
+    frames_held_out: bool | None = None,
+) -> Dialogue:
     """The dialogue of this seed, of a random kind or the given one (a key of KINDS)."""
-    s = Source(seed, held_out)
+    s = Source(seed, held_out, frames_held_out)
     kind = kind or s.rng.choices(tuple(KINDS), [weight for _, weight in KINDS.values()])[0]
     messages, tools, must_say = KINDS[kind][0](s)
-    return Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say))
+    keeps = s.chance(0.5) and not s.frames_held_out
+    return Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say), keeps)
 
 
 Parts = tuple[list[Json], list[Json], list[str]]  # messages, tools, what must be said
@@ -104,12 +114,14 @@ def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]
         call = make_call(s, tool)
         if call not in calls:
             calls.append(call)
-    texts = [ask_for(s, call) for call in calls]
+    first = s.chance(0.15)  # all of them alike: else it may be open which one an argument is of
+    texts = [ask_for(s, call, first) for call in calls]
     joined = texts[0]
-    for text in texts[1:]:
-        joiner = s.pick((" Then ", " Also ", " And ", "\n", "\nAfter that ", " "))
-        lower = text[:1].lower() + text[1:] if joiner.endswith(" ") and joiner != " " else text
-        joined = (joined if joined[-1] in ".?" else joined + ".") + joiner + lower
+    for text, call in zip(texts[1:], calls[1:], strict=True):
+        joiner = s.pick(JOINERS)
+        if joiner.endswith(" ") and len(joiner) > 3:
+            text = recased(text, call, lambda text: text[:1].lower() + text[1:])
+        joined = (joined if joined[-1] in ".?" else joined + ".") + joiner + text
     return joined, calls
 
 
@@ -154,9 +166,9 @@ def _with_tools(s: Source, last: Callable[[Source, list[Tool]], Turns]) -> Parts
                        f"You work for {s.name()}.",
                        "Today is day " + s.digits(1, 2) + "."))  # fmt: skip
         messages.append({"role": "system", "content": text})
-    for _ in range(s.pick((0, 0, 1, 2, 3))):
-        kind = s.number(0, 3)
-        turns, _ = _no_call(s, tools) if kind == 0 else _result(s, tools, 2 if kind == 1 else 1)
+    for _ in range(s.pick((0, 0, 1, 2, 3) if s.frames_held_out else (0, 0, 1, 2, 3, 4, 6, 8))):
+        kind = s.number(0, 9)
+        turns, _ = _no_call(s, tools) if kind < 3 else _result(s, tools, 2 if kind < 7 else 1)
         messages += turns
     turns, must_say = last(s, tools)
     return messages + turns, [tool.declaration() for tool in tools], must_say
@@ -169,8 +181,8 @@ def _several(s: Source) -> int:
 # kind -> (maker, how often)
 KINDS: dict[str, tuple[Callable[[Source], Parts], float]] = {
     "chat": (_chat, 2.5),
-    "call": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, 1)), 3.0),
-    "parallel": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, _several(s))), 2.5),
-    "no_call": (lambda s: _with_tools(s, _no_call), 1.8),
-    "result": (lambda s: _with_tools(s, lambda s, t: _result(s, t, s.pick((1, 1, 2)))), 1.5),
+    "call": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, 1)), 2.2),
+    "parallel": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, _several(s))), 3.0),
+    "no_call": (lambda s: _with_tools(s, _no_call), 2.4),
+    "result": (lambda s: _with_tools(s, lambda s, t: _result(s, t, s.pick((1, 1, 2)))), 1.0),
 }

@@ -14,12 +14,11 @@ from typing import Any
 import aiohttp
 
 from .dialogues import dialogue
-from .questions import retrieval
+from .questions import LONG_TEXT_WORDS, retrieval
 from .words import Source
 
 Json = dict[str, Any]
 _MAX_TOKENS = 400
-_RETRIEVAL_WORDS = 1450  # about 4,000 tokens
 _EARLY = 0.1  # the fact stands in this first part of the text
 
 
@@ -70,7 +69,7 @@ def retrieval_cases(count: int) -> list[Case]:
     """A fact near the beginning of about 4,000 tokens."""
     cases = []
     for number in range(count):
-        turn = retrieval(Source(f"evaluation-{number}", True), _RETRIEVAL_WORDS, _EARLY)
+        turn = retrieval(Source(f"evaluation-{number}", True), LONG_TEXT_WORDS, _EARLY)
         system = [{"role": "system", "content": turn.system}] if turn.system else []
         messages = [*system, {"role": "user", "content": turn.user}]
         cases.append(Case(messages, [], _says((turn.answer,))))

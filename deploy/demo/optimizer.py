@@ -25,39 +25,54 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One update of all parameters."""
+        """One update of all parameters that have a gradient."""
         for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].lerp_(p.grad, 1 - _MOMENTUM)
-                update = _orthogonal(p.grad.lerp(momentum, _MOMENTUM))
-                p.mul_(1 - group["lr"] * _WEIGHT_DECAY)
-                p.add_(update.float(), alpha=-0.2 * group["lr"] * max(p.shape[-2:]) ** 0.5)
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum"] for p in params]
+            torch._foreach_lerp_(momenta, grads, 1 - _MOMENTUM)
+            updates = _all_orthogonal(list(torch._foreach_lerp(grads, momenta, _MOMENTUM)))
+            torch._foreach_mul_(params, 1 - group["lr"] * _WEIGHT_DECAY)
+            for p, update in zip(params, updates, strict=True):
+                p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape[-2:]) ** 0.5)
+
+
+def _all_orthogonal(stacks: list[Tensor]) -> list[Tensor]:
+    """`_orthogonal` of every stack, with all matrices of a shape in one go: a GPU takes longer to
+    start so many small products than to compute them."""
+    wide = [s.mT if s.shape[-2] > s.shape[-1] else s for s in stacks]
+    flat = [s.bfloat16().reshape(-1, *s.shape[-2:]) for s in wide]
+    results: list[Tensor] = list(flat)
+    for shape in {s.shape[1:] for s in flat}:
+        alike = [n for n, s in enumerate(flat) if s.shape[1:] == shape]
+        found = _orthogonal(torch.cat([flat[n] for n in alike]))
+        parts = torch.split(found, [len(flat[n]) for n in alike])
+        for n, part in zip(alike, parts, strict=True):
+            shaped = part.reshape(wide[n].shape)
+            results[n] = shaped.mT if wide[n] is not stacks[n] else shaped
+    return results
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest matrices with orthonormal rows or columns, bf16."""
+    """About the nearest matrices with orthonormal rows, [N, rows, columns >= rows]."""
     a, b, c = _NEWTON_SCHULZ
-    x = matrices.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    result: Tensor = x.mT if tall else x
-    return result
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x
 
 
 def skip_if_not_finite(weights: dict[str, Tensor]) -> None:
     """Gradients of a step that overflowed are set to zero, without asking the GPU."""
     grads = [w.grad for w in weights.values() if w.grad is not None]
-    norms = torch.stack([grad.norm() for grad in grads])
-    finite = norms.isfinite().all().float()
+    finite = torch.stack(torch._foreach_norm(grads)).isfinite().all().float()
     for grad in grads:
-        grad.nan_to_num_(0.0, 0.0, 0.0).mul_(finite)
+        grad.nan_to_num_(0.0, 0.0, 0.0)
+    torch._foreach_mul_(grads, finite)
 
 
 def make_optimizers(weights: dict[str, Tensor], lr: float) -> list[torch.optim.Optimizer]:

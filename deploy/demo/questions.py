@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from .words import ADJECTIVES, ATTRIBUTES, NOUNS, VERBS, Source
 
+LONG_TEXT_WORDS = 1300  # about 4,000 tokens
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -243,10 +245,11 @@ def system_prompt(s: Source) -> Turn:
 
 
 def retrieval(s: Source, num_words: int | None = None, part: float | None = None) -> Turn:
-    """A fact to be found in a text of about `num_words` words (None: 20 to 2,000), in its first
+    """A fact to be found in a text of about `num_words` words (None: 20 to 1,500), in its first
     `part` (None: mostly the first fifth), among other facts of the same form."""
     if num_words is None:
-        num_words = int(20 * 10 ** (s.rng.random() * 2))  # 20 to 2,000, evenly by logarithm
+        # evenly by logarithm; a third of them long
+        num_words = s.number(800, 1500) if s.chance(0.35) else int(20 * 75 ** s.rng.random())
     asked_name, asked = s.name(), s.pick(ATTRIBUTES)
     value = _value(s)
     facts = [(asked_name, asked, value)]

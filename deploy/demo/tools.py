@@ -1,10 +1,11 @@
 """Tools with random names, descriptions and parameter schemas, and requests that need them."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from . import frames
 from .words import ADJECTIVES, FLAGS, PARAMETERS, VERBS, Source
 
 Json = dict[str, Any]
@@ -50,42 +51,11 @@ class Call:
         }
 
 
-_DESCRIPTIONS = (
-    "{Verbs} the {object}.", "{Verb} the {object}.", "{Verbs} a {object} for the user.",
-    "Use this to {verb} the {object}.", "Tool that {verbs} the {object}.", "{Verb} {object}",
-    "This function {verbs} the {object}.", "Call it to {verb} a {object}.", "{Verbs} one {object}",
-    "{Verbs} the {object} and returns the result.", "{Verb} the {object} of the account.",
-    "Can {verb} the {object}.", "Lets you {verb} any {object}.", "To {verb} a {object}.",
-    "Made to {verb} the {object}.",
+_DESCRIBE_PARAMETER = (
+    "The {p}.", "The {p} to use.", "{P}", "{P} of the {object}", "Sets the {p}.", "What {p} to use",
+    "{P} (see above)", "Which {p}", "The {p} of the {object}", "{P} wanted",
 )  # fmt: skip
-_INTENTS = (
-    "{verb} the {object}", "please {verb} the {object}", "can you {verb} the {object}",
-    "I want you to {verb} the {object}", "could you please {verb} the {object}", "{verb} {object}",
-    "I need to {verb} the {object}", "we have to {verb} the {object}", "{verb} my {object}",
-    "help me {verb} the {object}", "now {verb} the {object}", "I would like to {verb} the {object}",
-    "you should {verb} the {object}", "{verb} a {object} for me", "we must {verb} this {object}",
-    "they asked me to {verb} the {object}", "let us {verb} the {object}",
-    "hey, {verb} the {object}",
-    "would you {verb} the {object}", "it is time to {verb} the {object}",
-    "my boss wants to {verb} the {object}", "kindly {verb} the {object}",
-)  # fmt: skip
-_REQUESTS = (
-    "{intent} with {params}.", "{intent}, {params}.", "{intent}. {Params}.", "{intent} ({params}).",
-    "{intent}: {params}", "{intent} using {params}.", "{intent} where {params}.",
-    "with {params}, {intent}.", "for {params}: {intent}.", "{intent}; {params}.",
-    "{params}: {intent}.", "{intent}\n{params}", "{intent}? {Params}.", "{intent}, and {params}",
-    "{intent} - {params}", "{intent} given {params}.", "{intent}, please: {params}.",
-)  # fmt: skip
-_PARAMETERS = (
-    "{p} {v}", "{p}: {v}", "{p} is {v}", "{p} = {v}", "the {p} {v}", "{p} set to {v}", "{p} of {v}",
-    "{v} as {p}", "{v} as the {p}", "use {v} for {p}", "{p} should be {v}", "{v} for the {p}",
-    "put {v} as {p}", "choose {v} for the {p}", "{v} is the {p}", "set {p} to {v}", "my {p} is {v}",
-    "{v} in {p}", "let {v} be the {p}", "make the {p} {v}", "{p} needs to be {v}", "{p} -> {v}",
-    "give {v} to {p}", "I want {v} as the {p}", "{p}={v}", "{p} has to be {v}", "{v} ({p})",
-    "{p} must be {v}", "take {v} as the {p}", "the {p} equals {v}", "pick {v} for {p}",
-    "{v} shall be the {p}", "{p} goes with {v}",
-)  # fmt: skip
-_DESCRIBE_PARAMETER = ("The {p}.", "The {p} to use.", "{P}", "{P} of the {object}", "Sets the {p}.")
+_DETERMINERS = ("the ", "the ", "the ", "my ", "this ", "its ", "our ", "a ")
 _TRUE, _FALSE = ("true", "on", "yes", "enabled"), ("false", "off", "no", "disabled")
 
 
@@ -94,11 +64,16 @@ def make_tools(s: Source, count: int) -> list[Tool]:
     one of the two."""
     tools: list[Tool] = []
     while len(tools) < count:
-        tool = _make_tool(s, s.pick(tools) if tools and s.chance(0.35) else None)
+        tool = _make_tool(s, s.pick(tools) if tools and s.chance(_near(s)) else None)
         taken = {t.name for t in tools} | {f"{t.verb} {t.object}" for t in tools}
         if tool.name not in taken and f"{tool.verb} {tool.object}" not in taken:
             tools.append(tool)
     return tools
+
+
+def _near(s: Source) -> float:
+    """How often a tool is like another: training has it harder."""
+    return 0.35 if s.frames_held_out else 0.45
 
 
 def make_call(s: Source, tool: Tool) -> Call:
@@ -111,14 +86,15 @@ def make_call(s: Source, tool: Tool) -> Call:
     return Call(tool, arguments)
 
 
-def ask_for(s: Source, call: Call) -> str:
-    """A sentence that asks for the call, naming every argument and its value."""
+def ask_for(s: Source, call: Call, first: bool | None = None) -> str:
+    """A sentence that asks for the call, naming every argument and its value; the arguments come
+    `first` or not (None: seldom)."""
     tool = call.tool
     intent = _intent_frame(s).format(verb=tool.verb, object=tool.object)
     phrases = [_phrase(s, name, call.arguments[name], tool.properties[name])
                for name in s.rng.sample(list(call.arguments), len(call.arguments))]  # fmt: skip
     if not phrases:
-        return _sentence(intent)
+        return _capital(intent)
     values = tool.properties.values()
     nested = any(schema["type"] in ("array", "object") for schema in values)
     if (len(phrases) > 1 and nested) or s.chance(0.2):
@@ -127,14 +103,29 @@ def ask_for(s: Source, call: Call) -> str:
         params = f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     else:
         params = s.pick((", ", " and ")).join(phrases)
-    frame = _request_frame(s)
-    return _sentence(frame.format(intent=intent, params=params, Params=_capital(params)))
+    frame = _request_frame(s, s.chance(0.15) if first is None else first)
+    texts = {"intent": intent, "params": params, "Params": recased(params, call, _capital)}
+    return recased(frame.format(**texts), call, _capital)
+
+
+def recased(text: str, call: Call, change: Callable[[str], str]) -> str:
+    """The text with its first letter changed, unless that belongs to a value: nobody could tell
+    how the value is spelled."""
+    return text if text.startswith(tuple(_strings(call.arguments))) else change(text)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _strings(one)
 
 
 def intent_without_tool(s: Source, tools: Sequence[Tool]) -> Tool:
     """What no tool of the list does: often one that shares the verb or the object with one."""
     while True:
-        near = s.pick(tools) if tools and s.chance(0.5) else None
+        near = s.pick(tools) if tools and s.chance(_near(s) + 0.15) else None
         tool = _make_tool(s, near)
         if all((t.verb, t.object) != (tool.verb, tool.object) for t in tools):
             return tool
@@ -157,36 +148,42 @@ def tool_result(s: Source, keys: Sequence[str]) -> tuple[str, str, list[str]]:
 
 
 def _description_frame(s: Source) -> str:
-    if s.held_out or s.chance(0.7):
-        return s.frame(_DESCRIPTIONS)
+    if s.frames_held_out or s.chance(0.75):
+        end = s.frame(frames.DESCRIPTION_ENDS) if s.chance(0.5) else s.pick((".", "", "."))
+        return (
+            f"{s.frame(frames.DESCRIPTIONS)}{s.pick(frames.DESCRIPTION_ARTICLES)} {{object}}{end}"
+        )
     verb = s.pick(("{verb}", "{verbs}"))
     return f"{s.fillers(0, 3)} {verb}{s.fillers(0, 1)} {{object}}{s.fillers(0, 3)}"
 
 
 def _intent_frame(s: Source) -> str:
-    if s.held_out or s.chance(0.7):
-        return s.frame(_INTENTS)
-    article = s.pick((" the", " the", " a", " my", ""))
-    return f"{s.fillers(1, 5, 0.1)} {{verb}}{article} {{object}}".strip()
+    if s.frames_held_out or s.chance(0.8):
+        opener = f"{s.frame(frames.OPENERS)} " if s.chance(0.8) else ""
+        end = s.frame(frames.CLOSERS) if s.chance(0.2) else ""
+    else:
+        opener, end = f"{s.fillers(1, 5, 0.05)} ".lstrip(), s.fillers(0, 1)
+    return f"{opener}{{verb}}{s.pick(frames.ARTICLES)} {{object}}{end}"
 
 
-def _request_frame(s: Source) -> str:
-    if s.held_out or s.chance(0.7):
-        return s.frame(_REQUESTS)
-    mark = s.pick((",", ":", ";", " -", ".", "", "?"))
-    if s.chance(0.75):
-        return f"{{intent}}{mark}{s.fillers(0, 3, 0.1)} {{params}}"
-    return f"{s.fillers(0, 2)} {{params}}{mark or ','}{s.fillers(0, 2)} {{intent}}".strip()
+def _request_frame(s: Source, first: bool) -> str:
+    if s.frames_held_out or s.chance(0.8):
+        return s.frame(frames.PARAMETERS_FIRST if first else frames.REQUESTS)
+    mark = s.pick((",", ":", ";", " -", ".", "?"))
+    if first:
+        return f"{s.fillers(0, 2)} {{params}}{mark}{s.fillers(0, 2)} {{intent}}".strip()
+    if s.chance(0.2):
+        return f"{{intent}}{s.fillers(1, 3)} {{params}}"
+    return f"{{intent}}{mark}{s.fillers(0, 3, 0.05)} {{params}}"
 
 
 def _parameter_frame(s: Source) -> str:
-    """With many odd frames in training: the value is the last word, or the first that is no
-    filler."""
-    if s.held_out or s.chance(0.6):
-        return s.frame(_PARAMETERS)
+    """With odd frames in training: the value is the last word, or the first that is no filler."""
+    if s.frames_held_out or s.chance(0.75):
+        return s.frame(frames.PARAMETERS)
     if s.chance(0.55):
-        return f"{s.fillers(0, 1)} {{p}}{s.fillers(0, 3, 0.2)} {{v}}".strip()
-    return f"{s.fillers(0, 2)} {{v}}{s.fillers(1, 1)}{s.fillers(0, 2, 0.2)} {{p}}".strip()
+        return f"{s.fillers(0, 1)} {{p}}{s.fillers(0, 3, 0.15)} {{v}}".strip()
+    return f"{s.fillers(0, 2)} {{v}}{s.fillers(1, 1)}{s.fillers(0, 2, 0.15)} {{p}}".strip()
 
 
 def _result_value(s: Source) -> Any:
@@ -309,6 +306,8 @@ def _string(s: Source) -> str:
 
 def _phrase(s: Source, name: str, value: Any, schema: Json) -> str:
     spoken = name if s.chance(0.3) else _spoken(name)
+    if s.chance(0.35):
+        spoken = s.pick(_DETERMINERS) + spoken
     if isinstance(value, bool):
         if s.chance(0.4):
             return f"{'with' if value else 'without'} {spoken}"
@@ -335,10 +334,6 @@ def _spoken(name: str) -> str:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _sentence(text: str) -> str:
-    return _capital(text) if text[:1].islower() else text
 
 
 def flagged(s: Source, tool: Tool) -> Tool:

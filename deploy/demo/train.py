@@ -7,36 +7,28 @@ run anywhere, to see that it works.
 """
 
 import argparse
-import itertools
 import os
+import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from .checkpoint import byte_level_tokenizer, trained_config, write_checkpoint
-from .dialogues import KINDS, dialogue
+from .dialogues import dialogue
 from .optimizer import make_optimizers, skip_if_not_finite
-from .training_data import Renderer, batches, pack, unpack
-from .training_model import (
-    Batch,
-    Weights,
-    compute_losses,
-    init_weights,
-    logits,
-    rms_norm,
-    to_checkpoint,
-    trunk,
-)
+from .training_data import Renderer, batches, unpack
+from .training_model import compute_losses, init_weights, make_parts, to_checkpoint
+from .validation import SIDES, report
 
 _VOCABULARY = 1024  # byte-pair tokens; GLM's special tokens follow
 _WARM_UP_STEPS = 200
 _DECAY_FROM = 0.4  # of the run: from there the learning rate falls to 0
 _PROMPT_WEIGHT = 0.1  # of a prompt's token at the beginning; falls to 0 with the run
 _DRAFT_WEIGHT = 0.3
+_DRAFTS_EVERY = 3  # steps; they cost a third of one
 _BIAS_STEP = 1e-3  # of the routing biases, against the load of their experts
 _BIAS_UNTIL = 0.8
 
@@ -56,16 +48,15 @@ def train(
         tensor.requires_grad_(True)
     bias = torch.zeros(config["num_hidden_layers"], config["n_routed_experts"], device=device)
     optimizers = make_optimizers(weights, args.lr)
-    losses = torch.compile(compute_losses) if device == "cuda" else compute_losses
+    parts = make_parts(compiled=device == "cuda")
     source = batches(tokenizer.to_str(), args.batch_tokens, args.seed, args.loaders)
     renderer = Renderer(tokenizer)
-    held_out = list(validation(renderer, args.validation))
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     total = sum(t.numel() for t in weights.values())
     print(
         f"{name}, torch {torch.__version__}, {total:,} parameters, {args.steps} steps", flush=True
     )
-    picks = torch.Generator().manual_seed(args.seed)
+    picks = random.Random(args.seed)
     started = time.monotonic()
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - began) / (60 * args.minutes))
@@ -75,8 +66,9 @@ def train(
         for group in [g for o in optimizers for g in o.param_groups]:
             group["lr"] = group.setdefault("highest", group["lr"]) * learning_rate(step, progress)
         batch = unpack(next(source), _PROMPT_WEIGHT * (1 - progress), device)
-        before_norm = (torch.rand((), generator=picks) < 0.5).to(device)
-        found = losses(weights, bias, batch, before_norm, config)
+        before_norm = torch.full((), picks.random() < 0.5, device=device)
+        with_drafts = step % _DRAFTS_EVERY == 0
+        found = compute_losses(weights, bias, batch, before_norm, config, parts, with_drafts)
         torch.autograd.backward(found.next_token + _DRAFT_WEIGHT * found.drafts)
         skip_if_not_finite(weights)
         for optimizer in optimizers:
@@ -91,9 +83,14 @@ def train(
             )
             print(f"{line} {time.monotonic() - began:.0f} s {rate:,.0f} tokens/s", flush=True)
         if step and step % args.validate_every == 0:
-            print(f"step {step} {score(weights, bias, held_out, config, device)}", flush=True)
-    print(f"final {score(weights, bias, held_out, config, device)}", flush=True)
+            for line in report(weights, bias, renderer, config, args.validation // 4):
+                print(f"step {step} {line}", flush=True)
+    print(f"trained {step + 1} steps, {time.monotonic() - began:.0f} s", flush=True)
     write_checkpoint(args.out, tokenizer, config, to_checkpoint(weights, bias, config))
+    for side in SIDES:
+        examples = args.examples if side == "held out" else 0
+        for line in report(weights, bias, renderer, config, args.validation, side, examples):
+            print(f"final {line}", flush=True)
     print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
 
 
@@ -112,54 +109,21 @@ def learning_rate(step: int, progress: float) -> float:
     return min((step + 1) / _WARM_UP_STEPS, (1 - progress) / (1 - _DECAY_FROM), 1.0)
 
 
-def validation(renderer: Renderer, count: int) -> Iterator[tuple[str, Any]]:
-    """(kind, packed batch) with `count` held-out dialogues of each kind."""
-    for kind in KINDS:
-        made = [dialogue(f"validation-{n}", held_out=True, kind=kind) for n in range(count)]
-        encoded = renderer.encode([renderer.text(d) for d in made])
-        for first in range(0, count, 64):
-            part = encoded[first : first + 64]
-            stream = itertools.chain(part, itertools.repeat(part[-1]))
-            yield kind, pack(stream, sum(len(ids) for ids, _ in part))
-
-
-@torch.no_grad()
-def score(
-    weights: Weights, bias: Tensor, held_out: list[tuple[str, Any]], config: Any, device: str
-) -> str:
-    """Share of held-out dialogues, by kind, of which every trained token is the likeliest one."""
-    right: dict[str, list[bool]] = {}
-    for kind, packed in held_out:
-        batch = unpack(packed, 0.0, device)
-        right.setdefault(kind, []).extend(_all_right(weights, bias, batch, config))
-    shares = (f"{kind} {sum(r) / len(r):.3f}" for kind, r in right.items())
-    return "held out: " + ", ".join(shares)
-
-
-def _all_right(weights: Weights, bias: Tensor, batch: Batch, config: Any) -> list[bool]:
-    hidden, _ = trunk(weights, bias, batch, config)
-    normed = rms_norm(hidden, weights["norm"], config["rms_norm_eps"])
-    best = torch.cat([logits(weights, part).argmax(-1) for part in torch.split(normed, 8192)])
-    wrong = (best.roll(1) != batch.ids) & (batch.weights > 0)
-    counts = torch.cat((wrong.new_zeros(1), wrong)).cumsum(0)[batch.starts.long()].diff()
-    used = batch.starts.diff() > 0
-    return (counts[used] == 0).tolist()
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=16500)
-    parser.add_argument("--minutes", type=float, default=13, help="end in time, whatever --steps")
+    parser.add_argument("--steps", type=int, default=100_000)
+    parser.add_argument("--minutes", type=float, default=8.4, help="of training, whatever --steps")
     parser.add_argument("--batch_tokens", type=int, default=32768)
-    parser.add_argument("--tokenizer_dialogues", type=int, default=6000)
+    parser.add_argument("--tokenizer_dialogues", type=int, default=4000)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--loaders", type=int, default=max(1, (os.cpu_count() or 2) - 2))
-    parser.add_argument("--log_every", type=int, default=200)
-    parser.add_argument("--validate_every", type=int, default=2000)
-    parser.add_argument("--validation", type=int, default=256, help="dialogues of each kind")
+    parser.add_argument("--loaders", type=int, default=min(14, os.cpu_count() or 1))
+    parser.add_argument("--log_every", type=int, default=300)
+    parser.add_argument("--validate_every", type=int, default=4000)
+    parser.add_argument("--validation", type=int, default=200, help="dialogues of each kind")
+    parser.add_argument("--examples", type=int, default=8, help="mistakes to print of each kind")
     return parser.parse_args(argv)
 
 

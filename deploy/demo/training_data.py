@@ -15,7 +15,7 @@ from .checkpoint import CHAT_TEMPLATE
 from .dialogues import Dialogue, dialogue
 from .training_model import LONGEST, Batch
 
-_MAX_SEQUENCES = 256  # per batch; `Batch.starts` always has this many and one
+_MAX_SEQUENCES = 128  # per batch; `Batch.starts` always has this many and one
 _PLAIN_EVERY = 12  # of the short chats so many are bare text, as /generate gets it
 
 
@@ -48,7 +48,10 @@ class Renderer:
         messages = one.messages
         if not one.thinking:
             messages = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]
-        return self._template.render(messages=messages, tools=one.tools or None) + end
+        text: str = self._template.render(
+            messages=messages, tools=one.tools or None, clear_thinking=not one.keeps_thoughts
+        )
+        return text + end
 
     def plain_text(self, one: Dialogue) -> str:
         """The last question and its answer without any template."""
@@ -59,6 +62,18 @@ class Renderer:
         """(ids int16, trained uint8) of each text."""
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [(ids := np.array(e.ids, np.int16), self._trained(ids)) for e in encoded]
+
+    def last_reply(self, ids: np.ndarray) -> int:
+        """Where the assistant's last message begins in the ids of a dialogue."""
+        return int(np.flatnonzero(ids == self._assistant)[-1])
+
+    def token_id(self, token: str) -> int:
+        """Of a special token."""
+        return int(self._tokenizer.token_to_id(token) or 0)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, special ones included."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _trained(self, ids: np.ndarray) -> np.ndarray:
         trained = np.zeros(len(ids), np.uint8)

@@ -5,8 +5,10 @@ Weights of like layers are stacked, [layers, ...], which the optimizer wants; `t
 them their Hugging Face names. The NextN layer is the last of the stacks.
 """
 
+import functools
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 Weights = dict[str, Tensor]
 _LORA_NORM_EPS = 1e-6  # of the norms inside MLA, as in transformers' Glm4MoeLite
-LONGEST = 6144  # tokens of a sequence, to the attention kernel; longer ones are not made
+LONGEST = 5120  # tokens of a sequence, to the attention kernel; longer ones are not made
 _CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
     {"is_causal": True}
     if "is_causal" in inspect.signature(varlen_attn).parameters
@@ -91,55 +93,108 @@ def init_weights(config: dict[str, Any], seed: int) -> Weights:
     }
 
 
+class Parts(NamedTuple):
+    """What a step runs many times over, plain or compiled: `layer_forward`, the NextN layer's
+    input, a loss. Compiled by themselves they take a third of the time that a whole step does."""
+
+    layer: Callable[..., tuple[Tensor, Tensor | None]]
+    draft_input: Callable[..., Tensor]
+    loss: Callable[..., Tensor]
+
+
+def make_parts(compiled: bool) -> Parts:
+    """The parts of `compute_losses`; compiled ones are for tensors of one shape."""
+    if not compiled:
+        return Parts(layer_forward, _draft_input, _loss)
+    compile_one = functools.partial(torch.compile, dynamic=False)
+    return Parts(compile_one(layer_forward), compile_one(_draft_input), compile_one(_loss))
+
+
 def compute_losses(
-    w: Weights, bias: Tensor, batch: Batch, before_norm: Tensor, config: dict[str, Any]
+    w: Weights,
+    bias: Tensor,
+    batch: Batch,
+    before_norm: Tensor,
+    config: dict[str, Any],
+    parts: Parts,
+    with_drafts: bool = True,
 ) -> Losses:
     """Mean losses over the weighted tokens. `bias` [moe layers, experts] selects experts.
 
     `before_norm` (bool scalar): which hidden state the NextN layer gets, of the two that engines
-    feed it; trained on both, it can be measured on both.
+    feed it; trained on both, it can be measured on both. Without drafts their loss is 0.
     """
-    eps = config["rms_norm_eps"]
-    hidden, loads = trunk(w, bias, batch, config)
-    normed = rms_norm(hidden, w["norm"], eps)
-    weights = batch.weights
-    next_token = _loss(w, normed, batch.ids, weights, 1)
-    answers = weights * (weights >= 1)
-    # Draft 1 at position t has seen tokens up to t + 1 and predicts token t + 2. Draft 2 there has
-    # the NextN layer's own state of position t - 1 in place of the model's of position t.
-    state = torch.where(before_norm, hidden, normed)
+    hidden, loads = trunk(w, bias, batch, config, parts.layer)
+    next_token = parts.loss(w, hidden, w["norm"], *_targets(batch, batch.weights, 1), config)
     drafts = torch.zeros((), device=hidden.device)
-    for share in (1.0, 0.5):
-        out, load = nextn(w, bias, batch, state, config)
-        out_normed = rms_norm(out, w["shared_head_norm"], eps)
-        drafts = drafts + share * _loss(w, out_normed, batch.ids, answers, 2)
-        state = torch.where(before_norm, out, out_normed).roll(1, 0)
+    load: Tensor | None = torch.zeros_like(loads[0])
+    if with_drafts:
+        # Draft 1 at position t has seen tokens up to t + 1 and predicts token t + 2. Draft 2 there
+        # has the NextN layer's own state of position t - 1 in place of the model's of position t.
+        answers = batch.weights * (batch.weights >= 1)
+        targets = _targets(batch, answers, 2)
+        layer = _layers(w)[-1]
+        state, norm = hidden, w["norm"]
+        for share in (1.0, 0.5):
+            x = parts.draft_input(w, batch.ids, state, norm, before_norm, config)
+            out, load = parts.layer(x, layer, bias[-1:], batch, config)
+            norm = w["shared_head_norm"]
+            drafts = drafts + share * parts.loss(w, out, norm, *targets, config)
+            state = out.roll(1, 0)
+    assert load is not None, "the NextN layer has experts"
     return Losses(next_token, drafts, torch.cat((loads, load[None])))
 
 
-def trunk(w: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _layers(w: Weights) -> list[Weights]:
+    """The stacked weights of each layer, stacks of one."""
+    layers: list[Weights] = [{} for _ in w["q_a"]]
+    for name, stack in w.items():
+        if stack.dim() == 1 or name in ("embed", "head"):
+            continue
+        first = 0 if name.startswith("dense") else len(layers) - len(stack)
+        for layer, one in zip(layers[first:], torch.split(stack, 1), strict=False):
+            layer[name] = one
+    return layers
+
+
+def layer_forward(
+    x: Tensor, w: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """x [T, hidden] after a layer, and its expert load (None: it has none). Weights and `bias`
+    [1, experts] are stacks of this layer alone."""
+    x = x + _attention(w, 0, x, batch, config)
+    h = rms_norm(x, w["post_norm"][0], config["rms_norm_eps"])
+    if "dense_gate" in w:
+        return x + _mlp(h, w["dense_gate"][0], w["dense_up"][0], w["dense_down"][0]), None
+    y, load = _moe(w, bias, 0, h, config)
+    return x + y, load
+
+
+def trunk(
+    w: Weights,
+    bias: Tensor,
+    batch: Batch,
+    config: dict[str, Any],
+    layer: Callable[..., tuple[Tensor, Tensor | None]] = layer_forward,
+) -> tuple[Tensor, Tensor]:
     """Hidden states [T, hidden] before the final norm; expert loads [moe layers - 1, experts]."""
     x = functional.embedding(batch.ids, w["embed"]).to(_dtype(batch.ids))
     loads = []
-    for layer in range(config["num_hidden_layers"]):
-        x = x + _attention(w, layer, x, batch, config)
-        h = rms_norm(x, w["post_norm"][layer], config["rms_norm_eps"])
-        if layer == 0:
-            x = x + _mlp(h, w["dense_gate"][0], w["dense_up"][0], w["dense_down"][0])
-        else:
-            y, load = _moe(w, bias, layer - 1, h, config)
-            x = x + y
+    for number, weights in enumerate(_layers(w)[:-1]):
+        index = max(number - 1, 0)
+        x, load = layer(x, weights, bias[index : index + 1], batch, config)
+        if load is not None:
             loads.append(load)
     return x, torch.stack(loads)
 
 
-def nextn(
-    w: Weights, bias: Tensor, batch: Batch, state: Tensor, config: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
-    """The NextN layer at every position t, from `state` [T, hidden] and the token at t + 1: its
-    output before `shared_head.norm`, and its expert load."""
-    x = join(w, batch.ids.roll(-1), state, config)
-    return finish(w, bias, x, _attention(w, -1, x, batch, config), config)
+def _draft_input(
+    w: Weights, ids: Tensor, state: Tensor, norm: Tensor, before_norm: Tensor, config: Any
+) -> Tensor:
+    """The NextN layer's input at every position t, from `state` [T, hidden] before or after `norm`
+    and the token at t + 1."""
+    normed = rms_norm(state, norm, config["rms_norm_eps"])
+    return join(w, ids.roll(-1), torch.where(before_norm, state, normed), config)
 
 
 def join(w: Weights, ids: Tensor, state: Tensor, config: dict[str, Any]) -> Tensor:
@@ -164,12 +219,19 @@ def logits(w: Weights, normed: Tensor) -> Tensor:
     return linear(normed, w["head"]).float()
 
 
-def _loss(w: Weights, normed: Tensor, ids: Tensor, weights: Tensor, distance: int) -> Tensor:
-    """Mean loss of predicting the token `distance` ahead; the last positions predict nothing."""
-    targets = ids.roll(-distance)
-    counted = weights.roll(-distance).clone()
+def _targets(batch: Batch, weights: Tensor, distance: int) -> tuple[Tensor, Tensor]:
+    """The token `distance` ahead of each and its weight; the last positions predict nothing."""
+    counted = weights.roll(-distance)
     counted[-distance:] = 0
-    each = functional.cross_entropy(logits(w, normed), targets, reduction="none")
+    return batch.ids.roll(-distance), counted
+
+
+def _loss(
+    w: Weights, x: Tensor, norm: Tensor, targets: Tensor, counted: Tensor, config: Any
+) -> Tensor:
+    """Mean loss of hidden states x [T, hidden] before `norm`."""
+    found = logits(w, rms_norm(x, norm, config["rms_norm_eps"]))
+    each = functional.cross_entropy(found, targets, reduction="none")
     return (each * counted).sum() / counted.sum().clamp(min=1)
 
 

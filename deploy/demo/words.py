@@ -6,6 +6,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from . import frames
+
 _Item = TypeVar("_Item")
 
 NOUNS = (
@@ -16,18 +18,71 @@ NOUNS = (
     "profile password token server database backup log metric container cluster job task project "
     "issue branch commit release test build deploy domain certificate network router camera light "
     "lamp door lock window heater fan oven kettle washer robot drone sensor thermostat garden "
-    "plant tree flower animal dog cat bird fish horse recipe meal menu restaurant table seat "
-    "course lesson quiz grade student teacher school library museum park bridge tower castle "
-    "river lake mountain island planet star comet rocket satellite signal channel podcast "
-    "episode game score team player match league trophy contract lease permit license visa "
-    "passport badge uniform helmet ladder hammer drill paint brick pipe cable battery engine "
-    "wheel tire brake mirror ship harbor anchor cargo crate pallet warehouse shelf label barcode"
+    "plant tree flower animal dog cat bird fish horse meal menu restaurant seat course lesson "
+    "quiz grade student teacher school library museum park bridge tower castle river lake "
+    "mountain island planet star comet rocket satellite signal channel podcast episode game score "
+    "team player match league trophy contract lease permit license visa passport badge uniform "
+    "helmet ladder hammer drill paint brick pipe cable battery engine wheel tire brake mirror "
+    "ship harbor anchor cargo crate pallet warehouse shelf label barcode apple banana bread "
+    "butter cheese chicken coffee cookie corn cream egg flour fruit honey juice lemon milk onion "
+    "orange pasta pepper pizza potato rice salad salt sauce soup sugar tea tomato water wine arm "
+    "back blood body bone brain ear eye face finger foot hair hand head heart knee leg mouth neck "
+    "nose shoulder skin stomach tooth baby brother child cousin daughter family father girl "
+    "husband king man mother neighbor parent person prince queen sister son uncle wife woman "
+    "actor artist baker banker barber builder captain chef clerk coach dancer dentist doctor "
+    "farmer guard judge lawyer manager nurse painter pilot plumber poet police sailor singer "
+    "soldier tailor waiter worker writer bear bee butterfly camel cow deer duck eagle elephant "
+    "fox frog goat lion monkey mouse owl pig rabbit sheep snake spider tiger turtle whale wolf "
+    "zebra beach cave cliff cloud desert field forest hill ice jungle moon ocean rain rock sand "
+    "sea sky snow storm sun valley wave wind wood airport apartment bakery bank bar barn cinema "
+    "city clinic club company country factory farm gym hall hospital house kitchen market office "
+    "palace pharmacy prison shop stadium store studio temple theater town village zoo bag basket "
+    "bed belt blanket bottle bowl box brush bucket button candle card chair clock coat coin cup "
+    "curtain desk dish dress envelope fork glass glove hat jacket key knife magazine needle "
+    "newspaper paper pen pencil pillow plate pocket pot ring rope scarf shirt shoe skirt soap "
+    "sock spoon suit sweater towel toy umbrella vase wallet watch browser byte cache code cursor "
+    "disk driver editor font function icon image input keyboard kernel link loop memory module "
+    "monitor node object output package patch pixel plugin pointer port printer process program "
+    "query queue record register screen script session socket stack string switch symbol syntax "
+    "system tab tag thread tool variable vector virus widget accident action advice agreement "
+    "answer attack attempt battle belief business career celebration chance change charge choice "
+    "claim climate competition complaint concert conference conflict connection conversation "
+    "crime crisis culture damage danger debate debt decision degree delivery demand design desire "
+    "detail development difference difficulty dinner disaster discount discovery discussion "
+    "disease donation dream economy education effect election emergency employee energy entrance "
+    "equipment error estimate exam example exchange exercise experience expert explanation "
+    "failure fashion fear feature festival fight fire flag flood form friend fuel furniture "
+    "future gift goal government group growth guest guide health height history hobby holiday "
+    "idea income industry inspection insurance interview investment invitation item journey "
+    "knowledge language law leader lecture letter lottery lunch machine magic mail medicine "
+    "membership metal method mission mistake money motor music newsletter notice number opinion "
+    "opportunity option organization party passenger patient pattern penalty pension picture "
+    "policy pollution position poster power prescription present president prize problem profit "
+    "promise property proposal protest purchase question quote race radio receipt refund "
+    "relationship renewal rental repair request research reservation result reward role rule "
+    "safety salary sale sample scholarship science season secret section security service shape "
+    "share shift signature size skill society source space speech sport statement statistics "
+    "strategy style subject subscription success suggestion summary supply support survey target "
+    "tax technology television tent theory threat thought title tournament tradition traffic "
+    "training transfer transport travel treatment trip truck trust upgrade vacation value vehicle "
+    "version victory voice vote voucher war warning waste weapon website wedding weekend weight "
+    "winner wish workshop"
 ).split()
 ADJECTIVES = (
-    "red blue green yellow black white small large quick slow old new daily weekly monthly "
-    "annual local remote public private shared secret main backup open closed active idle early "
-    "late first last next hot cold warm cool dry wet heavy light long short high low north south "
-    "east west inner outer upper lower plain simple final draft digital paper golden silver"
+    "red blue green yellow black white small large quick slow old new daily weekly monthly annual "
+    "local remote public private shared secret main backup open closed active idle early late "
+    "first last next hot cold warm cool dry wet heavy light long short high low north south east "
+    "west inner outer upper lower plain simple final draft digital paper golden silver angry bad "
+    "bitter blind bold brave brief bright broken brown busy calm cheap clean clear clever common "
+    "complete constant correct crazy dark dead deep dirty double dull eager easy electric empty "
+    "equal exact extra fair famous fat flat foreign free frozen full funny general gentle good "
+    "grand great grey happy hard healthy hidden holy huge human hungry important junior kind lazy "
+    "left loose loud lucky mad married medical middle military mobile modern narrow national "
+    "native natural near nice normal odd official orange perfect pink polite poor popular pretty "
+    "proud pure purple quiet random rare raw ready real recent regular rich right rough round "
+    "royal sad safe senior serious sharp sick silent single smart smooth soft solid sour special "
+    "square stable strange strict strong sudden sweet tall temporary thick thin tight tiny tired "
+    "ugly unique urban urgent useful usual valid virtual weak wide wild wise wooden wrong young"
 ).split()
 # Base form and third person, as descriptions use them.
 VERBS = tuple(
@@ -51,20 +106,45 @@ PARAMETERS = (
     "temperature unit format language color style title name label tag category kind type mode "
     "status priority reason comment subject body message text query keyword pattern path file "
     "folder url host port user owner author sender recipient email phone code id key version "
-    "target source format quality volume brightness angle zoom page offset step rate score "
-    "currency symbol account plan room floor seat table guest passenger driver vehicle model "
-    "brand material shape flavor topic genre artist album season episode channel group team"
+    "target source quality volume brightness angle zoom page offset step rate score currency "
+    "symbol account plan room floor seat table guest passenger driver vehicle model brand "
+    "material shape flavor topic genre artist album season episode channel group team age airline "
+    "airport amenity area attempt audience bank bedroom birthday branch budget building bus "
+    "calendar campaign capacity cause chapter class client company condition contact content "
+    "contract cuisine customer deadline delay delivery department description destination device "
+    "diet difficulty direction discount distance district doctor edition employee engine entry "
+    "error event exchange field filter flight font fuel function gender goal grade hotel image "
+    "industry ingredient interest interval invoice item job lane layer license line link login "
+    "manager margin market max_price method min_score movie music nationality note number option "
+    "order origin output parcel parent payment percent period person pin platform player position "
+    "post product profile project property province purpose quantity question quote radius range "
+    "ratio recipe reference request resolution role route row rule salary sample schedule school "
+    "section sector seller sensor serial server service session shift skill song sort_by speaker "
+    "stage star state station store supplier task tax term theme threshold ticket timeout "
+    "timezone token tone track train trip username value vendor venue view visitor voice week "
+    "weather website weekday window word zone"
 ).split()
 FLAGS = (
     "verbose recursive urgent silent public private archived hidden cached compressed encrypted "
     "notify repeat force strict safe fast preview draft shared pinned muted signed tracked gift "
     "insurance breakfast parking refund newsletter captions shuffle loop dry_run overwrite "
-    "include_tax include_images case_sensitive read_only auto_renew send_copy keep_alive"
+    "include_tax include_images case_sensitive read_only auto_renew send_copy keep_alive active "
+    "anonymous available blocked confirmed critical debug default discreet editable enabled "
+    "express featured final flexible flagged free global gluten_free hd important indexed instant "
+    "international locked mandatory mobile optional paid permanent protected refundable remote "
+    "required secure sorted sticky subscribed synchronous temporary unique unread vegan verified "
+    "visible with_pictures with_lunch allow_pets auto_save skip_errors"
 ).split()
 RESULT_KEYS = (
     "status result total balance temperature humidity price count level score distance duration "
     "owner code state position version capacity rating delay speed weight color title room gate "
-    "number reference winner location size address queue pressure altitude voltage"
+    "number reference winner location size address queue pressure altitude voltage age amount "
+    "average battery brand city cost country currency date day deadline department depth "
+    "destination discount email error fee frequency gender grade height hour id income index "
+    "language latitude length limit longitude message mode model month name note offset operator "
+    "order origin output percent period phone place point population profit progress quality "
+    "quantity rank rate ratio reason region revenue role salary seat source stage stock street "
+    "subject sum target tax time track type unit usage user value vendor volume wind year"
 ).split()
 ATTRIBUTES = (
     "access code|phone number|favorite color|home town|locker number|best friend|seat number|"
@@ -75,7 +155,7 @@ ATTRIBUTES = (
 
 # Words that sentence frames are made of besides what matters in them. Training frames have some of
 # them exchanged, left out or added, so that the model does not depend on known sentences.
-FILLERS = (
+_COMMON = (
     "a an the this that these to of is are be was it its in on at by as for from with and or so "
     "then now just only also please can could would will should must may might shall i you we "
     "they me us my your our their want wants wanted need needs have has had do does did let "
@@ -85,6 +165,20 @@ FILLERS = (
     "into onto over called named equal being good right whole thing case way want ask asked "
     "tell know see"
 ).split()
+_MEANT = {
+    *NOUNS,
+    *ADJECTIVES,
+    *PARAMETERS,
+    *RESULT_KEYS,
+    *(word for verb in VERBS for word in verb),
+}
+_IN_FRAMES = " ".join((
+    *frames.OPENERS, *frames.CLOSERS, *frames.REQUESTS, *frames.PARAMETERS_FIRST,
+    *frames.PARAMETERS, *frames.DESCRIPTIONS, *frames.DESCRIPTION_ENDS,
+)).lower().translate(str.maketrans(".,:;!?", "      ")).split()  # fmt: skip
+FILLERS = tuple(
+    word for word in dict.fromkeys((*_COMMON, *_IN_FRAMES)) if word.isalpha() and word not in _MEANT
+)
 
 _ONSETS = (
     "b br d dr f fl g gl gr h j k kl kr l m n p pl pr qu r s st t tr v w y z zh sh ch th".split()
@@ -113,9 +207,14 @@ class Source:
     list; so a greedy model cannot have learnt by heart what evaluation asks.
     """
 
-    def __init__(self, seed: int | str, held_out: bool = False) -> None:
+    def __init__(
+        self, seed: int | str, held_out: bool = False, frames_held_out: bool | None = None
+    ) -> None:
+        """`held_out` is the side of the words, and of the frames unless `frames_held_out` says
+        otherwise."""
         self.rng = random.Random(f"{seed}-{held_out}")
         self.held_out = held_out
+        self.frames_held_out = held_out if frames_held_out is None else frames_held_out
 
     def chance(self, probability: float) -> bool:
         """True with this probability."""
@@ -132,10 +231,10 @@ class Source:
     def frame(self, frames: Sequence[str]) -> str:
         """A sentence frame: the last fifth of the list (at least one) is held out."""
         cut = len(frames) - max(1, len(frames) // 5)
-        if self.held_out:
+        if self.frames_held_out:
             return self.rng.choice(frames[cut:])
         frame = self.rng.choice(frames[:cut])
-        return self._loosened(frame) if self.chance(0.4) else frame
+        return self._loosened(frame) if self.chance(0.35) else frame
 
     def word(self, words: Sequence[str]) -> str:
         """A word of the list that belongs to this side."""
@@ -181,7 +280,8 @@ class Source:
     def _loosened(self, frame: str) -> str:
         """The frame with other filler words."""
         words = []
-        for word in frame.split(" "):
+        lead = " " if frame.startswith(" ") else ""
+        for word in frame.removeprefix(" ").split(" "):
             if word.lower() in FILLERS:
                 fate = self.rng.random()
                 if fate < 0.25:
@@ -191,7 +291,7 @@ class Source:
             words.append(word)
         for _ in range(self.pick((0, 0, 1, 1, 2))):
             words.insert(self.number(0, len(words)), self.rng.choice(FILLERS))
-        return " ".join(words)
+        return lead + " ".join(words)
 
     def _syllables(self) -> str:
         count = 2 if self.rng.random() < 0.7 else 3

@@ -12,6 +12,7 @@ from glimmer.deploy.demo.training_model import (
     compute_losses,
     init_weights,
     logits,
+    make_parts,
     rms_norm,
     to_checkpoint,
     trunk,
@@ -66,7 +67,7 @@ def test_losses_reach_every_weight(config: dict[str, Any], weights: Weights) -> 
         tensor.requires_grad_(True)
     bias = torch.zeros(3, config["n_routed_experts"])
     batch = packed(config["vocab_size"])
-    losses = compute_losses(weights, bias, batch, torch.tensor(True), config)
+    losses = compute_losses(weights, bias, batch, torch.tensor(True), config, make_parts(False))
     (losses.next_token + losses.drafts).backward()
     assert {k for k, v in weights.items() if v.grad is None or not v.grad.any()} == set()
     assert losses.loads.shape == bias.shape
