@@ -2,439 +2,110 @@
 belongs to evaluation alone (`Source.frame`), so the lists are mixed: no kind stands only there."""
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line for line in text.splitlines() if line)
+def _frames(text: str) -> tuple[str, ...]:
+    return tuple(frame for line in text.splitlines() for frame in line.split("|"))
 
 
 # Before a verb in its base form.
-OPENERS = _lines("""\
-please
-can you
-could you
-I want you to
-could you please
-I need to
-we have to
-help me
-now
-I would like to
-you should
-let us
-hey,
-we need to
-I'd like you to
-can you please
-I want to
-go ahead and
-be so good and
-you need to
-try to
-your job is to
-make sure to
-do not forget to
-remember to
-hi, please
-hello, can you
-I have to
-next,
-first,
-the plan is to
-my team wants you to
-is it possible to
-do you think you could
-I was told to
-we want to
-they told us to
-the user wants to
-for this one,
-if you can,
-quickly
-just
-simply
-so
-okay,
-well,
-I am going to need you to
-what I want is to
-all I need is to
-you can
-feel free to
-it would help to
-the best thing is to
-it is important to
-someone has to
-we are here to
-today we
-I think you should
-I hope you can
-I decided to
-she asked you to
-he wants you to
-the idea is to
-there is a need to
-my plan is to
-I will need you to
-I ask you to
-we ask that you
-help us
-be quick and
-would you mind if I asked you to
-would you
-it is time to
-my boss wants to
-kindly
-we must
-they asked me to
-I would love to
-can somebody
-may I ask you to
-our task is to
-I must
-how about you
-the customer asked us to
-I wish to
-will you
+OPENERS = _frames("""\
+please|can you|could you|I want you to|could you please|I need to|we have to|help me|now
+I would like to|you should|let us|hey,|we need to|I'd like you to|can you please|I want to
+go ahead and|be so good and|you need to|try to|your job is to|make sure to|do not forget to
+remember to|hi, please|hello, can you|I have to|next,|first,|the plan is to|my team wants you to
+is it possible to|do you think you could|I was told to|we want to|they told us to
+the user wants to|for this one,|if you can,|quickly|just|simply|so|okay,|well,
+I am going to need you to|what I want is to|all I need is to|you can|feel free to
+it would help to|the best thing is to|it is important to|someone has to|we are here to|today we
+I think you should|I hope you can|I decided to|she asked you to|he wants you to|the idea is to
+there is a need to|my plan is to|I will need you to|I ask you to|we ask that you|help us
+be quick and|would you mind if I asked you to|would you|it is time to|my boss wants to|kindly
+we must|they asked me to|I would love to|can somebody|may I ask you to|our task is to|I must
+how about you|the customer asked us to|I wish to|will you
 """)
 ARTICLES = (" the", " the", " the", " the", " a", " my", "", " this", " that", " our", " one")
-CLOSERS = _lines("""\
- for me
- please
- right now
- today
- for us
- as soon as you can
- if possible
- now
- again
- once more
- at once
- for my boss
- if you can
- one more time
- soon
- when you are ready
- before we go on
- this time
- for a friend
- without asking
- for the team
- right away
- if you would
- for my family
- very soon
+CLOSERS = _frames("""\
+ for me| please| right now| today| for us| as soon as you can| if possible| now| again
+ once more| at once| for my boss| if you can| one more time| soon| when you are ready
+ before we go on| this time| for a friend| without asking| for the team| right away
+ if you would| for my family| very soon
 """)
 # How an intent and its arguments come together; those that begin with the arguments are apart.
-REQUESTS = _lines("""\
-{intent} with {params}.
-{intent}, {params}.
-{intent}. {Params}.
-{intent} ({params}).
-{intent}: {params}
-{intent} using {params}.
-{intent} where {params}.
-{intent}; {params}.
-{intent}? {Params}.
-{intent}, and {params}
-{intent} - {params}
-{intent} and use {params}.
-{intent}, with {params}
-{intent} so that {params}.
-{intent}, but {params}.
-{intent} by using {params}.
-{intent}. Use {params}.
-{intent}. Here: {params}.
-{intent}: use {params}.
-{intent}! {Params}.
-{intent} like this: {params}.
-{intent}, as follows: {params}.
-{intent} with these: {params}
-{intent}. The details: {params}.
-{intent} [{params}]
-{intent}, this way: {params}
-{intent} on these terms: {params}.
-{intent} and make sure that {params}.
-{intent}, I mean with {params}.
-{intent}, where {params}.
-{intent} and note that {params}.
-{intent}. I want {params}.
-{intent}. It should have {params}.
-{intent} having {params}.
-{intent} under {params}.
-{intent} such that {params}.
-{intent}: here {params}.
-{intent} / {params}
-{intent} -- {params}.
-{intent}. Note: {params}.
-{intent} given {params}.
-{intent}, please: {params}.
-{intent}, using {params}.
-{intent}. Please use {params}.
-{intent}, namely {params}.
-{intent} based on {params}.
-{intent}. Take {params}.
-{intent} - use {params}.
-{intent} when {params}.
+REQUESTS = _frames("""\
+{intent} with {params}.|{intent}, {params}.|{intent}. {Params}.|{intent} ({params}).
+{intent}: {params}|{intent} using {params}.|{intent} where {params}.|{intent}; {params}.
+{intent}? {Params}.|{intent}, and {params}|{intent} - {params}|{intent} and use {params}.
+{intent}, with {params}|{intent} so that {params}.|{intent}, but {params}.
+{intent} by using {params}.|{intent}. Use {params}.|{intent}. Here: {params}.
+{intent}: use {params}.|{intent}! {Params}.|{intent} like this: {params}.
+{intent}, as follows: {params}.|{intent} with these: {params}|{intent}. The details: {params}.
+{intent} [{params}]|{intent}, this way: {params}|{intent} on these terms: {params}.
+{intent} and make sure that {params}.|{intent}, I mean with {params}.|{intent}, where {params}.
+{intent} and note that {params}.|{intent}. I want {params}.|{intent}. It should have {params}.
+{intent} having {params}.|{intent} under {params}.|{intent} such that {params}.
+{intent}: here {params}.|{intent} / {params}|{intent} -- {params}.|{intent}. Note: {params}.
+{intent} given {params}.|{intent}, please: {params}.|{intent}, using {params}.
+{intent}. Please use {params}.|{intent}, namely {params}.|{intent} based on {params}.
+{intent}. Take {params}.|{intent} - use {params}.|{intent} when {params}.
 {intent}: {params}, thanks.
 """)
-PARAMETERS_FIRST = _lines("""\
-with {params}, {intent}.
-for {params}: {intent}.
-{params}: {intent}.
-{params}. {intent}.
-using {params}, {intent}.
-if {params}, {intent}.
-{params}; {intent}.
-given that {params}, {intent}.
-take {params} and {intent}.
-when {params}, {intent}.
-since {params}, {intent}.
-use {params} and {intent}.
-given {params}, {intent}.
-based on {params}: {intent}.
-I have {params}. {intent}.
+PARAMETERS_FIRST = _frames("""\
+with {params}, {intent}.|for {params}: {intent}.|{params}: {intent}.|{params}. {intent}.
+using {params}, {intent}.|if {params}, {intent}.|{params}; {intent}.
+given that {params}, {intent}.|take {params} and {intent}.|when {params}, {intent}.
+since {params}, {intent}.|use {params} and {intent}.|given {params}, {intent}.
+based on {params}: {intent}.|I have {params}. {intent}.
 """)
 # {p} is a parameter's name, {v} its value.
-PARAMETERS = _lines("""\
-{p} {v}
-{v} as {p}
-{p}: {v}
-{v} for {p}
-{p} is {v}
-{v} is {p}
-{p} = {v}
-use {v} for {p}
-{p} set to {v}
-{v} as value of {p}
-{p} of {v}
-put {v} as {p}
-{p} should be {v}
-choose {v} for {p}
-set {p} to {v}
-{v} in {p}
-let {v} be {p}
-make {p} {v}
-{p} needs to be {v}
-{p} -> {v}
-give {v} to {p}
-I want {v} as {p}
-{p}={v}
-{p} has to be {v}
-{v} ({p})
-{p} ought to be {v}
-{p} will be {v}
-{p} being {v}
-{v} will be {p}
-with {p} {v}
-{p} here is {v}
-{v} should be {p}
-{v} goes into {p}
-{p} => {v}
-{p} would be {v}
-let {p} be {v}
-{p} can be {v}
-{v} to be {p}
-fill {p} with {v}
-for {p} use {v}
-for {p} take {v}
-for {p}, {v}
-for {p} I want {v}
-as {p} use {v}
-as {p}, {v}
-as {p} I choose {v}
-{p} - {v}
-{p} ({v})
-{p} [{v}]
-{p}, which is {v}
-{p}, namely {v}
-{p} at {v}
-{p} named {v}
-{p} called {v}
-{p} to {v}
-{p} by {v}
-{p} like {v}
-{v} on {p}
-{v} at {p}
-{v} is what {p} is
-I need {v} for {p}
-I need {p} {v}
-I have {v} for {p}
-we want {p} to be {v}
-we need {v} as {p}
-{p} I want is {v}
-{p} we need is {v}
-use {p} {v}
-use {v} as {p}
-use {v} in {p}
-use {p}: {v}
-have {p} as {v}
-have {v} as {p}
-keep {p} at {v}
-keep {v} as {p}
-let us say {p} is {v}
-say {v} for {p}
-{p} may be {v}
-{p} was {v}
-{v} was {p}
-{v} being {p}
-{v} of {p}
-{p}, {v}
-{p} with {v}
-want {p} to be {v}
-make {v} {p}
-put {p} at {v}
-in {p} put {v}
-{p} wants {v}
-it has {p} {v}
-{p} stays {v}
-{p} only {v}
-only {v} for {p}
-{p} exactly {v}
-{p} now {v}
-{p} just {v}
-{p} from now on {v}
-{p} := {v}
-{v} <- {p}
-{v} => {p}
-{v} -> {p}
-{v} = {p}
-{v}: {p}
-{v} - {p}
-enter {v} for {p}
-enter {v} in {p}
-write {v} into {p}
-{p} becomes {v}
-{v} becomes {p}
-call {p} {v}
-{p} looks like {v}
-{p} reads {v}
-I think {p} is {v}
-I like {v} for {p}
-I choose {v} as {p}
-go with {v} for {p}
-go for {p} {v}
-where {p} is {v}
-that has {p} {v}
-having {p} {v}
-having {v} as {p}
-{v} would be {p}
-{v} might be {p}
-{v} can be {p}
-{v} serves as {p}
-{v} stands for {p}
-{p} stands at {v}
-{p} holds {v}
-{p} has {v}
-{p} gets {v}
-{p} takes {v}
-its value for {p} is {v}
-my choice for {p} is {v}
-my choice is {v} for {p}
-{p} then is {v}
-{p} equal to {v}
-{p} == {v}
-{p} must be {v}
-take {v} as {p}
-{p} equals {v}
-pick {v} for {p}
-{v} shall be {p}
-{p} shall be {v}
-{v} must be {p}
-I'd like {v} as {p}
-we have {v} as {p}
-{p} could be {v}
-take {v} for {p}
-assign {v} to {p}
-{v} has to be {p}
-{p} simply is {v}
-{p} that is {v}
-with {v} as {p}
-{p} as {v}
-insert {v} as {p}
-try {v} for {p}
-on {p} use {v}
-{p}: use {v}
+PARAMETERS = _frames("""\
+{p} {v}|{v} as {p}|{p}: {v}|{v} for {p}|{p} is {v}|{v} is {p}|{p} = {v}|use {v} for {p}
+{p} set to {v}|{v} as value of {p}|{p} of {v}|put {v} as {p}|{p} should be {v}
+choose {v} for {p}|set {p} to {v}|{v} in {p}|let {v} be {p}|make {p} {v}|{p} needs to be {v}
+{p} -> {v}|give {v} to {p}|I want {v} as {p}|{p}={v}|{p} has to be {v}|{v} ({p})
+{p} ought to be {v}|{p} will be {v}|{p} being {v}|{v} will be {p}|with {p} {v}|{p} here is {v}
+{v} should be {p}|{v} goes into {p}|{p} => {v}|{p} would be {v}|let {p} be {v}|{p} can be {v}
+{v} to be {p}|fill {p} with {v}|for {p} use {v}|for {p} take {v}|for {p}, {v}|for {p} I want {v}
+as {p} use {v}|as {p}, {v}|as {p} I choose {v}|{p} - {v}|{p} ({v})|{p} [{v}]|{p}, which is {v}
+{p}, namely {v}|{p} at {v}|{p} named {v}|{p} called {v}|{p} to {v}|{p} by {v}|{p} like {v}
+{v} on {p}|{v} at {p}|{v} is what {p} is|I need {v} for {p}|I need {p} {v}|I have {v} for {p}
+we want {p} to be {v}|we need {v} as {p}|{p} I want is {v}|{p} we need is {v}|use {p} {v}
+use {v} as {p}|use {v} in {p}|use {p}: {v}|have {p} as {v}|have {v} as {p}|keep {p} at {v}
+keep {v} as {p}|let us say {p} is {v}|say {v} for {p}|{p} may be {v}|{p} was {v}|{v} was {p}
+{v} being {p}|{v} of {p}|{p}, {v}|{p} with {v}|want {p} to be {v}|make {v} {p}|put {p} at {v}
+in {p} put {v}|{p} wants {v}|it has {p} {v}|{p} stays {v}|{p} only {v}|only {v} for {p}
+{p} exactly {v}|{p} now {v}|{p} just {v}|{p} from now on {v}|{p} := {v}|{v} <- {p}|{v} => {p}
+{v} -> {p}|{v} = {p}|{v}: {p}|{v} - {p}|enter {v} for {p}|enter {v} in {p}|write {v} into {p}
+{p} becomes {v}|{v} becomes {p}|call {p} {v}|{p} looks like {v}|{p} reads {v}|I think {p} is {v}
+I like {v} for {p}|I choose {v} as {p}|go with {v} for {p}|go for {p} {v}|where {p} is {v}
+that has {p} {v}|having {p} {v}|having {v} as {p}|{v} would be {p}|{v} might be {p}
+{v} can be {p}|{v} serves as {p}|{v} stands for {p}|{p} stands at {v}|{p} holds {v}|{p} has {v}
+{p} gets {v}|{p} takes {v}|its value for {p} is {v}|my choice for {p} is {v}
+my choice is {v} for {p}|{p} then is {v}|{p} equal to {v}|{p} == {v}|{p} must be {v}
+take {v} as {p}|{p} equals {v}|pick {v} for {p}|{v} shall be {p}|{p} shall be {v}
+{v} must be {p}|I'd like {v} as {p}|we have {v} as {p}|{p} could be {v}|take {v} for {p}
+assign {v} to {p}|{v} has to be {p}|{p} simply is {v}|{p} that is {v}|with {v} as {p}|{p} as {v}
+insert {v} as {p}|try {v} for {p}|on {p} use {v}|{p}: use {v}
 """)
 # The beginning of a tool's description up to its object, and what may follow it.
-DESCRIPTIONS = _lines("""\
-{Verbs}
-{Verb}
-Use this to {verb}
-Tool that {verbs}
-This function {verbs}
-Call it to {verb}
-Can {verb}
-A tool that {verbs}
-A function that {verbs}
-Helps you to {verb}
-Used to {verb}
-Use it to {verb}
-Use it when the user wants to {verb}
-When called, {verbs}
-This will {verb}
-It {verbs}
-This tool {verbs}
-Function to {verb}
-Tool to {verb}
-For users who want to {verb}
-Allows the user to {verb}
-Able to {verb}
-Simply {verbs}
-Call this to {verb}
-Quickly {verbs}
-You can {verb}
-Use when you need to {verb}
-Here to {verb}
-Will {verb}
-Safely {verbs}
-Always {verbs}
-Service that {verbs}
-API to {verb}
-Only {verbs}
-An action that {verbs}
-Helper to {verb}
-If the user asks to {verb}
-What it does: {verbs}
-This one {verbs}
-With this you {verb}
-Lets you {verb}
-To {verb}
-Made to {verb}
-Tries to {verb}
-Helps to {verb}
-Method that {verbs}
-Call this when someone wants to {verb}
-This API {verbs}
-This lets you {verb}
+DESCRIPTIONS = _frames("""\
+{Verbs}|{Verb}|Use this to {verb}|Tool that {verbs}|This function {verbs}|Call it to {verb}
+Can {verb}|A tool that {verbs}|A function that {verbs}|Helps you to {verb}|Used to {verb}
+Use it to {verb}|Use it when the user wants to {verb}|When called, {verbs}|This will {verb}
+It {verbs}|This tool {verbs}|Function to {verb}|Tool to {verb}|For users who want to {verb}
+Allows the user to {verb}|Able to {verb}|Simply {verbs}|Call this to {verb}|Quickly {verbs}
+You can {verb}|Use when you need to {verb}|Here to {verb}|Will {verb}|Safely {verbs}
+Always {verbs}|Service that {verbs}|API to {verb}|Only {verbs}|An action that {verbs}
+Helper to {verb}|If the user asks to {verb}|What it does: {verbs}|This one {verbs}
+With this you {verb}|Lets you {verb}|To {verb}|Made to {verb}|Tries to {verb}|Helps to {verb}
+Method that {verbs}|Call this when someone wants to {verb}|This API {verbs}|This lets you {verb}
 Please use this to {verb}
 """)
 DESCRIPTION_ARTICLES = (" the", " the", " the", " a", " a", "", " one", " any", " some")
-DESCRIPTION_ENDS = _lines("""\
-.
- for the user.
- and returns the result.
- of the account.
- and says how it went.
- in the system.
- when asked.
- for you
- (fast).
- at once.
- by its parameters.
- and tells what happened.
- if it is there.
- with the given values.
- on request.
- and gives back what it found.
- for someone.
-; returns JSON.
- as told.
- that the user means.
- in one step.
- and nothing else.
- of the user.
- and returns it.
- as asked.
- right away.
+DESCRIPTION_ENDS = _frames("""\
+.| for the user.| and returns the result.| of the account.| and says how it went.
+ in the system.| when asked.| for you| (fast).| at once.| by its parameters.
+ and tells what happened.| if it is there.| with the given values.| on request.
+ and gives back what it found.| for someone.|; returns JSON.| as told.| that the user means.
+ in one step.| and nothing else.| of the user.| and returns it.| as asked.| right away.
  with what is given.
 """)
 JOINERS = (

@@ -129,7 +129,7 @@ FLAGS = (
     "notify repeat force strict safe fast preview draft shared pinned muted signed tracked gift "
     "insurance breakfast parking refund newsletter captions shuffle loop dry_run overwrite "
     "include_tax include_images case_sensitive read_only auto_renew send_copy keep_alive active "
-    "anonymous available blocked confirmed critical debug default discreet editable enabled "
+    "anonymous available blocked confirmed critical debug default quiet editable enabled "
     "express featured final flexible flagged free global gluten_free hd important indexed instant "
     "international locked mandatory mobile optional paid permanent protected refundable remote "
     "required secure sorted sticky subscribed synchronous temporary unique unread vegan verified "
