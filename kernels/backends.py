@@ -31,11 +31,9 @@ def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
 
 
 def decode_backend(asked: str, queries: Tensor) -> str:
-    """asked: auto, torch, triton, flashinfer, or fa3, which has no paged kernel and means auto
-    -> torch, triton or flashinfer; otherwise as `prefill_backend`."""
-    if not _accelerated(queries) or asked == "torch":
-        return "torch"
-    return _installed("flashinfer") if asked == "flashinfer" else "triton"
+    """asked: torch, or auto, triton, fa3 or flashinfer, which all mean the paged Triton kernel
+    -> torch or triton; 32-bit types and CPUs have the reference alone."""
+    return "triton" if _accelerated(queries) and asked != "torch" else "torch"
 
 
 def _accelerated(queries: Tensor) -> bool:

@@ -61,8 +61,7 @@ def test_triton_does_what_fa3_has_no_kernel_for(
 
 def test_other_cards_and_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     queries: Any = Queries()
-    with pytest.raises(ValueError, match="pip install flashinfer-python"):
-        backends.decode_backend("flashinfer", queries)
+    assert backends.decode_backend("flashinfer", queries) == "triton"
     with pytest.raises(ValueError, match="pip install flashinfer-python"):
         backends.prefill_backend("flashinfer", queries, 256)
     monkeypatch.setattr(backends, "_is_installed", lambda backend: backend == "triton")
