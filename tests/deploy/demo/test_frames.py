@@ -19,6 +19,6 @@ def test_every_frame_stands_once_and_has_its_fields(name: str) -> None:
     made: tuple[str, ...] = getattr(frames, name)
     assert len({" ".join(frame.lower().split()) for frame in made}) == len(made)
     for frame in made:
-        found = {(f or "").lower().replace("verbs", "verb") for _, _, f, _ in
+        found = {(f or "").lower().replace("verbs", "verb") for _, f, _, _ in
                  string.Formatter().parse(frame) if f is not None}  # fmt: skip
         assert found == FIELDS[name], frame
