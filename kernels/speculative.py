@@ -10,7 +10,6 @@ distributed as without drafts: they are the same tokens. `docs/decisions.md` say
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 
 def accept(sampled: Tensor, drafts: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,14 +38,3 @@ def kept(sampled: Tensor, num_tokens: Tensor) -> Tensor:
     """sampled [num_rows, k + 1] with -1 behind each row's first `num_tokens` [num_rows]."""
     places = torch.arange(sampled.shape[1], device=sampled.device)
     return torch.where(places < num_tokens[:, None], sampled, -1)
-
-
-def next_tokens(sampled: Tensor, drafts: Tensor, num_tokens: Tensor, distance: int) -> Tensor:
-    """[num_rows, k + 1]: the token `distance` >= 1 places on from each verify place's own, with
-    drafts [num_rows, distance - 1] for what comes behind the last new token. Places of rejected
-    drafts get anything."""
-    both = pad(sampled, (0, distance - 1))
-    if distance > 1:
-        behind = num_tokens[:, None] + torch.arange(distance - 1, device=drafts.device)
-        both = both.scatter(1, behind.clamp(max=both.shape[1] - 1), drafts)
-    return both[:, distance - 1 :]

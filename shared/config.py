@@ -33,6 +33,7 @@ _REASONING_PARSERS = (
     "minimax-append-think step3 nano_v3 interns1 gemma4"
 ).split()
 _DATA_TYPES = ("fp16", "float16", "bf16", "bfloat16", "fp32", "float32")
+_HIDDEN_STATES = ("after_norm", "before_norm")
 _MTP_MODES = ("vanilla_with_att", "eagle_with_att", "vanilla_no_att", "eagle_no_att")
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
@@ -128,6 +129,11 @@ class ServeConfig:
     mtp_step: int = _option(0, "draft tokens per decode step", bounds=(0, 7))
     mtp_fixed_step: bool = _option(
         False, "always mtp_step drafts, instead of as many as pay at the moment"
+    )
+    mtp_hidden_states: tuple[str, ...] = _option(
+        ("after_norm",),
+        "which states the draft layer is fed: the main model's, then its own; one for both",
+        choices=_HIDDEN_STATES,
     )
     mtp_draft_model_dir: tuple[str, ...] | None = _option(
         None, "draft checkpoint; default: model_dir"

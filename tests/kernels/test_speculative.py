@@ -9,7 +9,7 @@ import torch
 from glimmer.kernels.noise import uniform
 from glimmer.kernels.penalties import count, penalise
 from glimmer.kernels.sampling import draw_truncated
-from glimmer.kernels.speculative import accept, drafts_before, kept, next_tokens
+from glimmer.kernels.speculative import accept, drafts_before, kept
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -197,18 +197,6 @@ def test_each_place_counts_the_drafts_before_it() -> None:
     assert before.tolist() == [[-1, -1], [5, -1], [5, 6], [-1, -1], [7, -1], [7, 8]]
 
 
-def test_tokens_further_on_are_drafts_behind_the_last_new_one() -> None:
-    sampled, num_tokens = torch.tensor([[1, 2, 3], [4, 5, 6]]), torch.tensor([3, 1])
-    drafts = torch.tensor([[10, 11], [20, 21]])
-    assert next_tokens(sampled, drafts[:, :0], num_tokens, 1).tolist() == sampled.tolist()
-    second = next_tokens(sampled, drafts[:, :1], num_tokens, 2)
-    assert second[0].tolist() == [2, 3, 10]
-    assert second[1, 0] == 20
-    third = next_tokens(sampled, drafts, num_tokens, 3)
-    assert third[0].tolist() == [3, 10, 11]
-    assert third[1, 0] == 21
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_graph_accepts_what_the_cpu_does() -> None:
@@ -220,11 +208,9 @@ def test_a_graph_accepts_what_the_cpu_does() -> None:
     with torch.cuda.graph(graph):
         num_tokens, last = accept(*on_card)
         ids, before = kept(on_card[0], num_tokens), drafts_before(on_card[1])
-        further = next_tokens(on_card[0], on_card[1][:, :2], num_tokens, 3)
     graph.replay()
     wanted, wanted_last = accept(sampled, drafts, room)
     assert torch.equal(num_tokens.cpu(), wanted)
     assert torch.equal(last.cpu(), wanted_last)
     assert torch.equal(ids.cpu(), kept(sampled, wanted))
     assert torch.equal(before.cpu(), drafts_before(drafts))
-    assert torch.equal(further.cpu()[:, :1], next_tokens(sampled, drafts[:, :2], wanted, 3)[:, :1])

@@ -49,6 +49,14 @@ def forward(
 ) -> Tensor:
     """Run the step's tokens, writing their latents into kv [pages, layers, page_size, latent_dim].
     -> final normed hidden states [num_tokens, hidden] in the model's float type."""
+    return hidden_states(model, inputs, kv, spec, ranks)[0]
+
+
+def hidden_states(
+    model: ModelWeights, inputs: StepInputs, kv: Tensor, spec: ModelSpec, ranks: Ranks
+) -> tuple[Tensor, Tensor]:
+    """`forward`, and the final hidden states before their norm, too: a draft layer may want
+    either."""
     residual = embedding(inputs.token_ids, model.embedding)
     angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
     eps = spec.rms_norm_eps
@@ -59,11 +67,11 @@ def forward(
         x = attention(x, layer.attention, inputs, angles, kv[:, number], spec, ranks)
         x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
         x = mlp(x, layer.mlp, spec, ranks)
-    return add_rms_norm(x, residual, model.norm, eps)[0]
+    return add_rms_norm(x, residual, model.norm, eps)
 
 
 def compute_logits(
-    model: ModelWeights,
+    model: "ModelWeights | NextnWeights",
     hidden: Tensor,
     spec: ModelSpec,
     ranks: Ranks,

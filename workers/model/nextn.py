@@ -1,10 +1,24 @@
-"""Weights of the NextN layer (MTP): one more decoder layer that drafts the token after the next."""
+"""The NextN layer (MTP): one more decoder layer, which drafts the token after the next.
+
+At position p it joins the embedding of token p + 1 and a hidden state of position p (the main
+model's, or its own when it runs on its own drafts) and predicts token p + 2.
+"""
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import embedding, linear
 
-from .glm4_moe_lite import LayerWeights
+from ...kernels.rms_norm import add_rms_norm, rms_norm
+from ...kernels.rope import rope_angles
+from ...kernels.sampling import greedy
+from ...shared.model_spec import ModelSpec
+from ..inputs import StepInputs
+from ..parallel import Ranks
+from .glm4_moe_lite import LayerWeights, compute_logits
+from .mla import attention
+from .moe import mlp
 
 
 @dataclass(frozen=True)
@@ -19,3 +33,36 @@ class NextnWeights:
     norm: Tensor  # [hidden], shared_head.norm
     embedding: Tensor  # [vocab, hidden]
     head: Tensor  # [ceil(vocab / ranks), hidden], as in ModelWeights
+
+
+def nextn_states(
+    nextn: NextnWeights,
+    inputs: StepInputs,
+    hidden: Tensor,
+    kv: Tensor,
+    spec: ModelSpec,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """Run the layer at the inputs' positions; their token ids are each position's *next* token.
+    hidden [num_tokens, hidden]; latents go into kv [pages, page_size, latent_dim], the layer's own.
+    -> (normed output, which the head reads; output before that norm), [num_tokens, hidden]."""
+    eps, layer = spec.rms_norm_eps, nextn.layer
+    embedded = rms_norm(embedding(inputs.token_ids, nextn.embedding), nextn.enorm, eps)
+    both = torch.cat((embedded, rms_norm(hidden, nextn.hnorm, eps)), dim=-1)
+    residual = linear(both, nextn.eh_proj)
+    angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
+    x = rms_norm(residual, layer.input_norm, eps)
+    x = attention(x, layer.attention, inputs, angles, kv, spec, ranks)
+    x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
+    x = mlp(x, layer.mlp, spec, ranks)
+    return add_rms_norm(x, residual, nextn.norm, eps)
+
+
+def draft_ids(nextn: NextnWeights, normed: Tensor, spec: ModelSpec, ranks: Ranks) -> Tensor:
+    """The likeliest token of each row of normed [n, hidden] -> [n] int64, on all ranks."""
+    logits = compute_logits(nextn, normed, spec, ranks)
+    if logits is None:
+        ids = torch.empty(len(normed), dtype=torch.int64, device=normed.device)
+    else:
+        ids = greedy(logits[:, : spec.num_token_ids])[0]
+    return ranks.broadcast(ids)
