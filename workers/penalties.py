@@ -56,9 +56,16 @@ class PenaltyCounts:
     ) -> None:
         """Lower logits [n, vocab] of the rows `index` int64 [n] in place; see
         `kernels/penalties.py`."""
-        names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
-        columns = (scalars[name] for name in names)
-        penalties.penalise(logits, index, self.slots, self._counts, *columns, drafts)
+        penalties.penalise(
+            logits,
+            index,
+            self.slots,
+            self._counts,
+            scalars["repetition_penalty"],
+            scalars["frequency_penalty"],
+            scalars["presence_penalty"],
+            drafts,
+        )
 
     def record(self, rows: Sequence[int], index: Tensor, token_ids: Tensor) -> None:
         """token_ids int64 [n] came in the rows `index` int64 [n], of which `rows` is all that

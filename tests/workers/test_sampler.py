@@ -8,8 +8,8 @@ import pytest
 import torch
 from glimmer.shared.messages import RowAdmit, StepPlan, TokenLogprob
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.rows import RowTable
 from glimmer.workers import sampler
+from glimmer.workers.rows import RowTable
 from glimmer.workers.sampler import token_logprobs
 
 VOCAB, IDS = 40, 36  # the last four rows are padding
