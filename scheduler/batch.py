@@ -67,7 +67,7 @@ class StepBuilder:
         if self._drafts.longest:
             num_rows = sum(request.state is decoding for request in running)
             self._num_drafts = self._drafts.choose(num_rows, self.budget)
-        width = 1 + self._num_drafts
+        memory, width = self._memory, 1 + self._num_drafts
         budget = self.budget
         ending: list[Request] = []
         for request in running.copy():  # reclaim changes the list
@@ -78,8 +78,11 @@ class StepBuilder:
                 continue
             num_kv = request.num_kv + width
             if num_kv > request.kv_capacity:
-                if not self._make_room(request, num_kv, reclaim):
+                pages = memory.make_room(request, num_kv, reclaim)
+                if pages is None:
                     continue
+                if pages:
+                    self._appended.append(PagesAppended(request.row, pages))
                 num_kv = min(num_kv, request.kv_capacity)
             budget -= width
             request.num_kv = num_kv
@@ -92,22 +95,6 @@ class StepBuilder:
         for request in ending:  # not before: reclaim may take the row of one that is LAST
             request.move(RequestState.LAST)
         self.budget = budget
-
-    def _make_room(self, request: Request, num_kv: int, reclaim: Callable[[Request], bool]) -> bool:
-        """Pages for `num_kv` tokens, but none behind the last token that is ever run, and none
-        taken from others for drafts: those that find no page are not accepted."""
-        num_kv = min(num_kv, request.max_total_tokens - 1)
-        pages: list[int] = []
-        while request.kv_capacity < num_kv:
-            if not self._memory.num_available:
-                if request.kv_capacity > request.num_kv:
-                    break
-                if not reclaim(request):
-                    return False
-            pages.append(self._memory.grow(request))
-        if pages:
-            self._appended.append(PagesAppended(request.row, pages))
-        return True
 
     def can_chunk(self, num_tokens: int) -> bool:
         """Whether a request with `num_tokens` still to prefill would get a chunk now."""

@@ -9,6 +9,7 @@ completing it correctly. Drafts are written behind the tokens known when the ste
 """
 
 import sys
+from collections.abc import Callable
 
 from ..shared.messages import RowAdmit
 from .pages import PagePool
@@ -92,12 +93,24 @@ class Memory:
 
     # --- while running -------------------------------------------------------------------
 
-    def grow(self, request: Request) -> int:
-        """Append one page to the request's table and return it. One must be available."""
-        page = self._take(1)[0]
-        request.pages.append(page)
-        request.kv_capacity += self.page_size
-        return page
+    def make_room(
+        self, request: Request, num_kv: int, reclaim: Callable[[Request], bool]
+    ) -> list[int] | None:
+        """Append pages to the request's table until `num_kv` tokens fit, but none behind the last
+        token that is ever run, and none taken from others for drafts: those that find no page are
+        not accepted. -> the pages; None if the request had to give way (see `add_decodes`)."""
+        num_kv = min(num_kv, request.max_total_tokens - 1)
+        pages: list[int] = []
+        while request.kv_capacity < num_kv:
+            if not self.num_available:
+                if request.kv_capacity > request.num_kv:
+                    break
+                if not reclaim(request):
+                    return None
+            pages += self._take(1)
+            request.pages.append(pages[-1])
+            request.kv_capacity += self.page_size
+        return pages
 
     def publish_planned(self, request: Request) -> None:
         """A plan with prompt chunks of the request is made: its full pages can be used by others

@@ -4,15 +4,16 @@ The host knows neither lengths nor tokens of the rows meanwhile. Between steps a
 its tokens in KV, a last token without KV, and drafts: guesses for what follows that. A decode step
 of draft length k is, for R rows:
 
-    inputs = verify_inputs(state, rows, k)               # R * (k + 1) tokens
-    hidden = hidden_states(model, inputs, ...)           # one pass; logits of all of them
-    sampled = (sample each verify place as a row)        # [R, k + 1]; see below
+    inputs = verify_inputs(state, rows, k)            # R * (k + 1) tokens
+    hidden = hidden_states(model, inputs, ...)        # one pass, and the logits of all of them
+    places = verify_places(state, rows, k)            # how each of them is sampled
+    sampled = sample(logits, ..., *places)            # [R * (k + 1)] -> [R, k + 1]
     num_tokens = finish_decode(state, rows, sampled, hidden, kv, layer, k)
+    penalties.record(..., kept(sampled, num_tokens))  # if any row has penalties
 
-The first two lines and the last can be captured by (R, k); sampling lies between them. A verify
-place is sampled like a row: `rows` repeated k + 1 times, output position num_outputs + place, the
-drafts before it counted by penalties (`kernels/speculative.py`), grammar masks from
-`GrammarRows.look_ahead`. `sampled[r, :num_tokens[r]]` are the row's new tokens.
+All but sampling and counting can be captured by (R, k). Each verify place is sampled like a row of
+its own; its grammar mask is from `GrammarRows.look_ahead`, which needs the drafts on the host.
+`sampled[r, :num_tokens[r]]` are the row's new tokens.
 
 In a step that also has prompt chunks, `join_inputs` puts these first; after sampling `settle`
 moves the decode rows on and `draft` runs the draft layer over the whole batch. A step without
@@ -21,11 +22,12 @@ drafts (k = 0) leaves the draft layer out, except for chunks, whose KV it needs 
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels.speculative import accept
+from ..kernels.speculative import accept, drafts_before
 from ..shared.model_spec import ModelSpec
 from .inputs import AttentionGroup, StepInputs
 from .model.nextn import NextnWeights, draft_ids, nextn_states
@@ -35,7 +37,8 @@ from .parallel import Ranks
 @dataclass(frozen=True)
 class RowState:
     """What a step reads and changes of every row, indexed by row number, on the device. `capacity`
-    changes with the page table; whoever samples a row's first token sets `last_token`.
+    changes with the page table; whoever samples a row's first token sets `last_token` and adds it
+    to `num_outputs`.
 
     `page_table` has columns for positions up to capacity + 2 * mtp_step of any row; those behind
     a row's pages may hold any page. KV of such positions goes to `scratch_slot`, for nobody.
@@ -43,6 +46,7 @@ class RowState:
 
     last_token: Tensor  # [rows] int64
     lengths: Tensor  # [rows] int64: tokens with KV
+    num_outputs: Tensor  # [rows] int64: sampled so far
     drafts: Tensor  # [rows, mtp_step] int64; those never made are any token ids
     capacity: Tensor  # [rows] int64: tokens that the row's pages hold
     page_table: Tensor  # [rows, pages] int32
@@ -81,6 +85,23 @@ class DraftLayer:
         return draft_ids(self.weights, normed, self.spec, self.ranks)
 
 
+class Places(NamedTuple):
+    """Of verify places, row by row, what `sampler.sample` wants to know: whose they are [n], their
+    output positions [n], and the drafts before each [n, k]; int64."""
+
+    index: Tensor
+    positions: Tensor
+    drafts: Tensor
+
+
+def verify_places(state: RowState, rows: Tensor, num_drafts: int) -> Places:
+    """Those of `rows` [n] int64 with `num_drafts` drafts each."""
+    places = torch.arange(num_drafts + 1, device=rows.device)
+    index = rows[:, None].expand(-1, num_drafts + 1).flatten()
+    positions = (state.num_outputs[rows, None] + places).flatten()
+    return Places(index, positions, drafts_before(state.drafts[rows, :num_drafts]))
+
+
 def verify_inputs(state: RowState, rows: Tensor, num_drafts: int) -> StepInputs:
     """The last token and `num_drafts` drafts of each of `rows` [n] int64."""
     tokens = torch.cat((state.last_token[rows, None], state.drafts[rows, :num_drafts]), dim=1)
@@ -107,12 +128,13 @@ def join_inputs(chunks: StepInputs, decode: StepInputs) -> StepInputs:
 
 
 def settle(state: RowState, rows: Tensor, sampled: Tensor) -> Tensor:
-    """Accept drafts of `rows` by what was sampled [n, k + 1]: lengths and last tokens move on.
+    """Accept drafts of `rows` by what was sampled [n, k + 1]: the rows move on.
     -> number of new tokens [n] int64, 1 to k + 1. A row never passes its pages."""
     lengths, capacity = state.lengths[rows], state.capacity[rows]
     drafts = state.drafts[rows, : sampled.shape[1] - 1]
     num_tokens, last = accept(sampled, drafts, capacity - lengths)
     state.last_token[rows] = last
+    state.num_outputs[rows] += num_tokens
     state.lengths[rows] = torch.minimum(lengths + num_tokens, capacity)
     return num_tokens
 

@@ -344,7 +344,7 @@ MUTANTS |= {
     ),
     "counts one token for each step": replace(request.Request, "receive", _one_token_per_step),
     "allocates behind the longest length for drafts": replace(
-        batch.StepBuilder, "_make_room", _room_behind_the_end
+        memory.Memory, "make_room", _room_behind_the_end
     ),
     "does not count drafts in the budget": replace(batch.StepBuilder, "add_decodes", _free_drafts),
     "remembers drafts in flight when workers die": replace(

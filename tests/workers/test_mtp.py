@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from glimmer.deploy.demo.acceptance import accepted
 from glimmer.deploy.demo.checkpoint import make_checkpoint
 from glimmer.deploy.demo.training_model import from_checkpoint
+from glimmer.kernels.speculative import kept
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
@@ -19,15 +21,18 @@ from glimmer.workers.inputs import StepInputs, build_inputs
 from glimmer.workers.model.glm4_moe_lite import compute_logits, hidden_states
 from glimmer.workers.mtp import (
     DraftLayer,
+    Places,
     RowState,
     draft,
     finish_decode,
     join_inputs,
     settle,
     verify_inputs,
+    verify_places,
 )
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
+from glimmer.workers.sampler import sample
 from glimmer.workers.weights import load_weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -44,9 +49,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Server:
-    """Greedy rows, as a runner would drive them; `normed` says which hidden states are fed."""
+    """Rows, as a runner would drive them; `normed` says which hidden states are fed."""
 
-    def __init__(self, path: Path, normed: bool = True, chained: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        normed: bool = True,
+        chained: bool = False,
+        wishes: Sequence[SamplingParams] = (SamplingParams(max_new_tokens=100, temperature=0),) * 3,
+    ) -> None:
         config = ServeConfig(model_dir=str(path), mtp_mode="eagle_with_att", mtp_step=STEP)
         self.spec = load_model_spec(path)
         index, told = check_weights(path, self.spec), check_draft(config, self.spec)
@@ -70,24 +81,31 @@ class Server:
         self.state = RowState(
             last_token=self.table.last_token,
             lengths=self.table.lengths,
+            num_outputs=torch.zeros(ROWS + 1, dtype=torch.int64),
             drafts=torch.zeros(ROWS + 1, STEP, dtype=torch.int64),
             capacity=torch.full((ROWS + 1,), PAGES * PAGE),
             page_table=self.table.page_table,
             page_size=PAGE,
             scratch_slot=ROWS * PAGES * PAGE,
         )
-        params = SamplingParams(max_new_tokens=100)
         pages = [[row * PAGES + n for n in range(PAGES)] for row in range(ROWS)]
-        admits = [RowAdmit(row, params, pages[row], 0, 0, []) for row in range(ROWS)]
+        admits = [RowAdmit(row, params, pages[row], 0, 0, []) for row, params in enumerate(wishes)]
         self.table.apply(StepPlan(0, 0, [], admits, [], [], []))
         self.outputs: list[list[int]] = [[] for _ in range(ROWS)]
 
-    def forward(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
-        """(greedy tokens at the sampling places, hidden states to feed)."""
+    def forward(self, inputs: StepInputs, places: Places) -> tuple[Tensor, Tensor]:
+        """(tokens at the sampling places, hidden states to feed)."""
         states = hidden_states(self.model, inputs, self.kv, self.spec, Ranks())
         logits = compute_logits(self.model, states[0][inputs.sampling_index], self.spec, Ranks())
         assert logits is not None
-        return logits[:, : self.spec.num_token_ids].argmax(-1), states[0 if self.normed else 1]
+        rows, num_ids = places.index.tolist(), self.spec.num_token_ids
+        sampled = sample(logits, rows, self.table, num_ids, None, *places)
+        return sampled.ids, states[0 if self.normed else 1]
+
+    def count(self, places: Places, ids: Tensor) -> None:
+        """For penalties; ids < 0 are nothing."""
+        rows = places.index.tolist()
+        self.table.rules.penalties.record(rows, places.index, ids.flatten())
 
     def chunk_inputs(self, chunks: list[PrefillChunk]) -> tuple[StepInputs, Tensor]:
         """For a step's chunks; and the known token after each of theirs, -1 where one is
@@ -101,9 +119,12 @@ class Server:
 
     def prefill(self, chunks: list[PrefillChunk], num_drafts: int = STEP) -> None:
         inputs, next_ids = self.chunk_inputs(chunks)
-        ids, hidden = self.forward(inputs)
         rows = torch.tensor([c.row for c in chunks if c.sample], dtype=torch.int64)
+        places = verify_places(self.state, rows, 0)
+        ids, hidden = self.forward(inputs, places)
+        self.count(places, ids)
         self.state.last_token[rows] = ids
+        self.state.num_outputs[rows] += 1
         last = inputs.sampling_index
         next_ids[last] = ids
         for row, token in zip(rows.tolist(), ids.tolist(), strict=True):
@@ -117,33 +138,38 @@ class Server:
 
     def decode(self, rows: list[int], num_drafts: int) -> list[int]:
         index = torch.tensor(rows)
-        ids, hidden = self.forward(verify_inputs(self.state, index, num_drafts))
+        places = verify_places(self.state, index, num_drafts)
+        ids, hidden = self.forward(verify_inputs(self.state, index, num_drafts), places)
         sampled = ids.view(len(rows), -1)
-        counts = finish_decode(
+        num_tokens = finish_decode(
             self.state, index, sampled, hidden, self.kv, self.layer, num_drafts
-        ).tolist()
+        )
+        self.count(places, kept(sampled, num_tokens))
+        counts: list[int] = num_tokens.tolist()
         for row, tokens, count in zip(rows, sampled.tolist(), counts, strict=True):
             self.outputs[row] += tokens[:count]
+            self.table.num_outputs[row] = len(self.outputs[row])  # a runner knows this later
         return counts
 
     def history(self, row: int) -> list[int]:
         return PROMPTS[row] + self.outputs[row]
 
 
-@pytest.fixture(scope="module")
-def plain(path: Path) -> list[list[int]]:
-    server = Server(path).prefill_all(0)
+def plainly(server: Server) -> list[list[int]]:
+    server.prefill_all(0)
     for _ in range(40):
         server.decode([0, 1, 2], 0)
     return server.outputs
 
 
-@pytest.mark.parametrize("num_drafts", [1, 2, 4])
-@pytest.mark.parametrize("chained", [False, True])
-def test_tokens_are_those_of_plain_decoding_whatever_the_drafts(
-    path: Path, plain: list[list[int]], num_drafts: int, chained: bool
-) -> None:
-    server = Server(path, chained=chained).prefill_all()
+@pytest.fixture(scope="module")
+def plain(path: Path) -> list[list[int]]:
+    return plainly(Server(path))
+
+
+def with_drafts(server: Server, plain: list[list[int]], num_drafts: int) -> None:
+    """30 tokens of each row, with drafts that are mostly right; all must be the plain ones."""
+    server.prefill_all()
     generator = torch.Generator().manual_seed(num_drafts)
     seen: set[int] = set()
     while min(map(len, server.outputs)) < 30:
@@ -159,6 +185,32 @@ def test_tokens_are_those_of_plain_decoding_whatever_the_drafts(
     for row in range(ROWS):
         assert server.outputs[row][:30] == plain[row][:30]
     assert seen == set(range(1, num_drafts + 2))
+
+
+@pytest.mark.parametrize("num_drafts", [1, 2, 4])
+@pytest.mark.parametrize("chained", [False, True])
+def test_tokens_are_those_of_plain_decoding_whatever_the_drafts(
+    path: Path, plain: list[list[int]], num_drafts: int, chained: bool
+) -> None:
+    with_drafts(Server(path, chained=chained), plain, num_drafts)
+
+
+@pytest.mark.parametrize("num_drafts", [1, 4])
+def test_seeds_and_rules_give_the_tokens_of_plain_decoding(path: Path, num_drafts: int) -> None:
+    penalties = {"repetition_penalty": 1.3, "frequency_penalty": 0.6, "presence_penalty": 0.4}
+    stops = tuple(range(0, 500, 2))
+    wishes = (
+        SamplingParams(max_new_tokens=99, temperature=1.0, seed=4, top_p=0.9, **penalties),
+        SamplingParams(max_new_tokens=99, temperature=0.7, seed=5, min_p=0.05, top_k=40),
+        SamplingParams(
+            max_new_tokens=99, temperature=0.0, stop_token_ids=stops, min_new_tokens=9, **penalties
+        ),
+    )
+    plain = plainly(Server(path, wishes=wishes))
+    assert plain != plainly(Server(path))
+    assert not set(stops) & set(plain[2][:9])
+    assert set(stops) & set(plain[2][9:])
+    with_drafts(Server(path, wishes=wishes), plain, num_drafts)
 
 
 @pytest.mark.parametrize("normed", [True, False])
@@ -206,7 +258,7 @@ def test_chained_drafts_are_passes_over_the_whole_sequence(path: Path) -> None:
     for row, prompt in enumerate(PROMPTS):
         other = Server(path, chained=True)
         inputs, _ = other.chunk_inputs([PrefillChunk(row, 0, prompt, True)])
-        _, hidden = other.forward(inputs)
+        _, hidden = other.forward(inputs, verify_places(other.state, torch.tensor([row]), 0))
         ids = [*prompt[1:], server.outputs[row][0]]
         for place in range(STEP):
             step = dataclasses.replace(inputs, token_ids=torch.tensor(ids))
@@ -227,7 +279,10 @@ def test_a_step_of_chunks_and_drafts_is_both_steps(path: Path) -> None:
     rows, state = torch.tensor([0, 1]), mixed.state
     chunks, next_ids = mixed.chunk_inputs([chunk])
     inputs = join_inputs(chunks, verify_inputs(state, rows, 2))
-    ids, hidden = mixed.forward(inputs)
+    first, others = verify_places(state, torch.tensor([2]), 0), verify_places(state, rows, 2)
+    before = torch.cat((torch.full((1, 2), -1), others.drafts))
+    places = Places(*(torch.cat(both) for both in zip(first[:2], others[:2], strict=True)), before)
+    ids, hidden = mixed.forward(inputs, places)
     sampled = ids[1:].view(2, 3)
     state.last_token[2] = ids[0]
     num_tokens = settle(state, rows, sampled)
