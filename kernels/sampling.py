@@ -132,9 +132,22 @@ def logprobs(
     -> (logprob [num_rows], rank [num_rows] int64 (1 = likeliest), top ids [num_rows, num_top],
     top logprobs [num_rows, num_top]), likeliest first.
     """
+    num_top = min(num_top, logits.shape[1])
+    if logits.is_cuda and len(logits):
+        from .logprobs_triton import MOST_TOP, launch_logprobs
+
+        if num_top <= MOST_TOP:
+            return launch_logprobs(logits, ids, temperature, num_top)
+    return logprobs_reference(logits, ids, temperature, num_top)
+
+
+def logprobs_reference(
+    logits: Tensor, ids: Tensor, temperature: Tensor, num_top: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`logprobs` in plain torch; num_top <= vocab."""
     scale = torch.where(temperature > 0, temperature, 1)[:, None]
     table = (logits / scale).log_softmax(-1)
     own = table.gather(1, ids[:, None])
     rank = (table > own).sum(-1) + 1
-    top, top_ids = table.topk(min(num_top, table.shape[1]), dim=-1)
+    top, top_ids = table.topk(num_top, dim=-1)
     return own.squeeze(1), rank, top_ids, top

@@ -138,11 +138,14 @@ def _logprobs(
     scalars: dict[str, Tensor],
     num_top: list[int],
 ) -> list[Tensor]:
-    """`sampling.logprobs` of the rows at `places`, some at a time."""
-    parts = []
-    for at in to_device(places, torch.int64, logits.device).split(_SEGMENT):
-        temperature = scalars["temperature"][index[at]]
-        parts.append(sampling.logprobs(logits[at], ids[at], temperature, max(num_top)))
+    """`sampling.logprobs` of the rows at `places`, copied some at a time unless they are all."""
+    temperature = scalars["temperature"][index]
+    if len(places) == len(ids):
+        return list(sampling.logprobs(logits, ids, temperature, max(num_top)))
+    parts = [
+        sampling.logprobs(logits[at], ids[at], temperature[at], max(num_top))
+        for at in to_device(places, torch.int64, logits.device).split(_SEGMENT)
+    ]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
