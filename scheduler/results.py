@@ -27,14 +27,21 @@ class Flight(NamedTuple):
 
 def fits(flight: Flight, result: StepResult) -> bool:
     """Whether a result has the shape that its plan asked for."""
+    first_decode = len(flight.sampling) - flight.num_decodes
     return (
         result.step == flight.step
         and len(result.rows) == len(flight.sampling)
         and len(result.prompt_logprobs) in (0, len(flight.chunks))
-        and all(
-            1 <= len(row.token_ids) <= width and len(row.logprobs) in (0, len(row.token_ids))
-            for row, width in zip(result.rows, flight.widths(), strict=True)
-        )
+        and _are_right(result.rows[:first_decode], 1)
+        and _are_right(result.rows[first_decode:], 1 + flight.num_drafts)
+    )
+
+
+def _are_right(rows: list[RowResult], width: int) -> bool:
+    return all(
+        0 < len(row.token_ids) <= width
+        and (not row.logprobs or len(row.logprobs) == len(row.token_ids))
+        for row in rows
     )
 
 
@@ -55,18 +62,6 @@ def finished_message(request: Request, ending: Ending, now_ns: int) -> Finished:
     )
 
 
-def _append(request: Request, token_ids: list[int]) -> tuple[int, str]:
-    """Give the request its new tokens up to the one that ends it: how many, and why it ends."""
-    tokens = request.tokens
-    for count, token in enumerate(token_ids, 1):
-        tokens.append(token)
-        if token in request.stop_ids:
-            return count, "stop"
-        if len(tokens) >= request.max_total_tokens:
-            return count, "length"
-    return len(token_ids), ""
-
-
 class Outcome:
     """What a result brought: rows for each frontend, and the requests that end with it."""
 
@@ -81,25 +76,36 @@ class Outcome:
         before (its extra step). Hot loop: every row, every step."""
         finished = RequestState.FINISHED
         rows, ended = self.rows, self.ended
-        self.accepted = [0] * (1 + flight.num_drafts)
+        self.accepted = [0] * (1 + flight.num_drafts) if flight.num_drafts else [flight.num_decodes]
         for request, result, width in zip(flight.sampling, results, flight.widths(), strict=True):
             if request.state is finished:
                 continue
-            token_ids = result.token_ids
+            token_ids, logprobs, tokens = result.token_ids, result.logprobs, request.tokens
+            first, reason = len(tokens), ""
+            for token in token_ids:
+                tokens.append(token)
+                if token in request.stop_ids:
+                    reason = "stop"
+                    break
+                if len(tokens) >= request.max_total_tokens:
+                    reason = "length"
+                    break
             if width > 1:
                 self.accepted[len(token_ids) - 1] += 1
                 request.receive(len(token_ids), width)
-            count, reason = _append(request, token_ids)
-            self.num_tokens += count
-            request.num_accepted += count - 1
-            row = TokenRow(request.request_id, token_ids[:count], result.logprobs[:count])
+                count = len(tokens) - first
+                request.num_accepted += count - 1
+                if count < len(token_ids):
+                    token_ids, logprobs = token_ids[:count], logprobs[:count]
+            self.num_tokens += len(token_ids)
+            row = TokenRow(request.request_id, token_ids, logprobs)
             if request.frontend in rows:
                 rows[request.frontend].append(row)
             else:
                 rows[request.frontend] = [row]
             if reason:
                 ended.append((request, reason))
-            elif len(request.tokens) >= request.publish_at:
+            elif len(tokens) >= request.publish_at:
                 memory.publish(request)
 
     def add_prompt_logprobs(self, flight: Flight, result: StepResult) -> None:

@@ -89,7 +89,7 @@ class Places(NamedTuple):
     """Of verify places, row by row, what `sampler.sample` wants to know: whose they are [n], their
     output positions [n], and the drafts before each [n, k]; int64."""
 
-    index: Tensor
+    owners: Tensor
     positions: Tensor
     drafts: Tensor
 
@@ -97,9 +97,9 @@ class Places(NamedTuple):
 def verify_places(state: RowState, rows: Tensor, num_drafts: int) -> Places:
     """Those of `rows` [n] int64 with `num_drafts` drafts each."""
     places = torch.arange(num_drafts + 1, device=rows.device)
-    index = rows[:, None].expand(-1, num_drafts + 1).flatten()
+    owners = rows[:, None].expand(-1, num_drafts + 1).flatten()
     positions = (state.num_outputs[rows, None] + places).flatten()
-    return Places(index, positions, drafts_before(state.drafts[rows, :num_drafts]))
+    return Places(owners, positions, drafts_before(state.drafts[rows, :num_drafts]))
 
 
 def verify_inputs(state: RowState, rows: Tensor, num_drafts: int) -> StepInputs:

@@ -98,14 +98,14 @@ class Server:
         states = hidden_states(self.model, inputs, self.kv, self.spec, Ranks())
         logits = compute_logits(self.model, states[0][inputs.sampling_index], self.spec, Ranks())
         assert logits is not None
-        rows, num_ids = places.index.tolist(), self.spec.num_token_ids
+        rows, num_ids = places.owners.tolist(), self.spec.num_token_ids
         sampled = sample(logits, rows, self.table, num_ids, None, *places)
         return sampled.ids, states[0 if self.normed else 1]
 
     def count(self, places: Places, ids: Tensor) -> None:
         """For penalties; ids < 0 are nothing."""
-        rows = places.index.tolist()
-        self.table.rules.penalties.record(rows, places.index, ids.flatten())
+        rows = places.owners.tolist()
+        self.table.rules.penalties.record(rows, places.owners, ids.flatten())
 
     def chunk_inputs(self, chunks: list[PrefillChunk]) -> tuple[StepInputs, Tensor]:
         """For a step's chunks; and the known token after each of theirs, -1 where one is
