@@ -29,7 +29,7 @@ demo: $(INSTALLED)
 	$(BIN)/glimmer demo $(if $(ONCE),--once)
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(PATHS)

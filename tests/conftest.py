@@ -26,7 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a card is skipped where there is none."""
+    """What needs a card is skipped where there is none. With `-n 2 --dist loadgroup` the tests of
+    one file run in one process, and those of servers one after another."""
+    for item in items:
+        group = "servers" if "e2e" in item.path.parts else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_gpu():
         for item in marked:

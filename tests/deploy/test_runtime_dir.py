@@ -20,6 +20,12 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short name: sockets lie below it."""
+    return tmp_path_factory.mktemp("r")
+
+
 def test_a_new_directory_is_private_and_goes_away(tmp_path: Path) -> None:
     runtime = claim_runtime_dir(None, tmp_path)
     assert runtime.path.parent == tmp_path

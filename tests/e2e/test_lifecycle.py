@@ -22,6 +22,12 @@ GUIDE = """--model_dir {model}/ --tp 1 --max_req_total_len 202752 --chunked_pref
 GUIDE_MTP = " --mtp_step 4 --mtp_mode eagle_with_att --mtp_draft_model_dir {model}/"
 
 
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short name: sockets lie below it."""
+    return tmp_path_factory.mktemp("r")
+
+
 async def stream(server: RunningServer, tokens: int, started: asyncio.Event) -> str:
     """One stream; returns how it ended."""
     body = {"inputs": "x", "parameters": {"max_new_tokens": tokens, "ignore_eos": True}}
