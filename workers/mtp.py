@@ -229,12 +229,11 @@ def _row_inputs(state: RowState, rows: Tensor, tokens: Tensor, begins: Tensor) -
     columns = (positions // size).clamp(max=page_table.shape[1] - 1)
     slots = page_table.gather(1, columns).long() * size + positions % size
     slots = torch.where(positions < state.capacity[rows, None], slots, state.scratch_slot)
-    everyone = torch.arange(count * width + 1, device=rows.device)
     group = AttentionGroup(
         span=slice(0, count * width),
         absorbed=True,
         page_table=page_table,
-        query_starts=everyone[::width],
+        query_starts=torch.arange(0, count * width + 1, width, device=rows.device),
         lengths=begins + width,
         max_query_len=width,
         max_length=page_table.shape[1] * size,
@@ -247,5 +246,5 @@ def _row_inputs(state: RowState, rows: Tensor, tokens: Tensor, begins: Tensor) -
         groups=[group],
         chunk_spans=[],
         sampling_rows=[],
-        sampling_index=everyone[:-1],
+        sampling_index=torch.arange(count * width, device=rows.device),
     )
