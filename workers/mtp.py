@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.noise import uniform
 from ..kernels.speculative import accept, drafts_before
 from ..shared.model_spec import ModelSpec
 from .inputs import AttentionGroup, StepInputs
@@ -53,6 +54,9 @@ class RowState:
     page_size: int
     scratch_slot: int
     backend: str = "auto"  # of attention, see `kernels/backends.py`
+    # [mtp_step] float64, descending: the share of steps in which the draft at each place is taken
+    # for right, whatever it is. For benchmarks of weights that are noise; tokens are wrong then.
+    forced: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,10 @@ def settle(state: RowState, rows: Tensor, sampled: Tensor) -> Tensor:
     -> number of new tokens [n] int64, 1 to k + 1. A row never passes its pages."""
     lengths, capacity = state.lengths[rows], state.capacity[rows]
     drafts = state.drafts[rows, : sampled.shape[1] - 1]
+    if state.forced is not None:
+        chance = uniform(rows, state.num_outputs[rows])
+        is_right = chance[:, None] < state.forced[: drafts.shape[1]]
+        drafts = torch.where(is_right, sampled[:, :-1], -1)
     num_tokens, last = accept(sampled, drafts, capacity - lengths)
     state.last_token[rows] = last
     state.num_outputs[rows] += num_tokens

@@ -331,3 +331,25 @@ def test_inputs_of_verify_rows(path: Path, width: int) -> None:
     first = [server.outputs[1][0], server.outputs[0][0]]
     assert inputs.token_ids[::width].tolist() == first
     assert inputs.token_ids[1:width].tolist() == server.state.drafts[1, : width - 1].tolist()
+
+
+def test_an_acceptance_can_be_forced() -> None:
+    count, forced = 20_000, torch.tensor([0.7, 0.5, 0.35], dtype=torch.float64)
+    zeros = torch.zeros(count, dtype=torch.int64)
+    state = RowState(
+        last_token=zeros.clone(),
+        lengths=zeros.clone(),
+        num_outputs=zeros.clone(),
+        drafts=torch.full((count, 3), 5),
+        capacity=zeros + 99,
+        page_table=torch.zeros(count, 1, dtype=torch.int32),
+        page_size=PAGE,
+        scratch_slot=0,
+        forced=forced,
+    )
+    sampled = torch.tensor([[1, 2, 3, 4]]).expand(count, -1)
+    for _ in range(2):
+        num_tokens = settle(state, torch.arange(count), sampled)
+        shares = [(num_tokens > place).double().mean().item() for place in (1, 2, 3)]
+        torch.testing.assert_close(shares, forced.tolist(), atol=0.02, rtol=0)
+        assert torch.equal(state.last_token, num_tokens)
