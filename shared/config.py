@@ -95,7 +95,7 @@ class ServeConfig:
     # scheduling
     batch_max_tokens: int | None = _option(
         None,
-        "token budget of one step; default: 16384 (2048 on CPU)",
+        "token budget of one step; default: a whole chunk and all decode rows (2048 on CPU)",
         bounds=(1, 1 << 24),
     )
     chunked_prefill_size: int | None = _option(

@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 _TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _DEFAULT_NAME = "default_model_name"
-_BATCH_TOKENS = {"cuda": 16384, "cpu": 2048}  # a CPU step of 16k tokens would take minutes
+_CPU_BATCH_TOKENS = 2048  # a step of 8k tokens would take a minute
 _CHUNK_TOKENS = 8192
 _PERSONAL = {
     "running_max_req_size": 6,
@@ -65,11 +65,15 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
     if device == "auto":
         device = "cuda" if hardware.gpu_memory else "cpu"
     longest = config.max_req_total_len or spec.max_position_embeddings
+    rows = config.running_max_req_size or max(256, config.graph_max_batch_size)
     if config.disable_chunked_prefill:
         chunk = longest
         batch = config.batch_max_tokens or longest
     else:
-        wanted = max(_BATCH_TOKENS[device], config.chunked_prefill_size or 0)
+        # On a GPU, a whole chunk beside all decode rows: what is more costs memory, not time.
+        wanted = (config.chunked_prefill_size or _CHUNK_TOKENS) + rows
+        if device == "cpu":
+            wanted = max(_CPU_BATCH_TOKENS, config.chunked_prefill_size or 0)
         if config.max_total_token_num is not None and config.chunked_prefill_size is None:
             wanted = min(wanted, config.max_total_token_num)
         batch = config.batch_max_tokens or wanted
@@ -86,7 +90,7 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         max_req_total_len=longest,
         batch_max_tokens=batch,
         chunked_prefill_size=chunk,
-        running_max_req_size=config.running_max_req_size or max(256, config.graph_max_batch_size),
+        running_max_req_size=rows,
         mtp_mode=None,
         mtp_step=0,
         mtp_draft_model_dir=None,

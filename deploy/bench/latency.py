@@ -29,8 +29,8 @@ from .roofline import Gpu, decode_seconds, gpu_of, prefill_seconds
 from .trace import Trace, traced
 
 _MOST_KERNELS = 40  # lines of a profile
-_WARM_UP_STEPS, _PROFILED_STEPS, _MOST_STEPS = 4, 8, 1000
-_ROOM = 1024  # tokens that each row may grow by
+_WARM_UP_STEPS, _PROFILED_STEPS, _MOST_STEPS = 4, 8, 150
+_ROOM = 192  # tokens that each row may grow by
 
 
 @dataclass(frozen=True)

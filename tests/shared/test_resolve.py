@@ -75,7 +75,7 @@ def test_defaults_come_from_model_and_machine() -> None:
     assert config.running_max_req_size == 256
     on_gpu = settle(hardware=FOUR_GPUS)
     assert on_gpu.device == "cuda"
-    assert (on_gpu.batch_max_tokens, on_gpu.chunked_prefill_size) == (16384, 8192)
+    assert (on_gpu.batch_max_tokens, on_gpu.chunked_prefill_size) == (8192 + 256, 8192)
     assert on_gpu.llm_prefill_att_backend == ("auto",)
     asked = settle("--llm_prefill_att_backend fa3 triton", FOUR_GPUS)
     assert asked.llm_prefill_att_backend == ("fa3",)

@@ -48,7 +48,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory, config_of: Any) -> Any:
         max_total_token_num=None,
         graph_max_batch_size=512,
         running_max_req_size=512,
-        batch_max_tokens=16384,
+        batch_max_tokens=8704,
         chunked_prefill_size=8192,
     )
     return load_runner(config, 0, 0, path, lambda *_: None)
