@@ -76,6 +76,22 @@ async def test_steps_are_counted_and_timed_by_kind(server: Any) -> None:
     assert value(found, f"{size}_bucket", le="128.0") == 6
 
 
+async def test_drafts_are_counted_by_position(server: Any) -> None:
+    server.engine.beat(
+        steps=9,
+        draft_length=2,
+        decoded_rows=200,
+        drafts_offered=[160, 100, 0],
+        drafts_accepted=[80, 40, 0],
+    )
+    await server.settle(lambda: server.frontend.client.state.heartbeat.steps == 9)
+    found = await families(server)
+    assert value(found, "glimmer_draft_length") == 2
+    assert value(found, "glimmer_mtp_avg_token_per_step") == 1.6
+    assert value(found, "glimmer_drafts_total", position="1") == 160
+    assert value(found, "glimmer_drafts_accepted_total", position="2") == 40
+
+
 async def test_gateways_find_the_size_of_the_cache(server: Any) -> None:
     [sample] = (await families(server))["vllm:cache_config_info"].samples
     assert sample.value == 1
