@@ -53,6 +53,7 @@ class DecodeGraphs:
         """Capture all sizes, largest first (the smaller ones then fit into its memory).
         `report(done, total)` is called after each."""
         started = time.monotonic()
+        free, _ = torch.cuda.mem_get_info()
         pool = torch.cuda.graph_pool_handle()
         gc.collect()
         gc.freeze()  # each capture collects garbage, and there is much to look through
@@ -68,8 +69,11 @@ class DecodeGraphs:
         finally:
             gc.unfreeze()
         torch.cuda.synchronize()
+        taken = free - torch.cuda.mem_get_info()[0]
         seconds = time.monotonic() - started
-        _log.info("captured %d CUDA graphs in %.1f s", len(self.sizes), seconds)
+        _log.info(
+            "captured %d CUDA graphs in %.1f s, %.2f GB", len(self.sizes), seconds, taken / 1e9
+        )
 
     def covers(self, num_rows: int) -> bool:
         """Whether a decode step of so many rows has a graph."""

@@ -1,6 +1,7 @@
 """From a settled configuration to a runner that is ready: ranks, weights, KV pages, graphs."""
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _DTYPES = {
 # itself is a guess between that and real models.
 _SINGLE_THREAD_HIDDEN = 512
 
+_log = logging.getLogger(__name__)
 ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -96,6 +98,9 @@ def _make_ready(
         graphs = runner.prepare_graphs(rows)
         graphs.run_largest()
         graph_bytes = graph_allowance(measure_peak(graphs.run_largest), len(graphs.sizes))
+    _log.info(
+        "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
+    )
     runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
     runner.warm_up()
     if graphs is not None:
