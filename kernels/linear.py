@@ -5,14 +5,14 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 _FEW_TOKENS = 32  # more are the library's
-_FEW_SIZE = 1 << 24  # elements of weight; with larger ones the library is as fast
+_FEW_ROWS = 2048  # of the weight, and not more than columns; the library is better at wide ones
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [num_tokens, k], rows may be strided, times weight [n, k] transposed, one float type
     -> [num_tokens, n].
 
-    On CUDA one token is a matrix-vector kernel, few tokens and a small weight a tensor-core kernel,
+    On CUDA one token is a matrix-vector kernel, few tokens and a deep weight a tensor-core kernel,
     anything else cuBLAS; the first two give each row the same result whatever the others are.
     """
     num_tokens = len(x)
@@ -22,7 +22,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         from .linear_triton import linear_one, one_tile
 
         return linear_one(x, weight, one_tile(*weight.shape))
-    if num_tokens <= _FEW_TOKENS and weight.numel() <= _FEW_SIZE:
+    if num_tokens <= _FEW_TOKENS and len(weight) <= min(_FEW_ROWS, weight.shape[1]):
         from .linear_triton import few_tile, linear_few
 
         return linear_few(x, weight, few_tile(*weight.shape))

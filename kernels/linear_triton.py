@@ -63,14 +63,12 @@ def _few_kernel(
 
 def one_tile(n: int, k_size: int) -> tuple[int, int, int]:
     """(rows, columns, warps): some 64 bytes to each thread, and enough programs for the card."""
-    rows = 4 if n <= 4096 else 8
-    return rows, min(2048, triton.next_power_of_2(k_size)), 4
+    return 4, min(2048, max(16, triton.next_power_of_2(k_size) // 2)), 4
 
 
 def few_tile(n: int, k_size: int) -> tuple[int, int, int, int]:
     """(slices, rows, columns of a slice, stages)."""
-    slices = min(8, max(1, triton.next_power_of_2(k_size) // 64))
-    return slices, 16 if n <= 4096 else 32, 64, 3
+    return min(4, max(1, triton.next_power_of_2(k_size) // 64)), 16, 64, 4
 
 
 def linear_one(x: Tensor, weight: Tensor, config: tuple[int, int, int]) -> Tensor:

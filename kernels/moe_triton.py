@@ -37,15 +37,15 @@ class GemmConfig:
 def tiles(num_tokens: int, top_k: int, num_experts: int) -> tuple[GemmConfig, GemmConfig]:
     """Tiles of (up, down) for so many tokens, by the rows that an expert gets on average."""
     rows = num_tokens * top_k / num_experts
-    if num_tokens <= 16 or (rows <= 8 and num_tokens > DENSE_TOKENS):
-        block_t = 16
-    elif num_tokens <= DENSE_TOKENS or rows <= 20:
-        block_t = 32
+    if num_tokens <= DENSE_TOKENS:
+        block_t = 16 if num_tokens <= 16 else 32
     else:
-        block_t = 64
-    if rows <= 48:
-        return GemmConfig(64, block_t, 128, 4, 3), GemmConfig(64, block_t, 128, 4, 4)
-    return GemmConfig(128, 128, 64, 8, 4), GemmConfig(256, 128, 64, 8, 3)
+        block_t = 16 if rows <= 8 else 32 if rows <= 16 else 64 if rows <= 56 else 128
+    if block_t <= 32:
+        return GemmConfig(64, block_t, 128, 4, 4), GemmConfig(64, block_t, 128, 4, 4)
+    if block_t == 64:
+        return GemmConfig(64, 64, 128, 4, 4), GemmConfig(128, 64, 128, 8, 4)
+    return GemmConfig(128, 128, 64, 8, 4), GemmConfig(256, 128, 64, 8, 4)
 
 
 @triton.jit
@@ -295,8 +295,8 @@ def moe_one(
     weights: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    up_config: tuple[int, int, int] = (4, 1024, 4),
-    down_config: tuple[int, int, int] = (4, 512, 4),
+    up_config: tuple[int, int, int] = (2, 2048, 4),
+    down_config: tuple[int, int, int] = (2, 512, 2),
 ) -> Tensor:
     """`moe` of one token in two launches; configs are (rows, columns, warps) of a tile."""
     width, hidden = down.shape[2], down.shape[1]
