@@ -16,7 +16,7 @@ import msgspec
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
-from ..shared.errors import ConfigError, ModelError, RequestError
+from ..shared.errors import ConfigError, ModelError, RequestError, StartError
 from .detokenize import Vocabulary
 from .schema import wrong
 from .template import Renderer, check_template
@@ -171,7 +171,8 @@ def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | 
     """The template's text: that of the file that replaces the checkpoint's, else the checkpoint's
     file, else `own` from its tokenizer_config.json. None without any."""
     path = Path(replacement) if replacement is not None else model_dir / "chat_template.jinja"
-    kind, name = ModelError, f"{path}"
+    kind: type[StartError] = ModelError
+    name = f"{path}"
     if replacement is not None:
         kind, name = ConfigError, f"--chat_template {replacement}"
     template: str | None = own if isinstance(own, str) else None
