@@ -18,7 +18,7 @@ from torch import Tensor
 from .sampling_triton import Cut, Scan, inverse_temperature, load_logits, weigh
 
 STEPS = 16
-ROUNDS = 5
+ROUNDS = 6
 
 # The search of one row: float64 [5] and int32 [4].
 _LOW, _HIGH, _MASS, _LIMIT, _TOP = (tl.constexpr(i) for i in range(5))
@@ -114,6 +114,22 @@ def _settle_ties(at, floats, ints, cuts, kept_ties, tie, inverse):
 
 
 @triton.jit
+def _lay_out(high, low, share, is_known, STEPS: tl.constexpr):
+    """Thresholds from high down to low. The cut is expected where `share` of the way is done, if
+    that is known: then they lie the closer, the nearer to it. The last is `low`, so that at least
+    the least token between the ends is told from the others."""
+    steps = tl.arange(0, STEPS)
+    middle = STEPS // 2 - 1
+    distance = tl.abs(steps - middle)
+    offset = 0.4 * tl.exp(0.8 * (distance - middle).to(tl.float32))
+    offset = tl.where(steps < middle, -offset, tl.where(steps > middle, offset, 0.0))
+    part = tl.where(is_known, share + offset, (steps + 1).to(tl.float32) / STEPS)
+    part = tl.where(steps == STEPS - 1, 1.0, tl.minimum(tl.maximum(part, 0.0), 1.0))
+    threshold = high * (1 - part) + low * part
+    return tl.where(part == 1, low, tl.minimum(tl.maximum(threshold, low), high))
+
+
+@triton.jit
 def _narrow_kernel(
     rows, temperature, floats, ints, thresholds, counts, masses, least, most, cuts, kept_ties,
     num_chunks, STEPS: tl.constexpr, CHUNKS: tl.constexpr,
@@ -160,10 +176,14 @@ def _narrow_kernel(
             if count_low - count_high == 1:
                 tl.store(cuts + at * 2, low)
                 tl.store(ints + at * 4 + _DONE, 1)
-            bottom = tl.maximum(low, smallest)
-            part = (steps + 1).to(tl.float32) / STEPS
-            threshold = tl.where(steps == STEPS - 1, bottom, high * (1 - part) + bottom * part)
-            tl.store(thresholds + at * STEPS + steps, tl.minimum(threshold, high))
+            between = tl.min(tl.where(stays, 1e30, mass), 0) - mass_high
+            share = tl.minimum(tl.load(floats + at * 5 + _LIMIT), 1e30) - mass_high
+            share = share / tl.maximum(between, 1e-30)
+            most_left = (tl.load(ints + at * 4 + _MOST) - count_high).to(tl.float64)
+            share = tl.minimum(share, most_left / (count_low - count_high).to(tl.float64))
+            share = tl.minimum(tl.maximum(share, 0.0), 1.0).to(tl.float32)
+            threshold = _lay_out(high, tl.maximum(low, smallest), share, count_low < _ALL, STEPS)
+            tl.store(thresholds + at * STEPS + steps, threshold)
 
 
 @triton.jit
