@@ -9,7 +9,7 @@ from typing import Any
 from .chat import ChatRequest, Json
 from .conversation import check_tools, normalise_messages
 from .params import ModelFacts, openai_spec
-from .schema import ChatBody, wrong
+from .schema import UNSUPPORTED_CHAT, ChatBody, refuse, wrong
 
 
 def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
@@ -103,5 +103,4 @@ def _refuse_unsupported(body: ChatBody) -> None:
         raise wrong("function_call", "not supported, use tools")
     if body.functions:
         raise wrong("functions", "not supported, use tools")
-    if body.chat_template is not None:
-        raise wrong("chat_template", "is the server's to choose")
+    refuse(body, UNSUPPORTED_CHAT)

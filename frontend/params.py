@@ -21,7 +21,15 @@ from ..shared.sampling import SamplingParams
 from .detokenize import TextOptions
 from .grammar.source import OutputFormat
 from .output_format import output_format
-from .schema import GenerateBody, GenerateParameters, OpenAiBody, SamplingFields, wrong
+from .schema import (
+    UNSUPPORTED,
+    GenerateBody,
+    GenerateParameters,
+    OpenAiBody,
+    SamplingFields,
+    refuse,
+    wrong,
+)
 
 MAX_SEQUENCES = 1024  # prompts x n of one request
 _SEED_MASK = 2**63 - 1
@@ -138,6 +146,7 @@ def openai_spec(
 ) -> GenerationSpec:
     """Wishes of an OpenAI body: sampled by default. `num_logprobs` as in SamplingParams.
     Raises RequestError."""
+    refuse(body, UNSUPPORTED)
     form = output_format(body)
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise wrong("best_of", f"must equal n ({body.n or 1})")

@@ -35,6 +35,22 @@ Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 Body = TypeVar("Body")
 
 
+UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that asks for nothing
+    "bad_words": [],
+    "include_stop_str_in_output": False,
+    "logits_processors": [],
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
+}
+UNSUPPORTED_CHAT: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "echo": False,
+    "prompt_logprobs": None,
+    "chat_template": None,
+}
+
+
 class SamplingFields(Struct):
     """Sampling parameters that both interfaces spell the same way. None: not given."""
 
@@ -113,6 +129,11 @@ class OpenAiBody(SamplingFields):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
+    bad_words: Any = None  # this and the next would change replies and are not built: `UNSUPPORTED`
+    include_stop_str_in_output: Any = None
+    logits_processors: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
 
 
 class Thinking(Struct):
@@ -143,6 +164,10 @@ class ChatBody(OpenAiBody, kw_only=True):
     character_settings: Any = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
+    add_generation_prompt: Any = None  # this and the next as `bad_words`
+    continue_final_message: Any = None
+    echo: Any = None
+    prompt_logprobs: Any = None
 
 
 class CompletionBody(OpenAiBody, kw_only=True):
@@ -166,6 +191,13 @@ class TokensBody(Struct):
 def wrong(field: str, problem: str) -> RequestError:
     """The client's mistake in `field`, as an error to raise."""
     return RequestError(f"{field}: {problem}", field=field)
+
+
+def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
+    """Raises RequestError for a field that would change the reply if it were built."""
+    for name, harmless in unsupported.items():
+        if getattr(body, name) not in (None, harmless):
+            raise wrong(name, "not supported")
 
 
 @contextlib.contextmanager

@@ -56,6 +56,10 @@ def test_tool_choices(facts: ModelFacts, choice: Any, expected: Any, shown: bool
     assert chat.shown_tools == ([TOOL] if shown else None)
 
 
+def test_unsupported_fields_may_ask_for_nothing(facts: ModelFacts) -> None:
+    request(facts, continue_final_message=False, add_generation_prompt=True, bad_words=[])
+
+
 @pytest.mark.parametrize("mode", ["auto", "required"])
 def test_tools_may_be_declared_and_not_allowed(facts: ModelFacts, mode: str) -> None:
     other = {"type": "function", "function": {"name": "g"}}
@@ -111,6 +115,10 @@ def test_template_kwargs(facts: ModelFacts, fields: Any, kwargs: Any) -> None:
         ({"functions": [{}]}, "functions"),
         ({"function_call": {"name": "f"}}, "function_call"),
         ({"chat_template": "x"}, "chat_template"),
+        ({"continue_final_message": True}, "continue_final_message"),
+        ({"add_generation_prompt": False}, "add_generation_prompt"),
+        ({"bad_words": ["x"]}, "bad_words"),
+        ({"use_beam_search": True}, "use_beam_search"),
     ],
 )
 def test_refusals(facts: ModelFacts, fields: Any, field: str) -> None:
