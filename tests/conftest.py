@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not _has_gpu():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def pytest_unconfigure() -> None:
+    """A scheduler's loop that ran in this process froze what there was; libraries that look for
+    leaks at the end would list it all."""
+    gc.unfreeze()
 
 
 def _has_gpu() -> bool:
