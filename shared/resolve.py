@@ -91,9 +91,6 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         batch_max_tokens=batch,
         chunked_prefill_size=chunk,
         running_max_req_size=rows,
-        mtp_mode=None,
-        mtp_step=0,
-        mtp_draft_model_dir=None,
         llm_prefill_att_backend=_attention(config.llm_prefill_att_backend, device),
         llm_decode_att_backend=_attention(config.llm_decode_att_backend, device),
     )
@@ -196,12 +193,6 @@ def _size_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
 
 
 def _report(asked: ServeConfig, settled: ServeConfig) -> None:
-    if asked.mtp_mode is not None:
-        _log.warning(
-            "speculative decoding is not available yet, going on without --mtp_mode %s: "
-            "answers are the same, only slower",
-            asked.mtp_mode,
-        )
     asked_backends = (*asked.llm_prefill_att_backend[:1], *asked.llm_decode_att_backend[:1])
     other = [name for name in asked_backends if name not in ("auto", "torch")]
     if other and settled.device == "cpu":

@@ -48,6 +48,10 @@ class RowTable:
         total = num_rows + 1
         self.last_token = torch.zeros(total, dtype=torch.int64, device=device)
         self.lengths = torch.zeros(total, dtype=torch.int64, device=device)  # tokens with KV
+        # Only steps with drafts read these two: tokens sampled so far, tokens that the pages hold.
+        self.outputs_made = torch.zeros(total, dtype=torch.int64, device=device)
+        self.capacity = torch.zeros(total, dtype=torch.int64, device=device)
+        self.capacity[-1] = page_size
         self.page_table = torch.zeros(total, pages_per_row, dtype=torch.int32, device=device)
         self.page_table[-1] = scratch_page
         self._floats = torch.zeros(len(_FLOATS), total, dtype=torch.float32, device=device)
@@ -98,17 +102,24 @@ class RowTable:
         """token_ids [len(rows)] were sampled: next inputs, and counted where penalties ask."""
         index = to_device(rows, torch.int64, self.device)
         self.last_token[index] = token_ids
+        self.expect_outputs(rows)
+        self.rules.penalties.record(rows, index, token_ids)
+
+    def expect_outputs(self, rows: Sequence[int]) -> None:
+        """At least one token is sampled for each of these rows: with drafts the host's count of
+        outputs is a lower bound."""
         for row in rows:
             self.num_outputs[row] += 1
-        self.rules.penalties.record(rows, index, token_ids)
 
     def _admit(self, admits: Sequence[RowAdmit]) -> None:
         rows = [admit.row for admit in admits]
         index = to_device(rows, torch.int64, self.device)
         for admit in admits:
             self._admit_on_host(admit)
-        cached = [admit.num_cached_tokens for admit in admits]
-        self.lengths[index] = to_device(cached, torch.int64, self.device)
+        counts = [[a.num_cached_tokens for a in admits], [a.num_output_tokens for a in admits]]
+        cached, outputs = to_device(counts, torch.int64, self.device)
+        self.lengths[index] = cached
+        self.outputs_made[index] = outputs
         params = [admit.sampling for admit in admits]
         floats = [[getattr(p, name) for p in params] for name in _FLOATS]
         self._floats[:, index] = to_device(floats, torch.float32, self.device)
@@ -138,5 +149,7 @@ class RowTable:
             columns += range(begin, end)
             pages += new_pages
         if pages:
-            at = to_device([rows, columns, pages], torch.int64, self.device)
+            held = [self.num_pages[row] * self.page_size for row in rows]
+            at = to_device([rows, columns, pages, held], torch.int64, self.device)
             self.page_table[at[0], at[1]] = at[2].int()
+            self.capacity[at[0]] = at[3]

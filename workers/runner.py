@@ -22,14 +22,16 @@ from ..shared.messages import (
 from ..shared.model_spec import ModelSpec
 from ..shared.sampling import SamplingParams
 from .device import HostCopy
+from .drafting import DraftSteps, Step
 from .grammars import GrammarRows
 from .graphs import DecodeGraphs
-from .inputs import build_inputs, decode_inputs
+from .inputs import StepInputs, build_inputs, decode_inputs
 from .kv_cache import allocate_kv, pages_per_row
-from .model.glm4_moe_lite import ModelWeights, compute_logits, forward
+from .model.glm4_moe_lite import ModelWeights, compute_logits, forward, hidden_states
+from .mtp import Places
 from .parallel import Ranks
 from .rows import RowTable
-from .sampler import Sampled, sample, token_logprobs
+from .sampler import Masks, Sampled, sample, token_logprobs
 
 _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
@@ -42,10 +44,10 @@ class PendingStep:
     plan: StepPlan
     prompt_logprobs: list[list[TokenLogprob]]
     rows: Sequence[int] = ()  # that sampled
-    copy: HostCopy | None = None  # of what they sampled; None: nothing, or not rank 0
+    copy: HostCopy | None = None  # of what they sampled; None: nothing
     sampled: Sampled | None = None  # on rank 0
-    logprobs: list[list[TokenLogprob]] = field(default_factory=list)
-    token_ids: list[int] | None = None  # once read
+    drafted: Step | None = None  # with drafts
+    results: list[RowResult] = field(default_factory=list)  # once read
 
     @property
     def is_done(self) -> bool:
@@ -77,14 +79,19 @@ class ModelRunner:
         self.graphs: DecodeGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
+        # Positions of drafts may lie behind a row's pages.
+        extra_pages = -(-2 * config.mtp_step // config.page_size)
         self._table = RowTable(
             config.running_max_req_size or 1,
-            pages_per_row(spec, config),
+            pages_per_row(spec, config) + extra_pages,
             config.page_size,
             spec.vocab_size,
             config.device,
         )
         self._config = config
+        self._drafting: DraftSteps | None = None
+        if config.mtp_mode is not None:
+            self._drafting = DraftSteps(model, spec, config, ranks, self._table, self.grammars)
         self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
         self.allocate_pages(1)
 
@@ -112,10 +119,13 @@ class ModelRunner:
             for admit in plan.admitted:
                 self.grammars.admit(admit)
         step = PendingStep(plan, [])
-        if plan.prefill or plan.decode:
+        if self._drafting is not None and (plan.prefill or plan.decode):
+            self._run_with_drafts(plan, step)
+        elif plan.prefill or plan.decode:
             logits, step.rows, step.prompt_logprobs = self._forward(plan)
             if step.rows:
-                self._sample(logits, step)
+                table.record(step.rows, self._sample(logits, step))
+                step.copy = HostCopy(_tensors(step))
         self._pending.append(step)
         return step
 
@@ -123,11 +133,7 @@ class ModelRunner:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
         finite numbers."""
         self._read(step)
-        results = []
-        if step.token_ids:
-            pairs = zip(step.token_ids, step.logprobs, strict=True)
-            results = [RowResult([i], found) for i, found in pairs]
-        return StepResult(step.plan.epoch, step.plan.step, results, step.prompt_logprobs)
+        return StepResult(step.plan.epoch, step.plan.step, step.results, step.prompt_logprobs)
 
     def warm_up(self) -> None:
         """Run a prefill and a decode step in row 0 and page 0, then forget them. Start-up costs of
@@ -208,40 +214,77 @@ class ModelRunner:
         logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
         return logits, sampling, prompt_logprobs
 
-    def _sample(self, logits: Tensor | None, step: PendingStep) -> None:
+    def _sample(
+        self,
+        logits: Tensor | None,
+        step: PendingStep,
+        masks: Masks | None = None,
+        places: Places | None = None,
+    ) -> Tensor:
+        """-> ids [len(step.rows)] int64 on every rank."""
         rows = step.rows
         if logits is None:
             ids = torch.empty(len(rows), dtype=torch.int64, device=self._table.device)
         else:
-            masks = self._masks(rows)
-            step.sampled = sample(logits, rows, self._table, self._spec.num_token_ids, masks)
+            masks = self._masks(rows) if places is None else masks
+            where = places or (None, None, None)
+            step.sampled = sample(
+                logits, rows, self._table, self._spec.num_token_ids, masks, *where
+            )
             ids = step.sampled.ids
-        self._ranks.broadcast(ids)
-        self._table.record(rows, ids)
-        step.copy = HostCopy([ids] if step.sampled is None else step.sampled.tensors())
+        return self._ranks.broadcast(ids)
 
-    def _masks(self, rows: Sequence[int]) -> tuple[list[int], Tensor] | None:
+    def _run_with_drafts(self, plan: StepPlan, step: PendingStep) -> None:
+        assert self._drafting is not None
+
+        def forward(inputs: StepInputs) -> tuple[Tensor, Tensor]:
+            states = hidden_states(self._model, inputs, self._kv, self._spec, self._ranks)
+            pairs = zip(plan.prefill, inputs.chunk_spans, strict=True)
+            step.prompt_logprobs = [self._prompt_logprobs(c, states[0][span]) for c, span in pairs]
+            return states
+
+        def choose(
+            hidden: Tensor, rows: Sequence[int], masks: Masks | None, places: Places
+        ) -> Tensor:
+            step.rows = rows
+            logits = compute_logits(self._model, hidden, self._spec, self._ranks)
+            return self._sample(logits, step, masks, places)
+
+        state = self._drafting.state(self.num_pages)
+        step.drafted = self._drafting.run(
+            plan, state, self._kv, forward, choose, self._read_pending
+        )
+        if step.rows:
+            step.copy = HostCopy(_tensors(step))
+
+    def _masks(self, rows: Sequence[int]) -> Masks | None:
         """Grammar masks, which need the tokens of the steps before on the host."""
         if self.grammars is None:
             return None
         if not self.grammars.rows.isdisjoint(rows):
-            for step in list(self._pending):
-                self._read(step)
+            self._read_pending()
         return self.grammars.masks(rows)
+
+    def _read_pending(self) -> None:
+        if self._pending:
+            self._read(self._pending[-1])
 
     def _read(self, step: PendingStep) -> None:
         """Wait for a step's tokens and tell the grammars; once, in the order of steps."""
-        while self._pending and step in self._pending:
+        while step in self._pending:
             oldest = self._pending.pop(0)
-            if oldest.copy is not None:
-                host = oldest.copy.wait()
-                if oldest.sampled is None:
-                    oldest.token_ids = host[0].tolist()
-                    oldest.logprobs = [[]] * len(oldest.rows)
-                else:
-                    oldest.token_ids, oldest.logprobs = oldest.sampled.read(host)
-                if self.grammars is not None:
-                    self.grammars.advance(oldest.rows, oldest.token_ids)
+            if oldest.copy is None or oldest.sampled is None:
+                continue  # nothing was sampled, or not here
+            host = oldest.copy.wait()
+            ids, logprobs = oldest.sampled.read(host[: len(oldest.sampled.tensors())])
+            if oldest.drafted is None:
+                pairs = list(zip(oldest.rows, ids, strict=True))
+                found = zip(ids, logprobs, strict=True)
+                oldest.results = [RowResult([i], entries) for i, entries in found]
+            else:
+                oldest.results, pairs = oldest.drafted.results(ids, logprobs, host[-1].tolist())
+            if self.grammars is not None:
+                self.grammars.advance(*zip(*pairs, strict=True))
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
         """About each token of the chunk, given all before it; [] where not asked for. A chunk that
@@ -266,3 +309,12 @@ class ModelRunner:
                 ids = torch.tensor(targets[part], device=logits.device)
                 found += token_logprobs(logits, ids, [num_top] * len(ids))
         return found
+
+
+def _tensors(step: PendingStep) -> list[Tensor]:
+    """What the host wants to know of a step: on rank 0 what was sampled, and how much of it counts;
+    elsewhere nothing, but when the step is done."""
+    if step.sampled is None:
+        return []
+    counts = [] if step.drafted is None else [step.drafted.num_tokens]
+    return [*step.sampled.tensors(), *counts]

@@ -10,7 +10,7 @@ import torch
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
-from .checkpoint import check_weights
+from .checkpoint import check_draft, check_weights
 from .host import usable_cores
 from .kv_cache import count_pages, graph_allowance, measure_peak
 from .parallel import check_split, join_ranks, rank_device
@@ -42,17 +42,18 @@ def load_runner(
     check_split(spec, config.tp)
     dtype = parse_dtype(config.data_type or spec.dtype)
     config = dataclasses.replace(config, device=rank_device(config.device, rank))
-    index = None
+    index, draft = None, None
     if config.load_format != "dummy":
         report("checking weights", 0, 0)
-        index = check_weights(model_dir, spec)
+        index, draft = check_weights(model_dir, spec), check_draft(config, spec)
     report("meeting ranks", 0, 0)
     # The ranks do not load equally fast. How long a step may take is the scheduler's to watch.
     patience = max(config.start_timeout_s, config.step_timeout_s)
     ranks = join_ranks(rank, config.tp, epoch, runtime_dir, patience, config.device)
     if index is None:
         report("making random weights", 0, 0)
-        model = random_weights(spec, ranks, dtype, config.device)
+        with_nextn = config.mtp_mode is not None
+        model = random_weights(spec, ranks, dtype, config.device, with_nextn)
     else:
         model = load_weights(
             index,
@@ -62,6 +63,7 @@ def load_runner(
             config.device,
             config.load_workers,
             lambda done, total: report("loading weights", done, total),
+            draft,
         )
     runner = ModelRunner(spec, config, model, ranks, epoch)
     try:

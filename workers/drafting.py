@@ -1,0 +1,229 @@
+"""Runs plans of a server with drafts: what `mtp.py` does on the device, for a whole step at a time.
+
+A decode row is sampled at several places of the step's flat batch: first the chunks that sample,
+one place each, then `num_drafts + 1` places for each decode row.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ..kernels.speculative import kept
+from ..shared.config import ServeConfig
+from ..shared.messages import RowResult, StepPlan, TokenLogprob
+from ..shared.model_spec import ModelSpec, num_kv_layers
+from .device import to_device
+from .grammars import GrammarRows
+from .inputs import StepInputs, build_inputs
+from .model.glm4_moe_lite import ModelWeights
+from .mtp import (
+    DraftLayer,
+    Places,
+    RowState,
+    draft,
+    finish_decode,
+    join_inputs,
+    settle,
+    verify_inputs,
+    verify_places,
+)
+from .parallel import Ranks
+from .rows import RowTable
+from .sampler import Masks
+
+# (inputs) -> (normed states, states before the norm) of the main model
+Forward = Callable[[StepInputs], tuple[Tensor, Tensor]]
+# (normed states of the sampling places, rows, masks, places) -> ids on every rank
+Sample = Callable[[Tensor, Sequence[int], Masks | None, Places], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step sampled: `ids` [places], of which the decode rows keep `num_tokens` [rows]."""
+
+    rows: list[int]  # of the places
+    ids: Tensor
+    num_tokens: Tensor
+    num_chunks: int
+    num_drafts: int
+
+    def results(
+        self, ids: list[int], logprobs: Sequence[list[TokenLogprob]], num_tokens: list[int]
+    ) -> tuple[list[RowResult], list[tuple[int, int]]]:
+        """From the host's copies: a result for each chunk that sampled and each decode row, and
+        (row, token) of all tokens that count, in their order."""
+        width = self.num_drafts + 1
+        begins = [*range(self.num_chunks)]
+        begins += [self.num_chunks + i * width for i in range(len(num_tokens))]
+        counts = [1] * self.num_chunks + num_tokens
+        results, pairs = [], []
+        for begin, count in zip(begins, counts, strict=True):
+            span = slice(begin, begin + count)
+            found = [one for entries in logprobs[span] for one in entries]
+            results.append(RowResult(ids[span], found))
+            pairs += [(self.rows[begin], i) for i in ids[span]]
+        return results, pairs
+
+
+class DraftSteps:
+    """The draft layer and the rows' state that it needs beside the row table's."""
+
+    def __init__(
+        self,
+        model: ModelWeights,
+        spec: ModelSpec,
+        config: ServeConfig,
+        ranks: Ranks,
+        table: RowTable,
+        grammars: GrammarRows | None,
+    ) -> None:
+        assert model.nextn is not None, "weights were loaded without the draft layer"
+        self._table, self._grammars = table, grammars
+        self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
+        main, own = config.mtp_hidden_states[0], config.mtp_hidden_states[-1]
+        self._feeds_normed = main == "after_norm"
+        self.layer = DraftLayer(
+            weights=model.nextn,
+            spec=spec,
+            ranks=ranks,
+            first_kv_layer=spec.num_layers,
+            num_kv_layers=num_kv_layers(spec, config) - spec.num_layers,
+            is_chained=config.mtp_mode == "vanilla_with_att",
+            feeds_normed=own == "after_norm",
+        )
+        self._drafts = torch.zeros(
+            len(table.lengths), config.mtp_step, dtype=torch.int64, device=table.device
+        )
+
+    def state(self, scratch_page: int) -> RowState:
+        """The rows on the device, with `scratch_page` for KV that is nobody's."""
+        table = self._table
+        return RowState(
+            last_token=table.last_token,
+            lengths=table.lengths,
+            num_outputs=table.outputs_made,
+            drafts=self._drafts,
+            capacity=table.capacity,
+            page_table=table.page_table,
+            page_size=table.page_size,
+            scratch_slot=scratch_page * table.page_size,
+            backend=self._backends[1],
+        )
+
+    def run(
+        self,
+        plan: StepPlan,
+        state: RowState,
+        kv: Tensor,
+        forward: Forward,
+        sample: Sample,
+        read_pending: Callable[[], None],
+    ) -> Step:
+        """Run a plan whose row changes were applied, and make the drafts for the next one.
+        `read_pending` lets grammars know the tokens of the steps before."""
+        table, num_drafts = self._table, plan.num_drafts
+        device = table.device
+        index = to_device(plan.decode, torch.int64, device)
+        table.expect_outputs(plan.decode)
+        verify = verify_inputs(state, index, num_drafts)
+        chunk_rows = [chunk.row for chunk in plan.prefill if chunk.sample]
+        chunk_index = to_device(chunk_rows, torch.int64, device)
+        inputs = chunks = verify
+        if plan.prefill:
+            chunks = build_inputs(msgspec.structs.replace(plan, decode=[]), table, self._backends)
+            inputs = join_inputs(chunks, verify) if plan.decode else chunks
+        normed, raw = forward(inputs)
+        hidden = normed if self._feeds_normed else raw
+        rows = chunk_rows + [row for row in plan.decode for _ in range(num_drafts + 1)]
+        places = _join_places(
+            verify_places(state, chunk_index, 0), verify_places(state, index, num_drafts)
+        )
+        ids = places.owners
+        if rows:
+            masks = self._masks(chunk_rows, plan.decode, state, index, num_drafts, read_pending)
+            ids = sample(normed[inputs.sampling_index], rows, masks, places)
+        sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
+        if plan.prefill:
+            if not num_drafts:
+                inputs, hidden = chunks, hidden[: len(chunks.token_ids)]
+            num_tokens = self._settle(plan, state, inputs, ids, sampled, index, hidden, kv)
+        else:
+            num_tokens = finish_decode(state, index, sampled, hidden, kv, self.layer, num_drafts)
+        counted = torch.cat((ids[: len(chunk_rows)], kept(sampled, num_tokens).flatten()))
+        table.rules.penalties.record(rows, places.owners, counted)
+        return Step(rows, ids, num_tokens, len(chunk_rows), num_drafts)
+
+    def _settle(
+        self,
+        plan: StepPlan,
+        state: RowState,
+        inputs: StepInputs,
+        ids: Tensor,
+        sampled: Tensor,
+        index: Tensor,
+        hidden: Tensor,
+        kv: Tensor,
+    ) -> Tensor:
+        """The rest of a step with chunks: rows move on, the draft layer runs over the inputs, which
+        are the chunks alone if the step makes no drafts."""
+        table, device = self._table, self._table.device
+        num_tokens = settle(state, index, sampled)
+        chunk_rows = [chunk.row for chunk in plan.prefill if chunk.sample]
+        chunk_index = to_device(chunk_rows, torch.int64, device)
+        state.last_token[chunk_index] = ids[: len(chunk_rows)]
+        state.num_outputs[chunk_index] += 1
+        table.expect_outputs(chunk_rows)
+        counts = [len(chunk.token_ids) for chunk in plan.prefill]
+        table.advance([chunk.row for chunk in plan.prefill], counts)
+        # The token after each of the batch's: known ones, then what was sampled.
+        known = [0] * sum(counts)
+        for chunk, span in zip(plan.prefill, inputs.chunk_spans, strict=True):
+            known[span] = [*chunk.token_ids[1:], max(0, chunk.next_id)]
+        next_ids = to_device(known, torch.int64, device)
+        at = inputs.sampling_index[: len(chunk_rows)]
+        next_ids[at] = ids[: len(chunk_rows)]
+        rows, last = index[:0], at[:0]
+        num_drafts = plan.num_drafts if chunk_rows or plan.decode else 0
+        if num_drafts:
+            next_ids = torch.cat((next_ids, sampled.flatten()))
+            starts = torch.arange(len(index), device=device) * sampled.shape[1] + sum(counts)
+            rows, last = torch.cat((chunk_index, index)), torch.cat((at, starts + num_tokens - 1))
+        draft(state, self.layer, inputs, hidden, kv, next_ids, rows, last, num_drafts)
+        return num_tokens
+
+    def _masks(
+        self,
+        chunk_rows: list[int],
+        decode: list[int],
+        state: RowState,
+        index: Tensor,
+        num_drafts: int,
+        read_pending: Callable[[], None],
+    ) -> Masks | None:
+        """Grammar masks of all places; those behind a draft need it on the host."""
+        grammars = self._grammars
+        if grammars is None or grammars.rows.isdisjoint((*chunk_rows, *decode)):
+            return None
+        read_pending()
+        drafts = state.drafts[index, :num_drafts].tolist()
+        places, found = grammars.masks(chunk_rows)
+        masks = [found]
+        for number, row in enumerate(decode):
+            if row in grammars.rows:
+                begin = len(chunk_rows) + number * (num_drafts + 1)
+                places += range(begin, begin + num_drafts + 1)
+                masks.append(grammars.look_ahead(row, drafts[number]))
+        return places, torch.cat(masks)
+
+
+def _join_places(chunks: Places, decode: Places) -> Places:
+    """Chunks have no drafts before their places."""
+    none = decode.drafts.new_full((len(chunks.owners), decode.drafts.shape[1]), -1)
+    return Places(
+        torch.cat((chunks.owners, decode.owners)),
+        torch.cat((chunks.positions, decode.positions)),
+        torch.cat((none, decode.drafts)),
+    )
