@@ -4,6 +4,7 @@ For decode rows and for short extensions of a cached prefix, where reading each 
 less than up-projecting it.
 """
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -37,22 +38,13 @@ def mla_decode(
     -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space.
     """
     if backend == "triton":
-        from .mla_decode_triton import launch_mla_decode, plan_splits
+        from .mla_decode_split import plan_splits
 
-        plan = plan_splits(
-            len(lengths), max_query_len, queries.shape[1], max_length, _num_sms(queries.device)
-        )
-        return launch_mla_decode(
-            queries,
-            kv,
-            page_table,
-            query_starts,
-            lengths,
-            max_query_len,
-            value_dim,
-            scale,
-            plan,
-        )
+        num_rows, heads = len(lengths), queries.shape[1]
+        plan = plan_splits(num_rows, max_query_len, heads, max_length, _num_sms(queries.device))
+        rows = (page_table, query_starts, lengths, max_query_len)
+        launch = _paged_kernel(queries, kv, value_dim)
+        return launch(queries, kv, *rows, value_dim, scale, plan)
     if max_query_len == 1:
         return _one_query_per_row(queries, kv, page_table, lengths, max_length, value_dim, scale)
     output = queries.new_empty(*queries.shape[:2], value_dim)
@@ -61,6 +53,15 @@ def mla_decode(
         span = slice(starts[row], starts[row + 1])
         output[span] = _one_row(queries[span], kv, page_table[row], length, value_dim, scale)
     return output
+
+
+def _paged_kernel(queries: Tensor, kv: Tensor, value_dim: int) -> Callable[..., Tensor]:
+    """The launcher of the fastest kernel that can run."""
+    from . import mla_decode_gluon, mla_decode_triton
+
+    if mla_decode_gluon.fits(queries, kv, value_dim):
+        return mla_decode_gluon.launch_mla_decode_gluon
+    return mla_decode_triton.launch_mla_decode
 
 
 @cache
