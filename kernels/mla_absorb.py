@@ -7,7 +7,7 @@ q (W_UK c) = (q W_UK) c, and W_UV (p c) = (W_UV c) weighted by p: keys and value
 import torch
 from torch import Tensor
 
-_TRITON_MAX_TOKENS = 512  # more rows than that fill cuBLAS's tiles better
+_TRITON_MAX_TOKENS = 64  # more rows than that fill cuBLAS's tiles better
 
 
 def absorb_queries(queries: Tensor, w_uk: Tensor) -> Tensor:
