@@ -1,4 +1,5 @@
-"""Triton kernel of `rope_write.py`: one program per token."""
+"""Triton kernel of `rope_write.py`: a token has programs that each rotate some of its queries and
+one that writes its latent."""
 
 import triton
 import triton.language as tl
@@ -6,6 +7,41 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
+
+
+@triton.jit
+def _turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Rotated vectors [n, 2 * HALF] that begin at line [n], where `place` [n]; (cos, sin) [HALF]
+    -> both halves of the pairs [n, HALF], in the type they have."""
+    pair_ids = tl.arange(0, HALF)
+    is_pair = place[:, None] & (pair_ids < half)[None, :]
+    if INTERLEAVE:  # read side by side, then taken apart: twice the width of a read
+        ids = tl.arange(0, 2 * HALF)
+        mask = place[:, None] & (ids < 2 * half)[None, :]
+        both = tl.load(line[:, None] + ids[None, :], mask=mask, other=0.0)
+        a, b = tl.split(tl.reshape(both, (both.shape[0], HALF, 2)))
+    else:
+        a = tl.load(line[:, None] + pair_ids[None, :], mask=is_pair, other=0.0)
+        b = tl.load(line[:, None] + half + pair_ids[None, :], mask=is_pair, other=0.0)
+    wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
+    turned_a = wide_a * c[None, :] - wide_b * s[None, :]
+    turned_b = wide_b * c[None, :] + wide_a * s[None, :]
+    return turned_a.to(a.dtype), turned_b.to(b.dtype)
+
+
+@triton.jit
+def _put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Store what `_turn` returns."""
+    if INTERLEAVE:
+        ids = tl.arange(0, 2 * HALF)
+        mask = place[:, None] & (ids < 2 * half)[None, :]
+        both = tl.reshape(tl.join(a, b), (a.shape[0], 2 * HALF))
+        tl.store(line[:, None] + ids[None, :], both, mask=mask)
+    else:
+        ids = tl.arange(0, HALF)
+        mask = place[:, None] & (ids < half)[None, :]
+        tl.store(line[:, None] + ids[None, :], a, mask=mask)
+        tl.store(line[:, None] + half + ids[None, :], b, mask=mask)
 
 
 @triton.jit
@@ -23,11 +59,9 @@ def _rope_write_kernel(
     rank,
     half,
     nope,
-    query_token_stride,
-    query_head_stride,
+    query_strides,
     kv_a_stride,
-    kv_page_stride,
-    kv_token_stride,
+    kv_strides,
     latent_stride,
     PAGE: tl.constexpr,
     INTERLEAVE: tl.constexpr,
@@ -39,49 +73,35 @@ def _rope_write_kernel(
 ):
     token = tl.program_id(0).to(tl.int64)
     rank_ids = tl.arange(0, RANK)
-    pair_ids = tl.arange(0, HALF)
     is_rank = rank_ids < rank
-    is_pair = pair_ids < half
     scale = tl.load(norm + rank_ids, mask=is_rank, other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    c = tl.load(cos + token * half + pair_ids, mask=is_pair, other=0.0)
-    s = tl.load(sin + token * half + pair_ids, mask=is_pair, other=0.0)
-    slot = tl.load(slots + token)
-    if INTERLEAVE:
-        first_ids, second_ids = 2 * pair_ids, 2 * pair_ids + 1
-    else:
-        first_ids, second_ids = pair_ids, pair_ids + half
-
-    line = kv_a + token * kv_a_stride
-    value = tl.load(line + rank_ids, mask=is_rank, other=0.0).to(tl.float32)
-    a = tl.load(line + rank + first_ids, mask=is_pair, other=0.0).to(tl.float32)
-    b = tl.load(line + rank + second_ids, mask=is_pair, other=0.0).to(tl.float32)
-    value = value * tl.rsqrt(tl.sum(value * value, 0) / rank + eps)
-    rounded = value.to(kv.dtype.element_ty).to(tl.float32)  # before the weight, as in training
-    value = (rounded * scale.to(tl.float32)).to(kv.dtype.element_ty)
-    turned_a = (a * c - b * s).to(kv.dtype.element_ty)
-    turned_b = (b * c + a * s).to(kv.dtype.element_ty)
-    target = kv + slot // PAGE * kv_page_stride + slot % PAGE * kv_token_stride
-    tl.store(target + rank_ids, value, mask=is_rank)
-    tl.store(target + rank + first_ids, turned_a, mask=is_pair)
-    tl.store(target + rank + second_ids, turned_b, mask=is_pair)
-    if KEEP:
-        target = latents + token * latent_stride
+    pair_ids = tl.arange(0, HALF)
+    c = tl.load(cos + token * half + pair_ids, mask=pair_ids < half, other=0.0)
+    s = tl.load(sin + token * half + pair_ids, mask=pair_ids < half, other=0.0)
+    if tl.program_id(1) == 0:
+        slot = tl.load(slots + token)
+        line = kv_a + token * kv_a_stride
+        value = tl.load(line + rank_ids, mask=is_rank, other=0.0).to(tl.float32)
+        value = value * tl.rsqrt(tl.sum(value * value, 0) / rank + eps)
+        rounded = value.to(kv.dtype.element_ty).to(tl.float32)  # before the weight, as in training
+        value = (rounded * scale.to(tl.float32)).to(kv.dtype.element_ty)
+        one = tl.arange(0, 1)
+        a, b = _turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+        target = kv + slot // PAGE * kv_strides[0] + slot % PAGE * kv_strides[1]
         tl.store(target + rank_ids, value, mask=is_rank)
-        tl.store(target + rank + first_ids, turned_a, mask=is_pair)
-        tl.store(target + rank + second_ids, turned_b, mask=is_pair)
-
-    heads = tl.arange(0, HEADS)
-    place = (heads < num_heads)[:, None] & is_pair[None, :]
-    lines = queries + token * query_token_stride + heads[:, None] * query_head_stride + nope
-    a = tl.load(lines + first_ids[None, :], mask=place, other=0.0).to(tl.float32)
-    b = tl.load(lines + second_ids[None, :], mask=place, other=0.0).to(tl.float32)
-    turned_a = (a * c[None, :] - b * s[None, :]).to(queries.dtype.element_ty)
-    turned_b = (b * c[None, :] + a * s[None, :]).to(queries.dtype.element_ty)
-    tl.store(lines + first_ids[None, :], turned_a, mask=place)
-    tl.store(lines + second_ids[None, :], turned_b, mask=place)
+        _put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+        if KEEP:
+            target = latents + token * latent_stride
+            tl.store(target + rank_ids, value, mask=is_rank)
+            _put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+    else:
+        heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
+        lines = queries + token * query_strides[0] + heads * query_strides[1] + nope
+        first, second = _turn(lines, heads < num_heads, c, s, half, INTERLEAVE, HALF)
+        _put(lines, heads < num_heads, first, second, half, INTERLEAVE, HALF)
 
 
 def launch_rope_write(
@@ -101,7 +121,8 @@ def launch_rope_write(
         return
     cos, sin = angles
     half, rank = cos.shape[1], len(kv_norm)
-    _rope_write_kernel[(num_tokens,)](
+    heads = min(32, triton.next_power_of_2(num_heads))  # of a program
+    _rope_write_kernel[(num_tokens, 1 + -(-num_heads // heads))](
         queries,
         kv_a,
         kv_norm,
@@ -115,18 +136,16 @@ def launch_rope_write(
         rank,
         half,
         dim - 2 * half,
-        queries.stride(0),
-        queries.stride(1),
+        queries.stride()[:2],
         kv_a.stride(0),
-        kv.stride(0),
-        kv.stride(1),
+        kv.stride()[:2],
         0 if latents is None else latents.stride(0),
         PAGE=kv.shape[1],
         INTERLEAVE=interleave,
         KEEP=latents is not None,
-        HEADS=triton.next_power_of_2(num_heads),
+        HEADS=heads,
         RANK=triton.next_power_of_2(rank),
         HALF=triton.next_power_of_2(half),
-        num_warps=4,
+        num_warps=2,
         **pdl(),
     )
