@@ -24,6 +24,7 @@ from .training_model import (
     finish,
     from_checkpoint,
     join,
+    layers,
     linear,
     logits,
     project,
@@ -50,9 +51,10 @@ def accepted(
     batch = Batch(ids, torch.arange(count), starts, torch.ones(count))
     hidden, _ = trunk(w, bias, batch, config)
     state = hidden if before_norm else rms_norm(hidden, w["norm"], eps)
+    layer = layers(w)[-1]
     drafts = ids.roll(-1)  # what came after each position stands for draft 0
     x = join(w, drafts, state, config)
-    q, keys, values = project(w, -1, x, batch.positions, config)
+    q, keys, values = project(layer, x, batch.positions, config)
     # What a draft sees: the layer's keys up to its start, made from the model's own states, then
     # one key for every draft before it.
     x, q = x[positions], q[positions]
@@ -63,11 +65,11 @@ def accepted(
     for depth in range(DEPTH):
         if depth:
             x = join(w, drafts, state, config)
-            q, key, value = project(w, -1, x, positions + depth, config)
+            q, key, value = project(layer, x, positions + depth, config)
             own_keys.append(key)
             own_values.append(value)
-        attended = linear(_attend(q, keys, values, seen, own_keys, own_values), w["o"][-1])
-        out, _ = finish(w, bias, x, attended, config)
+        attended = linear(_attend(q, keys, values, seen, own_keys, own_values), layer["o"])
+        out, _ = finish(layer, bias[-1], x, attended, config)
         normed = rms_norm(out, w["shared_head_norm"], eps)
         drafts = logits(w, normed).argmax(-1)
         state = out if before_norm else normed

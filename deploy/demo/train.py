@@ -7,6 +7,7 @@ run anywhere, to see that it works.
 """
 
 import argparse
+import functools
 import os
 import random
 import time
@@ -15,12 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .checkpoint import byte_level_tokenizer, trained_config, write_checkpoint
 from .dialogues import dialogue
 from .optimizer import make_optimizers, skip_if_not_finite
 from .training_data import Renderer, batches, unpack
-from .training_model import compute_losses, init_weights, make_parts, to_checkpoint
+from .training_model import (
+    Batch,
+    Losses,
+    Weights,
+    compile_exactly,
+    compute_losses,
+    init_weights,
+    make_parts,
+    to_checkpoint,
+)
 from .validation import SIDES, report
 
 _VOCABULARY = 1024  # byte-pair tokens; GLM's special tokens follow
@@ -31,6 +42,7 @@ _DRAFT_WEIGHT = 0.3
 _DRAFTS_EVERY = 3  # steps; they cost a third of one
 _BIAS_STEP = 1e-3  # of the routing biases, against the load of their experts
 _BIAS_UNTIL = 0.8
+LossFunction = Callable[..., Losses]  # compute_losses with its parts chosen
 
 
 def train(
@@ -48,7 +60,6 @@ def train(
         tensor.requires_grad_(True)
     bias = torch.zeros(config["num_hidden_layers"], config["n_routed_experts"], device=device)
     optimizers = make_optimizers(weights, args.lr)
-    parts = make_parts(compiled=device == "cuda")
     source = batches(tokenizer.to_str(), args.batch_tokens, args.seed, args.loaders)
     renderer = Renderer(tokenizer)
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
@@ -56,6 +67,12 @@ def train(
     print(
         f"{name}, torch {torch.__version__}, {total:,} parameters, {args.steps} steps", flush=True
     )
+    first = unpack(next(source), _PROMPT_WEIGHT, device)
+    losses = first_that_works(
+        loss_functions(compiled=device == "cuda"),
+        lambda one: _try_step(one, weights, bias, first, config),
+    )
+    print(f"first step after {time.monotonic() - began:.0f} s", flush=True)
     picks = random.Random(args.seed)
     started = time.monotonic()
     for step in range(args.steps):
@@ -68,8 +85,8 @@ def train(
         batch = unpack(next(source), _PROMPT_WEIGHT * (1 - progress), device)
         before_norm = torch.full((), picks.random() < 0.5, device=device)
         with_drafts = step % _DRAFTS_EVERY == 0
-        found = compute_losses(weights, bias, batch, before_norm, config, parts, with_drafts)
-        torch.autograd.backward(found.next_token + _DRAFT_WEIGHT * found.drafts)
+        found = losses(weights, bias, batch, before_norm, config, with_drafts=with_drafts)
+        _backward(found)
         skip_if_not_finite(weights)
         for optimizer in optimizers:
             optimizer.step()
@@ -92,6 +109,48 @@ def train(
         for line in report(weights, bias, renderer, config, args.validation, side, examples):
             print(f"final {line}", flush=True)
     print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+
+
+def loss_functions(compiled: bool) -> dict[str, LossFunction]:
+    """Ways to run `compute_losses`, the preferred first."""
+    plain = functools.partial(compute_losses, parts=make_parts(compiled=False))
+    if not compiled:
+        return {"plain": plain}
+    in_parts = functools.partial(compute_losses, parts=make_parts(compiled=True))
+    return {"compiled in parts": in_parts, "compiled": compile_exactly(plain), "plain": plain}
+
+
+def first_that_works(
+    functions: dict[str, LossFunction], attempt: Callable[[LossFunction], None]
+) -> LossFunction:
+    """The first that `attempt` does not fail with: what a compiler makes of a step may fail on the
+    one machine that is there to train on. Raises RuntimeError if all fail."""
+    for name, function in functions.items():
+        try:
+            attempt(function)
+        except Exception as error:
+            print(f"losses {name}: {type(error).__name__}: {error}"[:2000], flush=True)
+        else:
+            print(f"losses {name}", flush=True)
+            return function
+    raise RuntimeError("no way to compute the losses works")
+
+
+def _try_step(
+    losses: LossFunction, weights: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]
+) -> None:
+    """Losses and gradients with drafts and without, thrown away."""
+    try:
+        for with_drafts in (True, False):
+            before_norm = torch.full((), True, device=bias.device)
+            _backward(losses(weights, bias, batch, before_norm, config, with_drafts=with_drafts))
+    finally:
+        for tensor in weights.values():
+            tensor.grad = None
+
+
+def _backward(found: Losses) -> None:
+    torch.autograd.backward(found.next_token + _DRAFT_WEIGHT * found.drafts)
 
 
 def train_tokenizer(seed: int, count: int) -> Any:

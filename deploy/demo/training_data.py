@@ -15,7 +15,7 @@ from .checkpoint import CHAT_TEMPLATE
 from .dialogues import Dialogue, dialogue
 from .training_model import LONGEST, Batch
 
-_MAX_SEQUENCES = 128  # per batch; `Batch.starts` always has this many and one
+_MAX_SEQUENCES = 64  # per batch, which has about 31; `Batch.starts` always has this many and one
 _PLAIN_EVERY = 12  # of the short chats so many are bare text, as /generate gets it
 
 

@@ -5,7 +5,6 @@ Weights of like layers are stacked, [layers, ...], which the optimizer wants; `t
 them their Hugging Face names. The NextN layer is the last of the stacks.
 """
 
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -103,11 +102,16 @@ class Parts(NamedTuple):
 
 
 def make_parts(compiled: bool) -> Parts:
-    """The parts of `compute_losses`; compiled ones are for tensors of one shape."""
-    if not compiled:
-        return Parts(layer_forward, _draft_input, _loss)
-    compile_one = functools.partial(torch.compile, dynamic=False)
-    return Parts(compile_one(layer_forward), compile_one(_draft_input), compile_one(_loss))
+    """The parts of `compute_losses`."""
+    parts = Parts(layer_forward, _draft_input, _loss)
+    return Parts(*map(compile_exactly, parts)) if compiled else parts
+
+
+def compile_exactly(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled for tensors of one shape. Without fused reductions of rows and columns:
+    in torch 2.11 they give a weight [1, n] a gradient [n] and leave parts of others unwritten."""
+    options: dict[str, Any] = {"triton.mix_order_reduction": False}
+    return torch.compile(function, dynamic=False, options=options)
 
 
 def compute_losses(
@@ -133,11 +137,11 @@ def compute_losses(
         # has the NextN layer's own state of position t - 1 in place of the model's of position t.
         answers = batch.weights * (batch.weights >= 1)
         targets = _targets(batch, answers, 2)
-        layer = _layers(w)[-1]
+        nextn = layers(w)[-1]
         state, norm = hidden, w["norm"]
         for share in (1.0, 0.5):
             x = parts.draft_input(w, batch.ids, state, norm, before_norm, config)
-            out, load = parts.layer(x, layer, bias[-1:], batch, config)
+            out, load = parts.layer(x, nextn, bias[-1], batch, config)
             norm = w["shared_head_norm"]
             drafts = drafts + share * parts.loss(w, out, norm, *targets, config)
             state = out.roll(1, 0)
@@ -145,29 +149,30 @@ def compute_losses(
     return Losses(next_token, drafts, torch.cat((loads, load[None])))
 
 
-def _layers(w: Weights) -> list[Weights]:
-    """The stacked weights of each layer, stacks of one."""
-    layers: list[Weights] = [{} for _ in w["q_a"]]
+def layers(w: Weights) -> list[Weights]:
+    """The weights of each layer by themselves; the NextN layer's are the last."""
+    each: list[Weights] = [{} for _ in w["q_a"]]
     for name, stack in w.items():
         if stack.dim() == 1 or name in ("embed", "head"):
             continue
-        first = 0 if name.startswith("dense") else len(layers) - len(stack)
-        for layer, one in zip(layers[first:], torch.split(stack, 1), strict=False):
+        first = 0 if name.startswith("dense") else len(each) - len(stack)
+        for layer, one in zip(each[first:], stack.unbind(), strict=False):
             layer[name] = one
-    return layers
+    return each
 
 
 def layer_forward(
     x: Tensor, w: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """x [T, hidden] after a layer, and its expert load (None: it has none). Weights and `bias`
-    [1, experts] are stacks of this layer alone."""
-    x = x + _attention(w, 0, x, batch, config)
-    h = rms_norm(x, w["post_norm"][0], config["rms_norm_eps"])
-    if "dense_gate" in w:
-        return x + _mlp(h, w["dense_gate"][0], w["dense_up"][0], w["dense_down"][0]), None
-    y, load = _moe(w, bias, 0, h, config)
-    return x + y, load
+    """x [T, hidden] after a layer of weights `w` (one of `layers`), and its expert load (None: it
+    has none). `bias` [experts] is the layer's."""
+    q, k, v = project(w, x, batch.positions, config)
+    attended = linear(_packed_attention(q, k, v, batch.starts).flatten(1), w["o"])
+    if "dense_gate" not in w:
+        return finish(w, bias, x, attended, config)
+    x = x + attended
+    h = rms_norm(x, w["post_norm"], config["rms_norm_eps"])
+    return x + _mlp(h, w["dense_gate"], w["dense_up"], w["dense_down"]), None
 
 
 def trunk(
@@ -180,9 +185,8 @@ def trunk(
     """Hidden states [T, hidden] before the final norm; expert loads [moe layers - 1, experts]."""
     x = functional.embedding(batch.ids, w["embed"]).to(_dtype(batch.ids))
     loads = []
-    for number, weights in enumerate(_layers(w)[:-1]):
-        index = max(number - 1, 0)
-        x, load = layer(x, weights, bias[index : index + 1], batch, config)
+    for number, weights in enumerate(layers(w)[:-1]):
+        x, load = layer(x, weights, bias[max(number - 1, 0)], batch, config)
         if load is not None:
             loads.append(load)
     return x, torch.stack(loads)
@@ -208,9 +212,9 @@ def join(w: Weights, ids: Tensor, state: Tensor, config: dict[str, Any]) -> Tens
 def finish(
     w: Weights, bias: Tensor, x: Tensor, attended: Tensor, config: dict[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """The NextN layer after its attention (projected, [T, hidden])."""
+    """A layer with experts after its attention (projected, [T, hidden]), and its expert load."""
     x = x + attended
-    y, load = _moe(w, bias, -1, rms_norm(x, w["post_norm"][-1], config["rms_norm_eps"]), config)
+    y, load = _moe(w, bias, rms_norm(x, w["post_norm"], config["rms_norm_eps"]), config)
     return x + y, load
 
 
@@ -236,28 +240,23 @@ def _loss(
 
 
 def project(
-    w: Weights, layer: int, x: Tensor, positions: Tensor, config: dict[str, Any]
+    w: Weights, x: Tensor, positions: Tensor, config: dict[str, Any]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [T, heads, width] of a layer's input x [T, hidden]."""
     nope, rope, value = (config[f"{k}_head_dim"] for k in ("qk_nope", "qk_rope", "v"))
     heads, rank, tokens = config["num_attention_heads"], config["kv_lora_rank"], x.shape[0]
-    h = rms_norm(x, w["input_norm"][layer], config["rms_norm_eps"])
-    q = rms_norm(linear(h, w["q_a"][layer]), w["q_a_norm"][layer], _LORA_NORM_EPS)
-    q = linear(q, w["q_b"][layer]).view(tokens, heads, nope + rope)
-    latent, k_rope = linear(h, w["kv_a"][layer]).tensor_split((rank,), -1)
-    latent = rms_norm(latent, w["kv_a_norm"][layer], _LORA_NORM_EPS)
-    kv = linear(latent, w["kv_b"][layer]).view(tokens, heads, nope + value)
+    h = rms_norm(x, w["input_norm"], config["rms_norm_eps"])
+    q = rms_norm(linear(h, w["q_a"]), w["q_a_norm"], _LORA_NORM_EPS)
+    q = linear(q, w["q_b"]).view(tokens, heads, nope + rope)
+    latent, k_rope = linear(h, w["kv_a"]).tensor_split((rank,), -1)
+    latent = rms_norm(latent, w["kv_a_norm"], _LORA_NORM_EPS)
+    kv = linear(latent, w["kv_b"]).view(tokens, heads, nope + value)
     theta = config["rope_theta"]
     q_rope = _rotate(q[..., nope:], positions, theta)
     k_rope = _rotate(k_rope[:, None], positions, theta).expand(-1, heads, -1)
     q = torch.cat((q[..., :nope], q_rope), -1)
     k = torch.cat((kv[..., :nope], k_rope), -1)
     return q, k, kv[..., nope:].contiguous()
-
-
-def _attention(w: Weights, layer: int, x: Tensor, batch: Batch, config: dict[str, Any]) -> Tensor:
-    q, k, v = project(w, layer, x, batch.positions, config)
-    return linear(_packed_attention(q, k, v, batch.starts).flatten(1), w["o"][layer])
 
 
 def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
@@ -272,22 +271,20 @@ def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=same.tril()).transpose(0, 1)
 
 
-def _moe(
-    w: Weights, bias: Tensor, index: int, h: Tensor, config: dict[str, Any]
-) -> tuple[Tensor, Tensor]:
+def _moe(w: Weights, bias: Tensor, h: Tensor, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
     experts, chosen = config["n_routed_experts"], config["num_experts_per_tok"]
-    scores = torch.sigmoid(h.float() @ w["router"][index].T)
-    top = (scores.detach() + bias[index]).topk(chosen, -1).indices
+    scores = torch.sigmoid(h.float() @ w["router"].T)
+    top = (scores.detach() + bias).topk(chosen, -1).indices
     picked = torch.zeros_like(scores).scatter(1, top, 1.0)
     gates = scores * picked
     gates = gates / (gates.sum(-1, keepdim=True) + 1e-20) * config["routed_scaling_factor"]
-    width = w["gate"].shape[2]
-    a = linear(h, w["gate"][index].flatten(0, 1))
-    b = linear(h, w["up"][index].flatten(0, 1))
+    width = w["gate"].shape[1]
+    a = linear(h, w["gate"].flatten(0, 1))
+    b = linear(h, w["up"].flatten(0, 1))
     mid = (functional.silu(a) * b).view(-1, experts, width) * gates.to(h.dtype)[..., None]
-    down = w["down"][index].transpose(0, 1).flatten(1)  # [hidden, experts * width]
+    down = w["down"].transpose(0, 1).flatten(1)  # [hidden, experts * width]
     y = linear(mid.flatten(1), down)
-    shared = (w[f"shared_{k}"][index] for k in ("gate", "up", "down"))
+    shared = (w[f"shared_{k}"] for k in ("gate", "up", "down"))
     return y + _mlp(h, *shared), picked.sum(0)
 
 

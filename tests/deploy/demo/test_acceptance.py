@@ -13,6 +13,7 @@ from glimmer.deploy.demo.training_model import (
     finish,
     init_weights,
     join,
+    layers,
     linear,
     logits,
     project,
@@ -43,14 +44,15 @@ def drafts_one_by_one(
     hidden, _ = trunk(w, bias, seen, config)
     state = hidden if before else rms_norm(hidden, w["norm"], eps)
     x = join(w, ids[1 : at + 2], state, config)
+    layer = layers(w)[-1]
     made = []
     for _ in range(DEPTH):
-        q, k, v = project(w, -1, x, torch.arange(len(x)), config)
+        q, k, v = project(layer, x, torch.arange(len(x)), config)
         scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
         mask = torch.ones(len(x), len(x)).tril().bool()
         mixed = scores.masked_fill(~mask, -torch.inf).softmax(-1)
         y = torch.einsum("hqk,khd->qhd", mixed, v).flatten(1)
-        out, _ = finish(w, bias, x, linear(y, w["o"][-1]), config)
+        out, _ = finish(layer, bias[-1], x, linear(y, layer["o"]), config)
         normed = rms_norm(out[-1:], w["shared_head_norm"], eps)
         made.append(int(logits(w, normed).argmax()))
         last = out[-1:] if before else normed

@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 from pathlib import Path
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from glimmer.deploy.demo.checkpoint import tensor_shapes, trained_config
-from glimmer.deploy.demo.train import learning_rate, parse, train
+from glimmer.deploy.demo.train import first_that_works, learning_rate, loss_functions, parse, train
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.workers.checkpoint import check_weights
 from safetensors.torch import load_file
@@ -55,3 +56,20 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     rates = [learning_rate(step, step / 1000) for step in range(1000)]
     assert rates[0] < rates[100] < rates[200] == rates[300] == 1
     assert rates[500] > rates[900] > rates[999] > 0
+
+
+def test_a_way_to_compute_the_losses_that_fails_costs_only_a_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain = loss_functions(compiled=False)["plain"]
+
+    def attempt(function: object) -> None:
+        if function is not plain:
+            raise ValueError("not today")
+
+    functions = {"compiled": functools.partial(plain), "plain": plain}
+    assert first_that_works(functions, attempt) is plain
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["losses compiled: ValueError: not today", "losses plain"]
+    with pytest.raises(RuntimeError, match="no way"):
+        first_that_works({"compiled": functools.partial(plain)}, attempt)
