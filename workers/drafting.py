@@ -17,8 +17,9 @@ from ..shared.messages import RowResult, StepPlan, TokenLogprob
 from ..shared.model_spec import ModelSpec, num_kv_layers
 from .device import to_device
 from .grammars import GrammarRows
+from .graphs import DecodeGraphs
 from .inputs import StepInputs, build_inputs
-from .model.glm4_moe_lite import ModelWeights
+from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
 from .mtp import (
     DraftLayer,
     Places,
@@ -36,16 +37,16 @@ from .sampler import Masks
 
 # (inputs) -> (normed states, states before the norm) of the main model
 Forward = Callable[[StepInputs], tuple[Tensor, Tensor]]
-# (normed states of the sampling places, rows, masks, places) -> ids on every rank
-Sample = Callable[[Tensor, Sequence[int], Masks | None, Places], Tensor]
+# (logits of the sampling places, rows, masks, places) -> ids on every rank. Other ranks than the
+# first have no logits.
+Sample = Callable[[Tensor | None, Sequence[int], Masks | None, Places], Tensor]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step sampled: `ids` [places], of which the decode rows keep `num_tokens` [rows]."""
+    """How to read what a step sampled: decode rows keep the first `num_tokens` [rows]."""
 
     rows: list[int]  # of the places
-    ids: Tensor
     num_tokens: Tensor
     num_chunks: int
     num_drafts: int
@@ -81,6 +82,7 @@ class DraftSteps:
         grammars: GrammarRows | None,
     ) -> None:
         assert model.nextn is not None, "weights were loaded without the draft layer"
+        self._model, self._spec, self._ranks = model, spec, ranks
         self._table, self._grammars = table, grammars
         self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
         main, own = config.mtp_hidden_states[0], config.mtp_hidden_states[-1]
@@ -113,6 +115,29 @@ class DraftSteps:
             backend=self._backends[1],
         )
 
+    def verify(
+        self, rows: Tensor, num_drafts: int, state: RowState, kv: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Places]:
+        """What comes before sampling in a step without chunks, for `rows` [n] int64; fills logits
+        [n * (num_drafts + 1), vocab]. -> (states that the draft layer is fed, sampling places)."""
+        inputs = verify_inputs(state, rows, num_drafts)
+        states = hidden_states(self._model, inputs, kv, self._spec, self._ranks)
+        compute_logits(self._model, states[0], self._spec, self._ranks, logits)
+        return states[0 if self._feeds_normed else 1], verify_places(state, rows, num_drafts)
+
+    def finish(
+        self,
+        rows: Tensor,
+        num_drafts: int,
+        ids: Tensor,
+        hidden: Tensor,
+        state: RowState,
+        kv: Tensor,
+    ) -> Tensor:
+        """What comes after it. -> number of new tokens [n] int64."""
+        sampled = ids.view(len(rows), num_drafts + 1)
+        return finish_decode(state, rows, sampled, hidden, kv, self.layer, num_drafts)
+
     def run(
         self,
         plan: StepPlan,
@@ -121,40 +146,50 @@ class DraftSteps:
         forward: Forward,
         sample: Sample,
         read_pending: Callable[[], None],
+        graphs: DecodeGraphs | None,
     ) -> Step:
         """Run a plan whose row changes were applied, and make the drafts for the next one.
         `read_pending` lets grammars know the tokens of the steps before."""
         table, num_drafts = self._table, plan.num_drafts
-        device = table.device
-        index = to_device(plan.decode, torch.int64, device)
+        index = to_device(plan.decode, torch.int64, table.device)
         table.expect_outputs(plan.decode)
-        verify = verify_inputs(state, index, num_drafts)
         chunk_rows = [chunk.row for chunk in plan.prefill if chunk.sample]
-        chunk_index = to_device(chunk_rows, torch.int64, device)
-        inputs = chunks = verify
-        if plan.prefill:
-            chunks = build_inputs(msgspec.structs.replace(plan, decode=[]), table, self._backends)
-            inputs = join_inputs(chunks, verify) if plan.decode else chunks
-        normed, raw = forward(inputs)
-        hidden = normed if self._feeds_normed else raw
         rows = chunk_rows + [row for row in plan.decode for _ in range(num_drafts + 1)]
-        places = _join_places(
-            verify_places(state, chunk_index, 0), verify_places(state, index, num_drafts)
-        )
-        ids = places.owners
-        if rows:
+
+        def choose(logits: Tensor | None, places: Places) -> Tensor:
             masks = self._masks(chunk_rows, plan.decode, state, index, num_drafts, read_pending)
-            ids = sample(normed[inputs.sampling_index], rows, masks, places)
-        sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
-        if plan.prefill:
-            if not num_drafts:
-                inputs, hidden = chunks, hidden[: len(chunks.token_ids)]
-            num_tokens = self._settle(plan, state, inputs, ids, sampled, index, hidden, kv)
+            return sample(logits, rows, masks, places)
+
+        if not plan.prefill and graphs is not None and graphs.covers(len(plan.decode), num_drafts):
+            logits, places = graphs.verify(plan.decode, num_drafts)
+            ids = choose(logits if self._ranks.rank == 0 else None, places)
+            num_tokens = graphs.finish(len(plan.decode), num_drafts, ids)
         else:
-            num_tokens = finish_decode(state, index, sampled, hidden, kv, self.layer, num_drafts)
+            verify = inputs = chunks = verify_inputs(state, index, num_drafts)
+            if plan.prefill:
+                alone = msgspec.structs.replace(plan, decode=[])
+                chunks = build_inputs(alone, table, self._backends)
+                inputs = join_inputs(chunks, verify) if plan.decode else chunks
+            normed, raw = forward(inputs)
+            hidden = normed if self._feeds_normed else raw
+            first = verify_places(state, to_device(chunk_rows, torch.int64, table.device), 0)
+            places = _join_places(first, verify_places(state, index, num_drafts))
+            ids = places.owners
+            if rows:
+                sampling = normed[inputs.sampling_index]
+                logits = compute_logits(self._model, sampling, self._spec, self._ranks)
+                ids = choose(logits, places)
+            if not plan.prefill:
+                num_tokens = self.finish(index, num_drafts, ids, hidden, state, kv)
+            else:
+                if not num_drafts:
+                    inputs, hidden = chunks, hidden[: len(chunks.token_ids)]
+                sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
+                num_tokens = self._settle(plan, state, inputs, ids, sampled, index, hidden, kv)
+        sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
         counted = torch.cat((ids[: len(chunk_rows)], kept(sampled, num_tokens).flatten()))
         table.rules.penalties.record(rows, places.owners, counted)
-        return Step(rows, ids, num_tokens, len(chunk_rows), num_drafts)
+        return Step(rows, num_tokens, len(chunk_rows), num_drafts)
 
     def _settle(
         self,

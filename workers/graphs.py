@@ -1,8 +1,10 @@
-"""CUDA graphs of the decode step: captured once per batch size, replayed with any rows.
+"""CUDA graphs of decode steps: captured once per batch size and draft length, replayed with any
+rows.
 
-A graph reads row numbers from a fixed buffer and everything else (last tokens, lengths, pages)
-from the row table on the device, so a replay needs one small copy. Sampling is not in it: grammar
-masks and penalties differ from step to step.
+A graph reads row numbers from a fixed buffer and everything else (last tokens, drafts, lengths,
+pages) from the rows' state on the device, so a replay needs one small copy. Sampling is not in it:
+grammar masks and penalties differ from step to step. With drafts a step therefore has two graphs,
+before and after sampling.
 """
 
 import gc
@@ -13,83 +15,151 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .rows import RowTable
+from .mtp import Places
 
 _log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 12, *range(16, 65, 8), *range(80, 257, 16))
 _STEP = 32  # above those
+_DRAFT_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)  # times draft lengths
+_MOST_TOKENS = 1024  # of a step with drafts: their logits are kept, 620 KB each at full size
+
+# rows [n] int64, number of drafts, logits [n * (drafts + 1), vocab] float32 to fill: run what
+# comes before sampling. Without drafts it moves the rows on as well and there are no places.
+Verify = Callable[[Tensor, int, Tensor], tuple[Tensor, Places] | None]
+# rows [n], number of drafts, sampled [n * (drafts + 1)] int64, hidden states of these: the rest.
+# -> number of new tokens [n] int64
+Finish = Callable[[Tensor, int, Tensor, Tensor], Tensor]
 
 
-def batch_sizes(largest: int) -> list[int]:
-    """Batch sizes to capture, so that little is filled up: ascending, `largest` the last."""
+def batch_sizes(largest: int, num_drafts: int = 0) -> list[int]:
+    """Batch sizes to capture, so that little is filled up: ascending."""
     sizes = [*_SIZES, *range(_SIZES[-1] + _STEP, largest + _STEP, _STEP)]
+    if num_drafts:
+        largest = min(largest, _MOST_TOKENS // (num_drafts + 1))
+        sizes = list(_DRAFT_SIZES)
     return [size for size in sizes if size < largest] + [largest]
-
-
-# rows [n] int64 on the device, logits [n, vocab] float32: decode one token of each row, put its
-# logits there, advance the rows' lengths on the device.
-DecodeStep = Callable[[Tensor, Tensor], None]
 
 
 class DecodeGraphs:
     """The graphs of one rank. All share one memory pool: only one runs at a time."""
 
-    def __init__(self, step: DecodeStep, table: RowTable, vocab_size: int, largest: int) -> None:
-        self.sizes = batch_sizes(largest)
-        self._step = step
-        self._scratch_row = table.scratch_row
-        device = table.device
-        self._rows = torch.full((largest,), table.scratch_row, dtype=torch.int64, device=device)
+    def __init__(
+        self,
+        verify: Verify,
+        finish: Finish | None,
+        scratch_row: int,
+        vocab_size: int,
+        largest: int,
+        most_drafts: int,
+        device: torch.device,
+    ) -> None:
+        self._verify, self._finish = verify, finish
+        self._scratch_row = scratch_row
+        self.sizes = {k: batch_sizes(largest, k) for k in range(most_drafts + 1)}
+        tokens = max(sizes[-1] * (k + 1) for k, sizes in self.sizes.items())
+        self._rows = torch.full((largest,), scratch_row, dtype=torch.int64, device=device)
         # Graphs write here, or each of them would keep logits of its own.
-        self._logits = torch.empty(largest, vocab_size, dtype=torch.float32, device=device)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._logits = torch.empty(tokens, vocab_size, dtype=torch.float32, device=device)
+        self._sampled = torch.zeros(tokens, dtype=torch.int64, device=device)
+        self._before: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._after: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self._outputs: dict[tuple[int, int], tuple[Tensor, Places] | None] = {}
+        self._num_tokens: dict[tuple[int, int], Tensor] = {}
         self._filled: list[int] = []  # row numbers in the buffer
 
+    @property
+    def num_graphs(self) -> int:
+        """How many there will be."""
+        return sum(map(len, self.sizes.values())) * (1 if self._finish is None else 2)
+
     def run_largest(self) -> None:
-        """The largest step without a graph, for nobody: to measure what it needs."""
-        self._step(self._rows, self._logits)
+        """The largest steps without graphs, for nobody: to measure what they need."""
+        for num_drafts, sizes in self.sizes.items():
+            self._run(sizes[-1], num_drafts)
 
     def capture(self, report: Callable[[int, int], None]) -> None:
-        """Capture all sizes, largest first (the smaller ones then fit into its memory).
+        """Capture all, largest first (the smaller ones then fit into its memory).
         `report(done, total)` is called after each."""
         started = time.monotonic()
         free, _ = torch.cuda.mem_get_info()
-        pool = torch.cuda.graph_pool_handle()
+        self._pool = torch.cuda.graph_pool_handle()
         gc.collect()
         gc.freeze()  # each capture collects garbage, and there is much to look through
+        keys = [(size, k) for k, sizes in self.sizes.items() for size in sizes]
+        keys.sort(key=lambda key: key[0] * (key[1] + 1), reverse=True)
         try:
-            for done, size in enumerate(reversed(self.sizes)):
-                self._run(size)  # compiles and sizes workspaces, which a capture must not
+            for done, key in enumerate(keys):
+                self._run(*key)  # compiles and sizes workspaces, which a capture must not
                 torch.cuda.synchronize()
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool):
-                    self._run(size)
-                self._graphs[size] = graph
-                report(done + 1, len(self.sizes))
+                self._capture(*key)
+                report(done + 1, len(keys))
         finally:
             gc.unfreeze()
         torch.cuda.synchronize()
         taken = free - torch.cuda.mem_get_info()[0]
         seconds = time.monotonic() - started
         _log.info(
-            "captured %d CUDA graphs in %.1f s, %.2f GB", len(self.sizes), seconds, taken / 1e9
+            "captured %d CUDA graphs in %.1f s, %.2f GB", self.num_graphs, seconds, taken / 1e9
         )
 
-    def covers(self, num_rows: int) -> bool:
-        """Whether a decode step of so many rows has a graph."""
-        return bool(self._graphs) and 0 < num_rows <= self.sizes[-1]
+    def covers(self, num_rows: int, num_drafts: int = 0) -> bool:
+        """Whether a decode step of so many rows, with so many drafts each, has graphs."""
+        sizes = self.sizes.get(num_drafts, [0])
+        return bool(self._before) and 0 < num_rows <= sizes[-1]
 
     def replay(self, rows: Sequence[int]) -> Tensor:
         """Decode one token of each row, which advances their lengths on the device.
         -> logits [len(rows), vocab] float32, valid until the next replay."""
-        size = next(size for size in self.sizes if size >= len(rows))
-        wanted = [*rows, *[self._scratch_row] * (size - len(rows))]
-        if self._filled[:size] != wanted:
-            host = torch.tensor(wanted, dtype=torch.int64, pin_memory=True)
-            self._rows[:size].copy_(host, non_blocking=True)
-            self._filled[:size] = wanted
-        self._graphs[size].replay()
+        self._before[self._fill(rows, 0)].replay()
         return self._logits[: len(rows)]
 
-    def _run(self, size: int) -> None:
-        self._step(self._rows[:size], self._logits[:size])
+    def verify(self, rows: Sequence[int], num_drafts: int) -> tuple[Tensor, Places]:
+        """The part of a step with drafts before sampling. -> logits and places of all verify
+        places [len(rows) * (num_drafts + 1)], valid until the next replay."""
+        key = self._fill(rows, num_drafts)
+        self._before[key].replay()
+        count = len(rows) * (num_drafts + 1)
+        outputs = self._outputs[key]
+        assert outputs is not None, "captured without drafts"
+        return self._logits[:count], Places(*(part[:count] for part in outputs[1]))
+
+    def finish(self, num_rows: int, num_drafts: int, ids: Tensor) -> Tensor:
+        """The part after it, of the same step; ids int64 [num_rows * (num_drafts + 1)] were
+        sampled. -> number of new tokens [num_rows], valid until the next replay."""
+        key = self._key(num_rows, num_drafts)
+        self._sampled[: len(ids)] = ids
+        self._after[key].replay()
+        return self._num_tokens[key][:num_rows]
+
+    def _key(self, num_rows: int, num_drafts: int) -> tuple[int, int]:
+        return next(size for size in self.sizes[num_drafts] if size >= num_rows), num_drafts
+
+    def _fill(self, rows: Sequence[int], num_drafts: int) -> tuple[int, int]:
+        key = self._key(len(rows), num_drafts)
+        wanted = [*rows, *[self._scratch_row] * (key[0] - len(rows))]
+        if self._filled[: key[0]] != wanted:
+            host = torch.tensor(wanted, dtype=torch.int64, pin_memory=True)
+            self._rows[: key[0]].copy_(host, non_blocking=True)
+            self._filled[: key[0]] = wanted
+        return key
+
+    def _run(self, size: int, num_drafts: int) -> None:
+        tokens = size * (num_drafts + 1)
+        rows = self._rows[:size]
+        outputs = self._verify(rows, num_drafts, self._logits[:tokens])
+        if self._finish is not None and outputs is not None:
+            self._finish(rows, num_drafts, self._sampled[:tokens], outputs[0])
+
+    def _capture(self, size: int, num_drafts: int) -> None:
+        key, tokens = (size, num_drafts), size * (num_drafts + 1)
+        rows = self._rows[:size]
+        self._before[key] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._before[key], pool=self._pool):
+            outputs = self._verify(rows, num_drafts, self._logits[:tokens])
+        self._outputs[key] = outputs
+        if self._finish is None or outputs is None:
+            return
+        self._after[key] = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._after[key], pool=self._pool):
+            found = self._finish(rows, num_drafts, self._sampled[:tokens], outputs[0])
+        self._num_tokens[key] = found

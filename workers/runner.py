@@ -168,16 +168,33 @@ class ModelRunner:
     @torch.inference_mode()
     def prepare_graphs(self, largest: int) -> DecodeGraphs:
         """Graphs for decode steps of up to `largest` rows, in use once they are captured."""
-        table = self._table
+        table, drafting = self._table, self._drafting
 
-        def step(rows: Tensor, logits: Tensor) -> None:
+        def decode(rows: Tensor, num_drafts: int, logits: Tensor) -> tuple[Tensor, Places] | None:
+            if drafting is not None:
+                state = drafting.state(self.num_pages)
+                return drafting.verify(rows, num_drafts, state, self._kv, logits)
             inputs = decode_inputs(rows, table, self._backends[1])
             hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
             compute_logits(self._model, hidden, self._spec, self._ranks, logits)
             table.lengths.index_add_(0, rows, torch.ones_like(rows))
             table.lengths[table.scratch_row :].zero_()
+            return None
 
-        self.graphs = DecodeGraphs(step, table, self._spec.vocab_size, largest)
+        def finish(rows: Tensor, num_drafts: int, ids: Tensor, hidden: Tensor) -> Tensor:
+            assert drafting is not None
+            state = drafting.state(self.num_pages)
+            return drafting.finish(rows, num_drafts, ids, hidden, state, self._kv)
+
+        self.graphs = DecodeGraphs(
+            decode,
+            finish if drafting is not None else None,
+            table.scratch_row,
+            self._spec.vocab_size,
+            largest,
+            self._config.mtp_step if drafting is not None else 0,
+            table.device,
+        )
         return self.graphs
 
     def _check_pages(self, plan: StepPlan) -> None:
@@ -244,15 +261,14 @@ class ModelRunner:
             return states
 
         def choose(
-            hidden: Tensor, rows: Sequence[int], masks: Masks | None, places: Places
+            logits: Tensor | None, rows: Sequence[int], masks: Masks | None, places: Places
         ) -> Tensor:
             step.rows = rows
-            logits = compute_logits(self._model, hidden, self._spec, self._ranks)
             return self._sample(logits, step, masks, places)
 
         state = self._drafting.state(self.num_pages)
         step.drafted = self._drafting.run(
-            plan, state, self._kv, forward, choose, self._read_pending
+            plan, state, self._kv, forward, choose, self._read_pending, self.graphs
         )
         if step.rows:
             step.copy = HostCopy(_tensors(step))

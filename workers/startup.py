@@ -95,11 +95,12 @@ def _make_ready(
     report("measuring memory", 0, 0)
     step_bytes = measure_peak(runner.run_largest_step)
     graph_bytes, graphs = 0, None
-    if not config.disable_cudagraph:
+    # In 32 bits the ops are the references, some of which wait for the device.
+    if not config.disable_cudagraph and dtype != torch.float32:
         rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
         graphs = runner.prepare_graphs(rows)
         graphs.run_largest()
-        graph_bytes = graph_allowance(measure_peak(graphs.run_largest), len(graphs.sizes))
+        graph_bytes = graph_allowance(measure_peak(graphs.run_largest), graphs.num_graphs)
     _log.info(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )

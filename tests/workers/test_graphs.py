@@ -4,10 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine import Engine
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.graphs import batch_sizes
 
 PROMPTS = [[(5 * i + n) % 150 for i in range(n)] for n in (1, 3, 17, 40, 64, 65, 100)]
+
+
+@pytest.mark.parametrize("num_drafts", [1, 4, 7])
+def test_sizes_with_drafts_are_bounded_by_tokens(num_drafts: int) -> None:
+    sizes = batch_sizes(512, num_drafts)
+    assert sizes == sorted(set(sizes))
+    assert 900 < sizes[-1] * (num_drafts + 1) <= 1024
 
 
 @pytest.mark.parametrize("largest", [1, 2, 7, 8, 48, 100, 256, 512, 1000])
@@ -46,3 +54,19 @@ def test_a_graph_fits_any_rows(tiny_model: Path, make_runner: Any, driver_of: An
     alone = [driver_of(runner.run, 64).generate([p], greedy, None)[0].outputs for p in PROMPTS]
     together = driver_of(runner.run, 64).generate(PROMPTS, greedy, None)
     assert [s.outputs for s in together] == alone
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["eagle_with_att", "vanilla_with_att"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_graphs_change_no_token_with_drafts(
+    tiny_model: Path, tmp_path: Path, mode: str, temperature: float
+) -> None:
+    sampling = SamplingParams(max_new_tokens=24, temperature=temperature, seed=3)
+    drafts = {"mtp_mode": mode, "mtp_step": 3, "mtp_fixed_step": True}
+    outputs = []
+    for options in ({"disable_cudagraph": True}, {"graph_max_batch_size": 8}):
+        changes = {"device": "cuda", "data_type": "bfloat16", **drafts, **options}
+        engine = Engine(tiny_model, tmp_path, **changes)
+        outputs.append(engine.generate(PROMPTS, sampling))
+    assert outputs[0] == outputs[1]
