@@ -12,6 +12,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
 
+_FEW_ROWS, _FEW_SIZE = 2048, 1 << 24  # of weights that the library is not as fast with
+
 
 @triton.jit
 def _one_kernel(
@@ -61,17 +63,20 @@ def _few_kernel(
     tl.store(at, total, mask=(tokens[None, :] < num_tokens) & (rows[:, None] < n))
 
 
-def one_tile(n: int, k_size: int) -> tuple[int, int, int]:
-    """(rows, columns, warps): some 64 bytes to each thread, and enough programs for the card."""
+def one_tile(k_size: int) -> tuple[int, ...]:
+    """Rows, columns and warps of a tile for one token."""
     return 4, min(2048, max(16, triton.next_power_of_2(k_size) // 2)), 4
 
 
-def few_tile(n: int, k_size: int) -> tuple[int, int, int, int]:
-    """(slices, rows, columns of a slice, stages)."""
+def few_tile(n: int, k_size: int) -> tuple[int, ...]:
+    """Slices, rows, columns of a slice and stages for a few tokens; empty: the library, which is
+    better at wide and at large weights."""
+    if n > min(_FEW_ROWS, k_size) or n * k_size > _FEW_SIZE:
+        return ()
     return min(4, max(1, triton.next_power_of_2(k_size) // 64)), 16, 64, 4
 
 
-def linear_one(x: Tensor, weight: Tensor, config: tuple[int, int, int]) -> Tensor:
+def linear_one(x: Tensor, weight: Tensor, config: tuple[int, ...]) -> Tensor:
     """x [1, k], weight [n, k] -> [1, n]; config: rows, columns, warps of a tile."""
     n, k_size = weight.shape
     out = x.new_empty(1, n)
@@ -83,9 +88,10 @@ def linear_one(x: Tensor, weight: Tensor, config: tuple[int, int, int]) -> Tenso
     return out
 
 
-def linear_few(x: Tensor, weight: Tensor, config: tuple[int, int, int, int]) -> Tensor:
+def linear_few(x: Tensor, weight: Tensor, config: tuple[int, ...]) -> Tensor:
     """x [num_tokens <= 64, k], weight [n, k] -> [num_tokens, n]; config: slices, rows, columns of
-    a slice, stages. A program has as many warps as slices."""
+    a slice, stages. A program has as many warps as slices. (8, 16, 64, 4) is more than the shared
+    memory of an H100 from 33 tokens on."""
     n, k_size = weight.shape
     out = x.new_empty(len(x), n)
     slices, rows, columns, stages = config

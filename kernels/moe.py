@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import linear as dense
 from torch.nn.functional import silu
 
+from .choices import choose
 from .linear import linear
 
 _SLICE = 8192  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
@@ -39,15 +40,19 @@ def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) 
     """
     if not x.is_cuda or x.dtype == torch.float32:
         return moe_reference(x, ids, weights, gate_up, down)
-    from .moe_triton import moe_grouped, moe_one, tiles
+    from .moe_triton import ONE_TILE, default_tile, moe_grouped, moe_one, split_tile
 
     x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
+    shape = (len(gate_up), down.shape[2], down.shape[1], ids.shape[1])
     if len(x) == 1:
-        return moe_one(x, ids, weights, gate_up, down)
+        tile = choose("moe_one", shape, 1, ONE_TILE)
+        return moe_one(x, ids, weights, gate_up, down, tile)
     parts = []
     for begin in range(0, len(x), _SLICE):
         span = slice(begin, begin + _SLICE)
-        configs = tiles(len(x[span]), ids.shape[1], len(gate_up))
+        count = len(x[span])
+        tile = choose("moe", shape, count, default_tile(count, shape[3], shape[0]))
+        configs = split_tile(tile)
         parts.append(moe_grouped(x[span], ids[span], weights[span], gate_up, down, *configs))
     return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(x)
 

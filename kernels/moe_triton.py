@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .launch import pdl
 
 DENSE_TOKENS = 32  # up to here every program looks at all tokens
+ONE_TILE = (2, 2048, 4, 2, 512, 2)  # rows, columns, warps of up, then of down
 
 
 @dataclass(frozen=True)
@@ -34,18 +35,26 @@ class GemmConfig:
     tma: bool = True
 
 
-def tiles(num_tokens: int, top_k: int, num_experts: int) -> tuple[GemmConfig, GemmConfig]:
-    """Tiles of (up, down) for so many tokens, by the rows that an expert gets on average."""
+def default_tile(num_tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
+    """For so many tokens, by the rows that an expert gets on average, in the order of `split_tile`:
+    block_t, then block_n, block_k, warps and stages of up, then those of down."""
     rows = num_tokens * top_k / num_experts
     if num_tokens <= DENSE_TOKENS:
         block_t = 16 if num_tokens <= 16 else 32
     else:
         block_t = 16 if rows <= 8 else 32 if rows <= 16 else 64 if rows <= 56 else 128
     if block_t <= 32:
-        return GemmConfig(64, block_t, 128, 4, 4), GemmConfig(64, block_t, 128, 4, 4)
+        return block_t, 64, 128, 4, 4, 64, 128, 4, 4
     if block_t == 64:
-        return GemmConfig(64, 64, 128, 4, 4), GemmConfig(128, 64, 128, 8, 4)
-    return GemmConfig(128, 128, 64, 8, 4), GemmConfig(256, 128, 64, 8, 4)
+        return block_t, 64, 128, 4, 4, 128, 128, 8, 4
+    return block_t, 128, 64, 8, 4, 256, 64, 8, 4
+
+
+def split_tile(tile: tuple[int, ...]) -> tuple[GemmConfig, GemmConfig]:
+    """The configs of (up, down), which share the blocks of tokens."""
+    block_t, up_n, up_k, up_warps, up_stages, down_n, down_k, down_warps, down_stages = tile
+    up = GemmConfig(up_n, block_t, up_k, up_warps, up_stages)
+    return up, GemmConfig(down_n, block_t, down_k, down_warps, down_stages)
 
 
 @triton.jit
@@ -295,23 +304,21 @@ def moe_one(
     weights: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    up_config: tuple[int, int, int] = (2, 2048, 4),
-    down_config: tuple[int, int, int] = (2, 512, 2),
+    tile: tuple[int, ...],
 ) -> Tensor:
-    """`moe` of one token in two launches; configs are (rows, columns, warps) of a tile."""
+    """`moe` of one token in two launches; tile: rows, columns and warps of up, then of down."""
     width, hidden = down.shape[2], down.shape[1]
     top_k = ids.shape[1]
     between = x.new_empty(top_k, width)
     out = torch.empty_like(x)
-    rows, columns, warps = up_config
+    rows, columns, warps, down_rows, down_columns, down_warps = tile
     _up_one_kernel[(triton.cdiv(width, rows), top_k)](
         x, ids, gate_up, between, width, HIDDEN=hidden, BLOCK_N=rows,
         BLOCK_K=min(columns, triton.next_power_of_2(hidden)), num_warps=warps, **pdl(),
     )  # fmt: skip
-    rows, columns, warps = down_config
-    _down_one_kernel[(triton.cdiv(hidden, rows),)](
-        between, ids, weights, down, out, hidden, WIDTH=width, TOP_K=top_k, BLOCK_N=rows,
-        BLOCK_K=min(columns, triton.next_power_of_2(width)), num_warps=warps, **pdl(),
+    _down_one_kernel[(triton.cdiv(hidden, down_rows),)](
+        between, ids, weights, down, out, hidden, WIDTH=width, TOP_K=top_k, BLOCK_N=down_rows,
+        BLOCK_K=min(down_columns, triton.next_power_of_2(width)), num_warps=down_warps, **pdl(),
     )  # fmt: skip
     return out
 

@@ -27,7 +27,7 @@ def check(got: torch.Tensor, expected: torch.Tensor) -> None:
 def test_one_token(n: int, k: int) -> None:
     x, weight, expected = case(1, n, k)
     check(linear_one(x, weight, (4, 64, 4)), expected)
-    check(linear_one(x, weight, one_tile(n, k)), expected)
+    check(linear_one(x, weight, one_tile(k)), expected)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 17])
@@ -35,13 +35,13 @@ def test_one_token(n: int, k: int) -> None:
 def test_few_tokens(num_tokens: int, n: int, k: int) -> None:
     x, weight, expected = case(num_tokens, n, k)
     check(linear_few(x, weight, (4, 16, 32, 2)), expected)
-    check(linear_few(x, weight, few_tile(n, k)), expected)
+    check(linear_few(x, weight, (2, 16, 64, 3)), expected)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, weight, _ = case(9, 40, 128)
-    whole = linear_few(x, weight, few_tile(40, 128))
-    assert torch.equal(whole[2:5], linear_few(x[2:5], weight, few_tile(40, 128)))
+    tile = few_tile(40, 128)
+    assert torch.equal(linear_few(x, weight, tile)[2:5], linear_few(x[2:5], weight, tile))
 
 
 @pytest.mark.gpu

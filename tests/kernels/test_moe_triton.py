@@ -64,7 +64,7 @@ def test_sorted_pairs_are_each_experts_in_order(
 @pytest.mark.parametrize(("hidden", "width"), [(96, 48), (40, 24)])
 def test_one_token(hidden: int, width: int) -> None:
     args = case(1, hidden, width, 8, 3)
-    check(moe_one(*args, up_config=(4, 32, 4), down_config=(8, 16, 4)), args)
+    check(moe_one(*args, (4, 32, 4, 8, 16, 4)), args)
 
 
 @pytest.mark.parametrize("tma", [True, False])
