@@ -170,9 +170,6 @@ def _merge_kernel(
 ):
     """A query token and HEADS of its heads, BLOCK of the values: sum the chunks, each by its own
     maximum."""
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     token = tl.program_id(0)
     row_ids = tl.arange(0, ROWS)
     rows = row_work(
@@ -181,6 +178,9 @@ def _merge_kernel(
     _, starts, counts, chunks, work = rows
     mine = (row_ids < num_rows) & (starts <= token) & (token < starts + counts)
     num_chunks = tl.sum(tl.where(mine, chunks, 0), 0)
+    if PDL:  # so far, it read nothing that the kernel before it wrote
+        gdc_wait()
+        gdc_launch_dependents()
     if num_chunks > 1:
         first_column = (token - tl.sum(tl.where(mine, starts, 0), 0)) * num_heads
         before = tl.sum(tl.where((row_ids < num_rows) & (starts + counts <= token), work, 0), 0)
