@@ -152,7 +152,6 @@ class DraftSteps:
         `read_pending` lets grammars know the tokens of the steps before."""
         table, num_drafts = self._table, plan.num_drafts
         index = to_device(plan.decode, torch.int64, table.device)
-        table.expect_outputs(plan.decode)
         chunk_rows = [chunk.row for chunk in plan.prefill if chunk.sample]
         rows = chunk_rows + [row for row in plan.decode for _ in range(num_drafts + 1)]
 
@@ -189,6 +188,7 @@ class DraftSteps:
         sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
         counted = torch.cat((ids[: len(chunk_rows)], kept(sampled, num_tokens).flatten()))
         table.rules.penalties.record(rows, places.owners, counted)
+        table.expect_outputs(plan.decode)  # not before: rules of the first outputs ask for it
         return Step(rows, num_tokens, len(chunk_rows), num_drafts)
 
     def _settle(
