@@ -22,7 +22,7 @@ def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
         return "torch"
     if asked in ("triton", "flashinfer"):
         return _installed(asked)
-    fits = queries.shape[-1] == value_dim in FA3_HEAD_DIMS and _is_hopper(queries.device)
+    fits = queries.shape[-1] == value_dim in FA3_HEAD_DIMS and is_hopper(queries.device)
     if queries.dtype != torch.bfloat16 or not fits:
         return "triton"
     if asked == "fa3":
@@ -31,9 +31,15 @@ def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
 
 
 def decode_backend(asked: str, queries: Tensor) -> str:
-    """asked: torch, or auto, triton, fa3 or flashinfer, which all mean the paged Triton kernel
-    -> torch or triton; 32-bit types and CPUs have the reference alone."""
-    return "triton" if _accelerated(queries) and asked != "torch" else "torch"
+    """asked: torch, or auto, triton, fa3 or flashinfer -> torch or triton; 32-bit types and CPUs
+    have the reference alone. FlashInfer's decode is planned before a step (`flashinfer_mla.py`);
+    steps that it cannot plan run the paged kernels, as with the others. Raises ValueError if it
+    was asked for and is not installed."""
+    if not _accelerated(queries) or asked == "torch":
+        return "torch"
+    if asked == "flashinfer":
+        _installed(asked)
+    return "triton"
 
 
 def _accelerated(queries: Tensor) -> bool:
@@ -56,5 +62,6 @@ def _is_installed(backend: str) -> bool:
 
 
 @cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device)[0] == _HOPPER
+def is_hopper(device: torch.device) -> bool:
+    """Whether a device is a card that FlashAttention 3's kernels are for."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER

@@ -16,6 +16,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from .backends import is_hopper
 from .launch import pdl
 from .mla_decode_split import (
     LOG2E,
@@ -234,7 +235,7 @@ def fits(queries: Tensor, kv: Tensor, value_dim: int) -> bool:
         and (value_dim, queries.shape[2] - value_dim) == (512, 64)
         and kv.shape[1] % TILE == 0
         and kv.data_ptr() % 16 == kv.stride(0) % 8 == kv.stride(1) % 8 == 0
-        and torch.cuda.get_device_capability(queries.device)[0] == 9
+        and is_hopper(queries.device)
     )
 
 

@@ -107,6 +107,10 @@ class DecodeGraphs:
         sizes = self.sizes.get(num_drafts, [0])
         return bool(self._before) and 0 < num_rows <= sizes[-1]
 
+    def filled_up(self, rows: Sequence[int]) -> list[int]:
+        """The rows that `replay` of these would run: the scratch row fills the batch up."""
+        return [*rows, *[self._scratch_row] * (self._key(len(rows), 0)[0] - len(rows))]
+
     def replay(self, rows: Sequence[int]) -> Tensor:
         """Decode one token of each row, which advances their lengths on the device.
         -> logits [len(rows), vocab] float32, valid until the next replay."""

@@ -7,6 +7,7 @@ from itertools import accumulate, chain, pairwise
 import torch
 from torch import Tensor
 
+from ..kernels.flashinfer_mla import FlashInferDecode
 from ..shared.messages import PrefillChunk, StepPlan
 from .device import to_device
 from .rows import RowTable
@@ -31,6 +32,7 @@ class AttentionGroup:
     query_lens: tuple[int, ...] = ()
     prefix_lens: tuple[int, ...] = ()
     backend: str = "auto"  # as asked for, see `kernels/backends.py`
+    planned: FlashInferDecode | None = None  # planned for these rows; it runs instead
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,12 @@ class StepInputs:
     sampling_index: Tensor  # [len(sampling_rows)] int64: their last tokens in the flat batch
 
 
-def decode_inputs(rows: Tensor, table: RowTable, backend: str = "auto") -> StepInputs:
+def decode_inputs(
+    rows: Tensor,
+    table: RowTable,
+    backend: str = "auto",
+    planned: FlashInferDecode | None = None,
+) -> StepInputs:
     """One token of each row [n] int64, the row's last one, from the device's state alone: what a
     CUDA graph captures. Attention gets the loosest bound on lengths."""
     positions = table.lengths[rows]
@@ -61,6 +68,7 @@ def decode_inputs(rows: Tensor, table: RowTable, backend: str = "auto") -> StepI
         max_query_len=1,
         max_length=page_table.shape[1] * table.page_size,
         backend=backend,
+        planned=planned,
     )
     pages = page_table.gather(1, (positions // table.page_size)[:, None]).squeeze(1).long()
     slots = pages * table.page_size + positions % table.page_size
@@ -69,11 +77,15 @@ def decode_inputs(rows: Tensor, table: RowTable, backend: str = "auto") -> StepI
 
 
 def build_inputs(
-    plan: StepPlan, table: RowTable, backends: tuple[str, str] = ("auto", "auto")
+    plan: StepPlan,
+    table: RowTable,
+    backends: tuple[str, str] = ("auto", "auto"),
+    planned: FlashInferDecode | None = None,
 ) -> StepInputs:
     """Inputs for a plan whose row changes have been applied; `backends` as asked for, of
-    up-projected and of absorbed attention. Raises ValueError if a chunk does
-    not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
+    up-projected and of absorbed attention; `planned`: what decode rows run, if any, for this plan.
+    Raises ValueError if a chunk does not continue its row or a row's pages are too few: a wrong
+    plan must not corrupt other rows."""
     chunks = sorted(enumerate(plan.prefill), key=lambda item: _is_absorbed(item[1]))
     num_long = sum(not _is_absorbed(chunk) for chunk in plan.prefill)
     ordered = [chunk for _, chunk in chunks]
@@ -102,12 +114,12 @@ def build_inputs(
     tokens = torch.cat((tokens[:first_decode], table.last_token[tokens[first_decode:]]))
     pages = table.page_table[of_token, at // table.page_size].long()
 
-    def group(a: int, b: int, absorbed: bool) -> AttentionGroup:
+    def group(a: int, b: int, kind: int) -> AttentionGroup:
         longest = max(lengths[a:b])
         num_pages = -(-longest // table.page_size)
         return AttentionGroup(
             span=slice(starts[a], starts[b]),
-            absorbed=absorbed,
+            absorbed=kind > 0,
             page_table=table.page_table[row_index[a:b], :num_pages],
             query_starts=start[a : b + 1] - starts[a],
             lengths=length[a:b],
@@ -115,7 +127,8 @@ def build_inputs(
             max_length=longest,
             query_lens=tuple(counts[a:b]),
             prefix_lens=tuple(begins[a:b]),
-            backend=backends[absorbed],
+            backend=backends[kind > 0],
+            planned=planned if kind == 2 else None,
         )
 
     bounds = (0, num_long, len(ordered), num_rows)
@@ -123,7 +136,7 @@ def build_inputs(
         token_ids=tokens,
         positions=at,
         slots=pages * table.page_size + at % table.page_size,
-        groups=[group(a, b, kind > 0) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
+        groups=[group(a, b, kind) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
         chunk_spans=[spans[i] for i in range(len(plan.prefill))],
         sampling_rows=[c.row for c in plan.prefill if c.sample] + plan.decode,
         sampling_index=sampling_index,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..kernels.flashinfer_mla import flashinfer_decode
 from ..shared.config import ServeConfig
 from ..shared.messages import (
     PrefillChunk,
@@ -93,6 +94,15 @@ class ModelRunner:
         if config.mtp_mode is not None:
             self._drafting = DraftSteps(model, spec, config, ranks, self._table, self.grammars)
         self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
+        heads = model.layers[0].attention.kv_b.shape[0]
+        self._planned = flashinfer_decode(
+            self._backends[1] if self._drafting is None else "auto",  # drafts have several queries
+            self._table.page_table,
+            config.page_size,
+            model.embedding.new_empty(0, heads, spec.latent_dim),
+            spec.kv_lora_rank,
+            spec.softmax_scale,
+        )
         self.allocate_pages(1)
 
     def allocate_pages(self, num_pages: int) -> None:
@@ -174,7 +184,9 @@ class ModelRunner:
             if drafting is not None:
                 state = drafting.state(self.num_pages)
                 return drafting.verify(rows, num_drafts, state, self._kv, logits)
-            inputs = decode_inputs(rows, table, self._backends[1])
+            if not torch.cuda.is_current_stream_capturing():  # a graph keeps what was planned last
+                self._plan_attention([table.scratch_row] * len(rows))
+            inputs = decode_inputs(rows, table, self._backends[1], self._planned)
             hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
             compute_logits(self._model, hidden, self._spec, self._ranks, logits)
             table.lengths.index_add_(0, rows, torch.ones_like(rows))
@@ -213,10 +225,12 @@ class ModelRunner:
         if not plan.prefill and self.graphs is not None and self.graphs.covers(len(plan.decode)):
             for row in plan.decode:
                 table.check_room(row, 1)
+            self._plan_attention(self.graphs.filled_up(plan.decode))
             logits = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
             return logits if self._ranks.rank == 0 else None, plan.decode, []
-        inputs = build_inputs(plan, table, self._backends)
+        inputs = build_inputs(plan, table, self._backends, self._planned)
+        self._plan_attention(plan.decode)
         hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
         prompt_logprobs = [
             self._prompt_logprobs(chunk, hidden[span])
@@ -230,6 +244,13 @@ class ModelRunner:
             return None, sampling, prompt_logprobs
         logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
         return logits, sampling, prompt_logprobs
+
+    def _plan_attention(self, rows: Sequence[int]) -> None:
+        """Before a step that decodes these rows: what runs attention may want to know lengths."""
+        if self._planned is not None and rows:
+            counts = self._table.num_tokens
+            lengths = [counts[row] + 1 if row < len(counts) else 1 for row in rows]
+            self._planned.plan(rows, lengths, self._model.embedding.dtype)
 
     def _sample(
         self,

@@ -19,7 +19,7 @@ class Queries:
 
 @pytest.fixture(autouse=True)
 def _machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_is_hopper", lambda device: True)
+    monkeypatch.setattr(backends, "is_hopper", lambda device: True)
     monkeypatch.setattr(backends, "_is_installed", lambda backend: backend in ("fa3", "triton"))
 
 
@@ -61,12 +61,13 @@ def test_triton_does_what_fa3_has_no_kernel_for(
 
 def test_other_cards_and_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     queries: Any = Queries()
-    assert backends.decode_backend("flashinfer", queries) == "triton"
+    with pytest.raises(ValueError, match="pip install flashinfer-python"):
+        backends.decode_backend("flashinfer", queries)
     with pytest.raises(ValueError, match="pip install flashinfer-python"):
         backends.prefill_backend("flashinfer", queries, 256)
     monkeypatch.setattr(backends, "_is_installed", lambda backend: backend == "triton")
     assert backends.prefill_backend("auto", queries, 256) == "triton"
     with pytest.raises(ValueError, match="pip install fa3-fwd"):
         backends.prefill_backend("fa3", queries, 256)
-    monkeypatch.setattr(backends, "_is_hopper", lambda device: False)
+    monkeypatch.setattr(backends, "is_hopper", lambda device: False)
     assert backends.prefill_backend("auto", queries, 256) == "triton"

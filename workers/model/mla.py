@@ -100,8 +100,11 @@ def _absorbed(
     queries: Tensor, kv_b: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
 ) -> Tensor:
     w_uk, w_uv = torch.split(kv_b, [spec.qk_nope_head_dim, spec.v_head_dim], dim=1)
+    queries = absorb_queries(queries, w_uk)
+    if group.planned is not None:
+        return expand_values(group.planned.run(queries, kv), w_uv)
     latent_out = mla_decode(
-        absorb_queries(queries, w_uk),
+        queries,
         kv,
         group.page_table,
         group.query_starts,
