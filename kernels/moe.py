@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from .choices import choose
 from .linear import linear
 
-_SLICE = 8192  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
+_SLICE = 16384  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
 
 
 def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def launch_penalise(
     if not num_rows:
         return
     _penalise_kernel[(triton.cdiv(width, _CHUNK), num_rows)](
-        logits, rows, slots, counts, repetition, frequency, presence, drafts,
+        logits, rows, slots, counts, repetition, frequency, presence,
+        rows if drafts is None else drafts,
         logits.stride(0), counts.stride(0), width, 0 if drafts is None else drafts.shape[1],
         CHUNK=_CHUNK, GROUP=min(16, width & -width), num_warps=8,
     )  # fmt: skip
