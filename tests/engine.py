@@ -3,8 +3,9 @@
 Results are delivered one step late, so the look-ahead of production is exercised.
 """
 
+import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -41,7 +42,12 @@ SETTLED: dict[str, Any] = {
 
 
 class Engine:
-    """Generates token ids; `preemptions` and `cached_tokens` say what happened on the way."""
+    """Generates token ids; `preemptions`, `cached_tokens` and `accepted_tokens` (outputs that were
+    drafts) say what happened on the way.
+
+    `hints` are outputs by request id that are known already: put in place of most drafts, they make
+    long runs of right ones, whatever the draft layer is.
+    """
 
     def __init__(self, model_dir: Path, runtime_dir: Path, **changes: Any) -> None:
         config = ServeConfig(model_dir=str(model_dir), **{**SETTLED, **changes})
@@ -49,8 +55,10 @@ class Engine:
         self.core = Scheduler(config)
         self.core.step(0, [Ready("worker", 0, 0, self.runner.num_pages)])
         self.messages: list[Message] = []  # all of them, in order
+        self.hints: Mapping[int, Sequence[int]] = {}
         self._now_ns = 0
-        self.cached_tokens = 0
+        self._rng = random.Random(1)
+        self.cached_tokens = self.accepted_tokens = 0
 
     @property
     def preemptions(self) -> int:
@@ -60,9 +68,10 @@ class Engine:
         self, prompts: Sequence[list[int]], sampling: SamplingParams, **submit: Any
     ) -> list[list[int]]:
         """All prompts at once -> their output ids. Every request must end by itself."""
-        return self._run(
+        found = self.run(
             [Submit(n, 0, prompt, sampling, **submit) for n, prompt in enumerate(prompts)]
         )
+        return list(found.values())
 
     def generate_each(
         self,
@@ -72,11 +81,13 @@ class Engine:
     ) -> list[list[int]]:
         """The same with a grammar for each."""
         pairs = enumerate(zip(prompts, grammars, strict=True))
-        return self._run([Submit(n, 0, p, sampling, grammar=grammar) for n, (p, grammar) in pairs])
+        found = self.run([Submit(n, 0, p, sampling, grammar=grammar) for n, (p, grammar) in pairs])
+        return list(found.values())
 
-    def _run(self, prompts: list[Submit]) -> list[list[int]]:
+    def run(self, prompts: Sequence[Submit]) -> dict[int, list[int]]:
+        """Any requests at once -> their output ids by request id, in the order given."""
         inbox: list[AnyMessage] = list(prompts)
-        outputs: list[list[int]] = [[] for _ in prompts]
+        outputs: dict[int, list[int]] = {submit.request_id: [] for submit in prompts}
         finished: set[int] = set()
         results: deque[StepResult] = deque()
         while len(finished) < len(prompts):
@@ -95,14 +106,27 @@ class Engine:
                     assert message.request_id not in finished, "two endings"
                     finished.add(message.request_id)
                     self.cached_tokens += message.num_cached_tokens
+                    self.accepted_tokens += message.mtp_accepted_tokens
             if plan is not None:
                 results.append(self.runner.run(plan))
+                self._hint()
             if results and (plan is None or len(results) == 2):
                 inbox.append(results.popleft())
         for late in [*inbox, *results]:  # of steps that turned out to be one too many
             self._step([late])
-        self.core.check_integrity()
         return outputs
+
+    def _hint(self) -> None:
+        drafting = self.runner._drafting
+        if drafting is None or not self.hints:
+            return
+        state = drafting.state(0)
+        for request in self.core._running:
+            done = int(state.num_outputs[request.row])
+            following = self.hints[request.request_id][done : done + state.drafts.shape[1]]
+            for place, token in enumerate(following):
+                if self._rng.random() < 0.8:
+                    state.drafts[request.row, place] = token
 
     def _load_grammar(self, message: LoadGrammar) -> list[AnyMessage]:
         """As the worker's loop does it, but waits for it."""
@@ -119,7 +143,8 @@ class Engine:
         return [done.get(timeout=60)]
 
     def _step(self, inbox: list[AnyMessage]) -> tuple[StepPlan | None, list[Outgoing]]:
-        self._now_ns += 1
+        self._now_ns += self._rng.randint(5, 15)  # draft lengths are chosen by such times
         plan, outbox = self.core.step(self._now_ns, inbox)
+        self.core.check_integrity()
         self.messages += [*inbox, *(o.message for o in outbox), *([plan] if plan else [])]
         return plan, outbox

@@ -91,6 +91,10 @@ class RowRules:
             return Choice.GREEDY
         return Choice.DRAW if self._truncating.isdisjoint(rows) else Choice.TRUNCATED
 
+    def can_ban(self, row: int, num_token_ids: int) -> bool:
+        """Whether the row's biases may ban every token."""
+        return row in self.biases and len(self.biases[row].ids) >= num_token_ids
+
     def touch_logits(self, rows: Sequence[int]) -> bool:
         """Whether any of the rows has more than a way to choose (grammars aside)."""
         changing = (self.boosts, self.biases, self.allowed)

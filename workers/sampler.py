@@ -165,15 +165,20 @@ def _apply_rules(
         rules.penalties.penalise(raw, index, table.scalars, drafts)
     _boost(raw, rows, rules, positions)
     grammars = dict(zip(masks[0], range(len(masks[0])), strict=True)) if masks else {}
-    masked = [i for i, row in enumerate(rows) if i in grammars or row in rules.allowed]
+    # Where rules together may forbid everything, which depends on how many outputs there are.
+    masked = [
+        place
+        for place, row in enumerate(rows)
+        if place in grammars or row in rules.allowed or rules.can_ban(row, num_token_ids)
+    ]
     free = sorted(set(range(len(rows))).difference(masked))
-    _add_biases(raw, free, free, rows, table, num_token_ids, positions)
+    _add_biases(raw, free, free, rows, table, positions)
     for begin in range(0, len(masked), _SEGMENT):
         places = masked[begin : begin + _SEGMENT]
         at = to_device(places, torch.int64, raw.device)
         before = raw[at]
         after = before.clone()
-        _add_biases(after, range(len(places)), places, rows, table, None, positions)
+        _add_biases(after, range(len(places)), places, rows, table, positions)
         allowing = [i for i, place in enumerate(places) if rows[place] in rules.allowed]
         if allowing:
             allowed = torch.stack([rules.allowed[rows[places[i]]] for i in allowing])
@@ -219,19 +224,15 @@ def _add_biases(
     places: Sequence[int],
     rows: Sequence[int],
     table: RowTable,
-    num_token_ids: int | None,
     positions: Tensor,
 ) -> None:
-    """logit += bias for the rows at `places` of the batch, which are `targets` of `logits`. Bans of
-    every token below `num_token_ids` are void."""
+    """logit += bias for the rows at `places` of the batch, which are `targets` of `logits`."""
     biases = table.rules.biases
     pairs = [
         (target, place, i, least, value)
         for target, place in zip(targets, places, strict=True)
         if rows[place] in biases
-        for i, least, value in _changes(
-            biases[rows[place]], table.num_outputs[rows[place]], num_token_ids
-        )
+        for i, least, value in _changes(biases[rows[place]], table.num_outputs[rows[place]])
     ]
     if not pairs:
         return
@@ -242,15 +243,8 @@ def _add_biases(
     logits[at[0], at[2]] = logits[at[0], at[2]] + value
 
 
-def _changes(
-    biases: Biases, num_outputs: int, num_token_ids: int | None
-) -> list[tuple[int, int, float]]:
+def _changes(biases: Biases, num_outputs: int) -> list[tuple[int, int, float]]:
     """(id, outputs before which it is banned, bias) where there is anything to do for a row that
     has at least `num_outputs`."""
     columns = zip(biases.ids, biases.min_outputs, biases.values, strict=True)
-    changes = [change for change in columns if change[2] or num_outputs < change[1]]
-    if num_token_ids is not None and len(changes) >= num_token_ids:
-        bans = [i for i, least, value in changes if value == -torch.inf or num_outputs < least]
-        if len([i for i in bans if i < num_token_ids]) == num_token_ids:
-            return []
-    return changes
+    return [change for change in columns if change[2] or num_outputs < change[1]]
