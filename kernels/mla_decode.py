@@ -46,6 +46,8 @@ def mla_decode(
         launch = _paged_kernel(queries, kv, value_dim)
         return launch(queries, kv, *rows, value_dim, scale, plan)
     if max_query_len == 1:
+        if not lengths.is_cuda and len(lengths):  # the bound may be as long as a request can get
+            max_length = min(max_length, int(lengths.max()))
         return _one_query_per_row(queries, kv, page_table, lengths, max_length, value_dim, scale)
     output = queries.new_empty(*queries.shape[:2], value_dim)
     starts = query_starts.tolist()
