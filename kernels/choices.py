@@ -4,7 +4,6 @@ Those that come with the package are in `configs/<card>/<op>.json`, a user's own
 same form (`tune.py` makes both). What nobody measured gets the kernel's own default.
 """
 
-import bisect
 import json
 import os
 from collections.abc import Mapping
@@ -57,17 +56,21 @@ _state = _State()
 
 
 def choose(op: str, shape: Shape, num_tokens: int, default: Tile) -> Tile:
-    """The stored tile of the smallest number of tokens that is at least `num_tokens`, of the
-    largest there is if none is; else `default`."""
-    if _state.table is None:
-        _state.table = shipped(card_name())
+    """The stored tile of the smallest number of tokens that is at least `num_tokens`; `default`
+    if there is none."""
     key = (op, shape)
     _state.asked.add(key)
-    found = _state.table.get(key)
-    if not found:
-        return default
-    sizes = list(found)
-    return found[sizes[min(bisect.bisect_left(sizes, num_tokens), len(sizes) - 1)]].tile
+    for most_tokens, found in current().get(key, {}).items():
+        if num_tokens <= most_tokens:
+            return found.tile
+    return default
+
+
+def current() -> Table:
+    """What is chosen from."""
+    if _state.table is None:
+        _state.table = shipped(card_name())
+    return _state.table
 
 
 def use(table: Table | None) -> None:

@@ -121,7 +121,7 @@ class ServeConfig:
     )
     triton_autotune_level: int = _option(
         0,
-        "1: tune kernels that have no stored choice at start, 2: tune all anew, 0 and 3: never",
+        "0: kernel tiles as stored, 1: tune those that are not, 2: tune all anew, 3: built-in ones",
         choices=(0, 1, 2, 3),
         env="LIGHTLLM_TRITON_AUTOTUNE_LEVEL",
     )

@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import http.client
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -14,7 +13,8 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...shared.config import ServeConfig, environment
+from ...shared.cache_dir import user_cache_dir
+from ...shared.config import ServeConfig
 from ...shared.errors import PortError, StartError
 from ..cli import parse_with_logging
 from ..launch import launch
@@ -70,7 +70,7 @@ def demo_config(config: ServeConfig) -> ServeConfig:
     name = config.model_name
     return dataclasses.replace(
         config,
-        model_dir=str(demo_checkpoint(_cache_dir())),
+        model_dir=str(demo_checkpoint(user_cache_dir())),
         model_name=_NAME if name == "default_model_name" else name,
     )
 
@@ -97,22 +97,6 @@ def demo_checkpoint(cache: Path) -> Path:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return path
-
-
-def _cache_dir() -> Path:
-    """The user's cache directory, or a temporary one where that cannot be written."""
-    wanted = environment().get("XDG_CACHE_HOME", "")
-    base = Path(wanted) if wanted.startswith("/") else Path("~/.cache").expanduser()
-    cache = base / "glimmer"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        if os.access(cache, os.W_OK | os.X_OK):
-            return cache
-    except (OSError, RuntimeError):
-        pass
-    cache = Path(tempfile.gettempdir()) / f"glimmer-cache-{os.geteuid()}"
-    cache.mkdir(mode=0o700, exist_ok=True)
-    return cache
 
 
 def _with_free_port(config: ServeConfig) -> ServeConfig:

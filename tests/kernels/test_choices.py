@@ -36,7 +36,7 @@ def _own_table() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     ("num_tokens", "tile"),
-    [(2, (4, 16, 64, 4)), (8, (4, 16, 64, 4)), (9, ()), (32, ()), (1000, ())],
+    [(2, (4, 16, 64, 4)), (8, (4, 16, 64, 4)), (9, ()), (32, ()), (33, DEFAULT)],
 )
 def test_the_next_larger_number_of_tokens_counts(num_tokens: int, tile: tuple[int, ...]) -> None:
     use(a_table())
