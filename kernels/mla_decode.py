@@ -106,6 +106,7 @@ def _one_row(
     output = wide.new_zeros(heads, count, value_dim)
     lse = wide.new_full((heads, count), -torch.inf)
     page_size = kv.shape[1]
+    pages = pages[: -(-length // page_size)]  # the table may be as wide as a request can get
     step = max(1, MAX_SCORES // max(1, heads * count * page_size))  # pages per block
     last = torch.arange(length - count, length, device=kv.device)[:, None]  # each query's position
     for begin in range(0, -(-length // page_size), step):
