@@ -77,15 +77,11 @@ def decode_inputs(
 
 
 def build_inputs(
-    plan: StepPlan,
-    table: RowTable,
-    backends: tuple[str, str] = ("auto", "auto"),
-    planned: FlashInferDecode | None = None,
+    plan: StepPlan, table: RowTable, backends: tuple[str, str] = ("auto", "auto")
 ) -> StepInputs:
     """Inputs for a plan whose row changes have been applied; `backends` as asked for, of
-    up-projected and of absorbed attention; `planned`: what decode rows run, if any, for this plan.
-    Raises ValueError if a chunk does not continue its row or a row's pages are too few: a wrong
-    plan must not corrupt other rows."""
+    up-projected and of absorbed attention. Raises ValueError if a chunk does
+    not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
     chunks = sorted(enumerate(plan.prefill), key=lambda item: _is_absorbed(item[1]))
     num_long = sum(not _is_absorbed(chunk) for chunk in plan.prefill)
     ordered = [chunk for _, chunk in chunks]
@@ -114,12 +110,12 @@ def build_inputs(
     tokens = torch.cat((tokens[:first_decode], table.last_token[tokens[first_decode:]]))
     pages = table.page_table[of_token, at // table.page_size].long()
 
-    def group(a: int, b: int, kind: int) -> AttentionGroup:
+    def group(a: int, b: int, absorbed: bool) -> AttentionGroup:
         longest = max(lengths[a:b])
         num_pages = -(-longest // table.page_size)
         return AttentionGroup(
             span=slice(starts[a], starts[b]),
-            absorbed=kind > 0,
+            absorbed=absorbed,
             page_table=table.page_table[row_index[a:b], :num_pages],
             query_starts=start[a : b + 1] - starts[a],
             lengths=length[a:b],
@@ -127,8 +123,7 @@ def build_inputs(
             max_length=longest,
             query_lens=tuple(counts[a:b]),
             prefix_lens=tuple(begins[a:b]),
-            backend=backends[kind > 0],
-            planned=planned if kind == 2 else None,
+            backend=backends[absorbed],
         )
 
     bounds = (0, num_long, len(ordered), num_rows)
@@ -136,7 +131,7 @@ def build_inputs(
         token_ids=tokens,
         positions=at,
         slots=pages * table.page_size + at % table.page_size,
-        groups=[group(a, b, kind) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
+        groups=[group(a, b, kind > 0) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
         chunk_spans=[spans[i] for i in range(len(plan.prefill))],
         sampling_rows=[c.row for c in plan.prefill if c.sample] + plan.decode,
         sampling_index=sampling_index,

@@ -5,7 +5,7 @@ plan; rank 0's tokens are everybody's.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,14 +14,12 @@ from ..kernels.flashinfer_mla import flashinfer_decode
 from ..shared.config import ServeConfig
 from ..shared.messages import (
     PrefillChunk,
-    RowAdmit,
     RowResult,
     StepPlan,
     StepResult,
     TokenLogprob,
 )
 from ..shared.model_spec import ModelSpec
-from ..shared.sampling import SamplingParams
 from .device import HostCopy
 from .drafting import DraftSteps, Step
 from .grammars import GrammarRows
@@ -35,7 +33,6 @@ from .rows import RowTable
 from .sampler import Masks, Sampled, sample, token_logprobs
 
 _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
-_LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
 
 
 @dataclass(eq=False)
@@ -90,6 +87,7 @@ class ModelRunner:
             config.device,
         )
         self._config = config
+        self.num_rows, self.page_size = self._table.scratch_row, config.page_size
         self._drafting: DraftSteps | None = None
         if config.mtp_mode is not None:
             self._drafting = DraftSteps(model, spec, config, ranks, self._table, self.grammars)
@@ -145,36 +143,6 @@ class ModelRunner:
         self._read(step)
         return StepResult(step.plan.epoch, step.plan.step, step.results, step.prompt_logprobs)
 
-    def warm_up(self) -> None:
-        """Run a prefill and a decode step in row 0 and page 0, then forget them. Start-up costs of
-        the libraries are paid here, and weights that make no finite numbers are found."""
-        greedy = SamplingParams(max_new_tokens=2)
-        admit = RowAdmit(0, greedy, [0], 0, 0, [])
-        chunk = PrefillChunk(0, 0, [0], sample=True)
-        self.run(StepPlan(self.epoch, 0, [], [admit], [], [chunk], []))
-        if self._table.page_size > 1:
-            self.run(StepPlan(self.epoch, 0, [], [], [], [], [0]))
-        self.run(StepPlan(self.epoch, 0, [0], [], [], [], []))
-
-    def run_largest_step(self) -> None:
-        """The step that needs most memory: as many prompt tokens as a step may have, one chunk of
-        them behind a long prefix. All rows share page 0, so that it can run before the KV pages
-        are there; their sizes do not matter to it."""
-        config, page_size = self._config, self._table.page_size
-        longest = config.max_req_total_len or self._spec.max_position_embeddings
-        budget = config.batch_max_tokens or longest
-        chunk = min(config.chunked_prefill_size or budget, budget, longest)
-        begin = min(longest - chunk, _LONG_PREFIX)
-        admits, chunks = [], []
-        for row in range(min(len(self._table.params), -(-budget // chunk))):
-            count = min(chunk, budget - row * chunk)
-            pages = [0] * -(-(begin + count) // page_size)
-            admits.append(RowAdmit(row, SamplingParams(max_new_tokens=1), pages, begin, 0, []))
-            chunks.append(PrefillChunk(row, begin, [0] * count, sample=True))
-            begin = 0
-        self.run(StepPlan(self.epoch, 0, [], admits, [], chunks, []))
-        self.run(StepPlan(self.epoch, 0, [admit.row for admit in admits], [], [], [], []))
-
     @torch.inference_mode()
     def prepare_graphs(self, largest: int) -> DecodeGraphs:
         """Graphs for decode steps of up to `largest` rows, in use once they are captured."""
@@ -229,8 +197,10 @@ class ModelRunner:
             logits = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
             return logits if self._ranks.rank == 0 else None, plan.decode, []
-        inputs = build_inputs(plan, table, self._backends, self._planned)
-        self._plan_attention(plan.decode)
+        inputs = build_inputs(plan, table, self._backends)
+        if self._planned is not None and plan.decode:
+            self._plan_attention(plan.decode)
+            inputs.groups[-1] = replace(inputs.groups[-1], planned=self._planned)
         hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
         prompt_logprobs = [
             self._prompt_logprobs(chunk, hidden[span])

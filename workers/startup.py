@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..kernels.tune import tune_asked, use_stored
+from ..shared.cache_dir import user_cache_dir
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
@@ -15,6 +17,7 @@ from .host import usable_cores
 from .kv_cache import count_pages, graph_allowance, measure_peak
 from .parallel import check_split, join_ranks, rank_device
 from .runner import ModelRunner
+from .warm_up import run_largest_step, run_usual_steps, warm_up
 from .weights import load_weights, random_weights
 
 _DTYPES = {
@@ -70,7 +73,7 @@ def load_runner(
         if config.device == "cpu":
             runner.allocate_pages(count_pages(spec, config, dtype))
             report("warming up", 0, 0)
-            runner.warm_up()
+            warm_up(runner)
         else:
             _make_ready(runner, spec, config, dtype, report)
     except FloatingPointError as error:
@@ -86,14 +89,18 @@ def _make_ready(
     dtype: torch.dtype,
     report: ReportProgress,
 ) -> None:
-    """On a GPU: measure what steps need, give the rest to KV pages, capture graphs."""
+    """On a GPU: tune kernels, measure what steps need, give KV pages the rest, capture graphs."""
+    level, cache = config.triton_autotune_level, user_cache_dir() / "tiles"
+    use_stored(level, cache)
     if runner.grammars is not None:
         runner.grammars.preload()
     report("compiling kernels", 0, 0)
-    runner.warm_up()
-    runner.run_largest_step()
+    warm_up(runner)
+    run_largest_step(runner, config)
+    run_usual_steps(runner, config)
+    tune_asked(level, cache, lambda done, total: report("tuning kernels", done, total))
     report("measuring memory", 0, 0)
-    step_bytes = measure_peak(runner.run_largest_step)
+    step_bytes = measure_peak(lambda: run_largest_step(runner, config))
     graph_bytes, graphs = 0, None
     # In 32 bits the ops are the references, some of which wait for the device.
     if not config.disable_cudagraph and dtype != torch.float32:
@@ -105,7 +112,7 @@ def _make_ready(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )
     runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
-    runner.warm_up()
+    warm_up(runner)
     if graphs is not None:
         graphs.capture(lambda done, total: report("capturing CUDA graphs", done, total))
 

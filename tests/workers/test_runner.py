@@ -113,16 +113,6 @@ def test_prompt_logprobs_behind_a_cached_prefix_stay_aligned(
     assert entries[1].rank > 0
 
 
-@pytest.mark.parametrize("longest", [96, 2048])
-def test_the_largest_step_leaves_no_trace(tiny_model: Path, make_runner: Any, longest: int) -> None:
-    sizes = {"batch_max_tokens": 100, "chunked_prefill_size": 40, "max_req_total_len": longest}
-    chunk = PrefillChunk(0, 0, [3, 1, 4], sample=True)
-    fresh = make_runner(tiny_model, **sizes).run(plan([admit(0, [5])], [chunk]))
-    runner = make_runner(tiny_model, **sizes)
-    runner.run_largest_step()
-    assert runner.run(plan([admit(0, [5])], [chunk])).rows == fresh.rows
-
-
 def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: Any) -> None:
     plans = [plan([admit(0, [0])], [PrefillChunk(0, 0, [3, 1, 4], sample=True)])]
     plans += [plan(decode=[0])] * 3  # equal plans: a step is known by itself, not by its plan
