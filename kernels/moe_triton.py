@@ -2,8 +2,8 @@
 
 One token is a chain of matrix-vector products. More tokens run one grouped GEMM kernel twice, whose
 program holds a tile of one expert's rows against a block of that expert's tokens. Up to
-`DENSE_TOKENS` the block is simply all tokens, so nothing is sorted; beyond, `_sort_kernel` makes
-the list of blocks. A (token, choice) pair p = token * k + choice names rows of intermediates, so
+`DENSE_TOKENS` the block is simply all tokens, so nothing is sorted; beyond, `sort_pairs` makes the
+list of blocks. A (token, choice) pair p = token * k + choice names rows of intermediates, so
 nothing is permuted; the last kernel adds up a token's pairs in their order.
 """
 
@@ -17,6 +17,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .launch import pdl
+from .moe_sort_triton import sort_pairs
 
 DENSE_TOKENS = 32  # up to here every program looks at all tokens
 ONE_TILE = (2, 2048, 4, 2, 512, 2)  # rows, columns, warps of up, then of down
@@ -116,49 +117,6 @@ def _down_one_kernel(
             part = tl.load(h + pair * WIDTH + begin + k, mask=begin + k < WIDTH, other=0.0)
             total += w.to(tl.float32) * (part.to(tl.float32) * score)[None, :]
     tl.store(out + rows, tl.sum(total, 1), mask=rows < hidden)
-
-
-@triton.jit
-def _sort_kernel(
-    ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Program e lists the pairs of expert e, in blocks of BLOCK_T filled up with num_pairs, and
-    names the expert of its blocks; -1 behind the last. The last experts, which the shared one is
-    among, come first: theirs are the most blocks."""
-    mine = tl.program_id(0)
-    bins = tl.arange(0, BLOCK_E)  # bin BLOCK_E - 1 counts what is behind the end
-    chunk = tl.arange(0, CHUNK)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
-    counts = tl.zeros((BLOCK_E,), tl.int32)
-    for begin in range(0, num_pairs, CHUNK):
-        choice = tl.load(ids + begin + chunk, mask=begin + chunk < num_pairs, other=BLOCK_E - 1)
-        counts += tl.histogram(choice.to(tl.int32), BLOCK_E)
-    counts = tl.where(bins < num_experts, counts, 0)
-    blocks = (counts + BLOCK_T - 1) // BLOCK_T
-    first = tl.sum(tl.where(bins > mine, blocks, 0), 0)
-    count = tl.sum(tl.where(bins == mine, counts, 0), 0)
-    own = (count + BLOCK_T - 1) // BLOCK_T
-    for begin in range(0, own, 32):
-        lane = begin + tl.arange(0, 32)
-        tl.store(experts + first + lane, mine + tl.zeros_like(lane), mask=lane < own)
-    if mine == 0:
-        for begin in range(first + own, max_blocks, 32):
-            lane = begin + tl.arange(0, 32)
-            tl.store(experts + lane, tl.full((32,), -1, tl.int32), mask=lane < max_blocks)
-    target = pairs + first * BLOCK_T
-    done = 0
-    for begin in range(0, num_pairs, CHUNK):
-        there = begin + chunk < num_pairs
-        choice = tl.load(ids + begin + chunk, mask=there, other=-1).to(tl.int32)
-        hit = (choice == mine).to(tl.int32)
-        place = done + tl.cumsum(hit, 0) - 1
-        tl.store(target + place, begin + chunk, mask=hit > 0)
-        done += tl.sum(hit, 0)
-    filler = count + tl.arange(0, BLOCK_T)
-    tl.store(target + filler, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
 
 
 @triton.jit
@@ -321,21 +279,6 @@ def moe_one(
         BLOCK_K=min(down_columns, triton.next_power_of_2(width)), num_warps=down_warps, **pdl(),
     )  # fmt: skip
     return out
-
-
-def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
-    """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's, in
-    blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none)."""
-    num_pairs = ids.numel()
-    max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
-    pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)
-    experts = torch.empty(max_blocks, dtype=torch.int32, device=ids.device)
-    _sort_kernel[(num_experts,)](
-        ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T=block_t,
-        BLOCK_E=max(32, triton.next_power_of_2(num_experts + 1)),
-        CHUNK=1024 if num_pairs <= 1024 else 4096, num_warps=8, **pdl(),
-    )  # fmt: skip
-    return pairs, experts
 
 
 def grouped(

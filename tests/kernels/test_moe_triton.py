@@ -15,7 +15,6 @@ from glimmer.kernels.moe_triton import (
     moe_grouped,
     moe_one,
     silu_mul,
-    sort_pairs,
 )
 
 CUDA = torch.cuda.is_available()
@@ -42,23 +41,6 @@ def check(got: torch.Tensor, args: list[torch.Tensor]) -> None:
     expected = moe_reference(*args).float()
     assert (got.dtype, got.shape) == (args[0].dtype, args[0].shape)
     torch.testing.assert_close(got.float(), expected, atol=6 * STEP, rtol=4 * STEP)
-
-
-@pytest.mark.parametrize(("experts", "k", "block"), [(5, 2, 4), (33, 3, 16), (65, 4, 32)])
-@pytest.mark.parametrize("num_tokens", [1, 5, 40, 350])
-def test_sorted_pairs_are_each_experts_in_order(
-    num_tokens: int, experts: int, k: int, block: int
-) -> None:
-    ids = torch.rand(num_tokens, experts, device=DEVICE).argsort(-1)[:, :k].contiguous()
-    pairs, owners = sort_pairs(ids, experts, block)
-    expected, names = [], []
-    for expert in reversed(range(experts)):
-        mine = (ids.flatten() == expert).nonzero().flatten().tolist()
-        mine += [ids.numel()] * (-len(mine) % block)
-        expected += mine
-        names += [expert] * (len(mine) // block)
-    assert pairs.tolist()[: len(expected)] == expected
-    assert owners.tolist() == names + [-1] * (len(owners) - len(names))
 
 
 @pytest.mark.parametrize(("hidden", "width"), [(96, 48), (40, 24)])
