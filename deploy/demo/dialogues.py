@@ -105,6 +105,10 @@ def _thought(calls: list[Call]) -> str:
     return f"I need to {', then '.join(plans)}."
 
 
+def _small(text: str) -> str:
+    return text if text.startswith(("I ", "I'd ")) else text[:1].lower() + text[1:]
+
+
 def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]:
     """A user's text that asks for `count` calls, and these."""
     calls: list[Call] = []
@@ -120,7 +124,7 @@ def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]
     for text, call in zip(texts[1:], calls[1:], strict=True):
         joiner = s.pick(JOINERS)
         if joiner.endswith(" ") and len(joiner) > 3:
-            text = recased(text, call, lambda text: text[:1].lower() + text[1:])
+            text = recased(text, call, _small)
         joined = (joined if joined[-1] in ".?" else joined + ".") + joiner + text
     return joined, calls
 
@@ -159,7 +163,8 @@ def _result(s: Source, tools: list[Tool], count: int) -> Turns:
 def _with_tools(s: Source, last: Callable[[Source, list[Tool]], Turns]) -> Parts:
     """The `last` turn after up to three others with the same tools, which makes more to learn
     from each prompt."""
-    tools = [flagged(s, t) if s.chance(0.12) else t for t in make_tools(s, s.number(1, 5))]
+    flags = 0.12 if s.frames_held_out else 0.25
+    tools = [flagged(s, t) if s.chance(flags) else t for t in make_tools(s, s.number(1, 5))]
     messages: list[Json] = []
     if s.chance(0.3):
         text = s.pick(("You are a helpful assistant.", "Use the tools.", "Be brief.",
@@ -180,9 +185,9 @@ def _several(s: Source) -> int:
 
 # kind -> (maker, how often)
 KINDS: dict[str, tuple[Callable[[Source], Parts], float]] = {
-    "chat": (_chat, 2.5),
-    "call": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, 1)), 2.2),
-    "parallel": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, _several(s))), 3.0),
+    "chat": (_chat, 1.9),
+    "call": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, 1)), 2.3),
+    "parallel": (lambda s: _with_tools(s, lambda s, tools: _call(s, tools, _several(s))), 3.6),
     "no_call": (lambda s: _with_tools(s, _no_call), 2.4),
     "result": (lambda s: _with_tools(s, lambda s, t: _result(s, t, s.pick((1, 1, 2)))), 1.0),
 }

@@ -6,6 +6,7 @@ python -m glimmer.deploy.demo.evaluate --url http://localhost:8000
 
 import argparse
 import asyncio
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def _calls(wanted: list[Json]) -> Callable[[Json], bool]:
     def is_right(reply: Json) -> bool:
         calls = [call["function"] for call in reply.get("tool_calls") or []]
         got = [{"name": c["name"], "arguments": json.loads(c["arguments"])} for c in calls]
-        key = json.dumps
+        key = functools.partial(json.dumps, sort_keys=True)
         return sorted(got, key=key) == sorted(wanted, key=key)
 
     return is_right

@@ -91,7 +91,10 @@ def ask_for(s: Source, call: Call, first: bool | None = None) -> str:
     `first` or not (None: seldom)."""
     tool = call.tool
     intent = _intent_frame(s).format(verb=tool.verb, object=tool.object)
-    phrases = [_phrase(s, name, call.arguments[name], tool.properties[name])
+    frame = _request_frame(s, s.chance(0.15) if first is None else first)
+    before = frame.partition("{params}")[0].rstrip()
+    inside = before[-1:].isalpha()  # the phrases go on with a sentence that has begun
+    phrases = [_phrase(s, name, call.arguments[name], tool.properties[name], inside)
                for name in s.rng.sample(list(call.arguments), len(call.arguments))]  # fmt: skip
     if not phrases:
         return _capital(intent)
@@ -103,7 +106,6 @@ def ask_for(s: Source, call: Call, first: bool | None = None) -> str:
         params = f"{', '.join(phrases[:-1])} and {phrases[-1]}"
     else:
         params = s.pick((", ", " and ")).join(phrases)
-    frame = _request_frame(s, s.chance(0.15) if first is None else first)
     texts = {"intent": intent, "params": params, "Params": recased(params, call, _capital)}
     return recased(frame.format(**texts), call, _capital)
 
@@ -177,10 +179,15 @@ def _request_frame(s: Source, first: bool) -> str:
     return f"{{intent}}{mark}{s.fillers(0, 3, 0.05)} {{params}}"
 
 
-def _parameter_frame(s: Source) -> str:
-    """With odd frames in training: the value is the last word, or the first that is no filler."""
-    if s.frames_held_out or s.chance(0.75):
-        return s.frame(frames.PARAMETERS)
+def _parameter_frame(s: Source, inside: bool) -> str:
+    """No sentence of its own `inside` another, at least mostly. With odd frames in training: the
+    value is the last word, or the first that is no filler."""
+    if s.frames_held_out or s.chance(0.8):
+        any_frame = not inside or (not s.frames_held_out and s.chance(0.3))
+        while True:
+            frame = s.frame(frames.PARAMETERS)
+            if any_frame or frame.split(" ")[0] not in frames.SENTENCES:
+                return frame
     if s.chance(0.55):
         return f"{s.fillers(0, 1)} {{p}}{s.fillers(0, 3, 0.15)} {{v}}".strip()
     return f"{s.fillers(0, 2)} {{v}}{s.fillers(1, 1)}{s.fillers(0, 2, 0.15)} {{p}}".strip()
@@ -238,7 +245,7 @@ def _tool_name(s: Source, opaque: str, verb: str, thing: str) -> str:
 
 def _parameter_name(s: Source) -> str:
     kind = s.number(0, 9)
-    if kind <= 5:
+    if kind <= (5 if s.held_out else 4):  # training: more to copy, less to know
         return s.word(PARAMETERS)
     if kind <= 7:
         return s.pseudo_word()
@@ -304,12 +311,12 @@ def _string(s: Source) -> str:
     return f"/{s.noun()}/{s.pseudo_word()}.{s.pick(('txt', 'json', 'png'))}"
 
 
-def _phrase(s: Source, name: str, value: Any, schema: Json) -> str:
+def _phrase(s: Source, name: str, value: Any, schema: Json, inside: bool) -> str:
     spoken = name if s.chance(0.3) else _spoken(name)
     if s.chance(0.35):
         spoken = s.pick(_DETERMINERS) + spoken
     if isinstance(value, bool):
-        if s.chance(0.4):
+        if s.chance(0.4 if s.frames_held_out else 0.55):
             return f"{'with' if value else 'without'} {spoken}"
         value = s.pick(_TRUE if value else _FALSE)
     elif isinstance(value, str):
@@ -321,7 +328,7 @@ def _phrase(s: Source, name: str, value: Any, schema: Json) -> str:
     elif isinstance(value, dict):
         fields = [f"{_spoken(k)} {_plain(v)}" for k, v in value.items()]
         value = s.pick((json.dumps(value), f"({', '.join(fields)})", f"({_listed(fields)})"))
-    return _parameter_frame(s).format(p=spoken, v=value)
+    return _parameter_frame(s, inside).format(p=spoken, v=value)
 
 
 def _listed(items: Sequence[str]) -> str:

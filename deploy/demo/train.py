@@ -104,11 +104,16 @@ def train(
                 print(f"step {step} {line}", flush=True)
     print(f"trained {step + 1} steps, {time.monotonic() - began:.0f} s", flush=True)
     write_checkpoint(args.out, tokenizer, config, to_checkpoint(weights, bias, config))
+    print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    summaries = []
     for side in SIDES:
         examples = args.examples if side == "held out" else 0
-        for line in report(weights, bias, renderer, config, args.validation, side, examples):
-            print(f"final {line}", flush=True)
-    print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+        summary, *mistakes = report(
+            weights, bias, renderer, config, args.validation, side, examples
+        )
+        summaries.append(f"final {summary}")
+        print("\n".join((f"final {summary}", *mistakes)), flush=True)
+    print("\n".join(summaries), flush=True)
 
 
 def loss_functions(compiled: bool) -> dict[str, LossFunction]:
@@ -182,7 +187,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--log_every", type=int, default=300)
     parser.add_argument("--validate_every", type=int, default=4000)
     parser.add_argument("--validation", type=int, default=200, help="dialogues of each kind")
-    parser.add_argument("--examples", type=int, default=8, help="mistakes to print of each kind")
+    parser.add_argument("--examples", type=int, default=1, help="mistakes to print of each kind")
     return parser.parse_args(argv)
 
 

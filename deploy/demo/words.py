@@ -26,7 +26,7 @@ NOUNS = (
     "ship harbor anchor cargo crate pallet warehouse shelf label barcode apple banana bread "
     "butter cheese chicken coffee cookie corn cream egg flour fruit honey juice lemon milk onion "
     "orange pasta pepper pizza potato rice salad salt sauce soup sugar tea tomato water wine arm "
-    "back blood body bone brain ear eye face finger foot hair hand head heart knee leg mouth neck "
+    "blood body bone brain ear eye face finger foot hair hand head heart knee leg mouth neck "
     "nose shoulder skin stomach tooth baby brother child cousin daughter family father girl "
     "husband king man mother neighbor parent person prince queen sister son uncle wife woman "
     "actor artist baker banker barber builder captain chef clerk coach dancer dentist doctor "
@@ -44,8 +44,8 @@ NOUNS = (
     "disk driver editor font function icon image input keyboard kernel link loop memory module "
     "monitor node object output package patch pixel plugin pointer port printer process program "
     "query queue record register screen script session socket stack string switch symbol syntax "
-    "system tab tag thread tool variable vector virus widget accident action advice agreement "
-    "answer attack attempt battle belief business career celebration chance change charge choice "
+    "system tab tag thread tool variable vector virus widget accident advice agreement "
+    "answer attack attempt battle belief business career celebration chance change charge "
     "claim climate competition complaint concert conference conflict connection conversation "
     "crime crisis culture damage danger debate debt decision degree delivery demand design desire "
     "detail development difference difficulty dinner disaster discount discovery discussion "
@@ -53,7 +53,7 @@ NOUNS = (
     "equipment error estimate exam example exchange exercise experience expert explanation "
     "failure fashion fear feature festival fight fire flag flood form friend fuel furniture "
     "future gift goal government group growth guest guide health height history hobby holiday "
-    "idea income industry inspection insurance interview investment invitation item journey "
+    "income industry inspection insurance interview investment invitation item journey "
     "knowledge language law leader lecture letter lottery lunch machine magic mail medicine "
     "membership metal method mission mistake money motor music newsletter notice number opinion "
     "opportunity option organization party passenger patient pattern penalty pension picture "
@@ -64,22 +64,22 @@ NOUNS = (
     "share shift signature size skill society source space speech sport statement statistics "
     "strategy style subject subscription success suggestion summary supply support survey target "
     "tax technology television tent theory threat thought title tournament tradition traffic "
-    "training transfer transport travel treatment trip truck trust upgrade vacation value vehicle "
+    "training transfer transport travel treatment trip truck trust upgrade vacation vehicle "
     "version victory voice vote voucher war warning waste weapon website wedding weekend weight "
-    "winner wish workshop"
+    "winner workshop"
 ).split()
 ADJECTIVES = (
     "red blue green yellow black white small large quick slow old new daily weekly monthly annual "
     "local remote public private shared secret main backup open closed active idle early late "
-    "first last next hot cold warm cool dry wet heavy light long short high low north south east "
+    "last hot cold warm cool dry wet heavy light long short high low north south east "
     "west inner outer upper lower plain simple final draft digital paper golden silver angry bad "
     "bitter blind bold brave brief bright broken brown busy calm cheap clean clear clever common "
     "complete constant correct crazy dark dead deep dirty double dull eager easy electric empty "
-    "equal exact extra fair famous fat flat foreign free frozen full funny general gentle good "
+    "extra fair famous fat flat foreign free frozen full funny general gentle "
     "grand great grey happy hard healthy hidden holy huge human hungry important junior kind lazy "
     "left loose loud lucky mad married medical middle military mobile modern narrow national "
     "native natural near nice normal odd official orange perfect pink polite poor popular pretty "
-    "proud pure purple quiet random rare raw ready real recent regular rich right rough round "
+    "proud pure purple quiet random rare raw ready real recent regular rich rough round "
     "royal sad safe senior serious sharp sick silent single smart smooth soft solid sour special "
     "square stable strange strict strong sudden sweet tall temporary thick thin tight tiny tired "
     "ugly unique urban urgent useful usual valid virtual weak wide wild wise wooden wrong young"
@@ -90,7 +90,7 @@ VERBS = tuple(
     for pair in (
         "get/gets find/finds fetch/fetches show/shows list/lists count/counts check/checks "
         "search/searches read/reads load/loads open/opens close/closes start/starts stop/stops "
-        "create/creates make/makes build/builds add/adds insert/inserts update/updates "
+        "create/creates make/makes build/builds add/adds update/updates "
         "change/changes edit/edits rename/renames move/moves copy/copies delete/deletes "
         "remove/removes cancel/cancels book/books reserve/reserves order/orders buy/buys "
         "sell/sells send/sends post/posts share/shares print/prints save/saves export/exports "
@@ -121,7 +121,7 @@ PARAMETERS = (
     "ratio recipe reference request resolution role route row rule salary sample schedule school "
     "section sector seller sensor serial server service session shift skill song sort_by speaker "
     "stage star state station store supplier task tax term theme threshold ticket timeout "
-    "timezone token tone track train trip username value vendor venue view visitor voice week "
+    "timezone token tone track train trip username vendor venue view visitor voice week "
     "weather website weekday window word zone"
 ).split()
 FLAGS = (
@@ -144,7 +144,7 @@ RESULT_KEYS = (
     "language latitude length limit longitude message mode model month name note offset operator "
     "order origin output percent period phone place point population profit progress quality "
     "quantity rank rate ratio reason region revenue role salary seat source stage stock street "
-    "subject sum target tax time track type unit usage user value vendor volume wind year"
+    "subject sum target tax time track type unit usage user vendor volume wind year"
 ).split()
 ATTRIBUTES = (
     "access code|phone number|favorite color|home town|locker number|best friend|seat number|"
@@ -163,7 +163,7 @@ _COMMON = (
     "because using where which what how some any every all each more very really simply kindly "
     "quickly again help goes going ought able sure yes well okay hello hey thanks dear about "
     "into onto over called named equal being good right whole thing case way want ask asked "
-    "tell know see"
+    "tell know see choice picks assigned value values wish"
 ).split()
 _MEANT = {
     *NOUNS,
@@ -188,6 +188,10 @@ _CODAS = "b d g k l ll m n nd nt p r rk rn rt s sk st t v x z".split() + [""] * 
 _LETTERS = "eeeeeeaaaaaiiiiooootttttnnnnssssrrrrllldddcccuummpphhggbbffyywwkvxzjq"
 
 
+# What frames around values are made of can be no value, nor a part of one.
+_NO_VALUES = frozenset((*FILLERS, *_IN_FRAMES, *_COMMON))
+
+
 def _is_held_out(word: str) -> bool:
     return zlib.crc32(word.encode()) % 8 == 0
 
@@ -197,6 +201,7 @@ _KNOWN = tuple(
     for word in dict.fromkeys((*NOUNS, *ADJECTIVES, *PARAMETERS, *RESULT_KEYS))
     if not _is_held_out(word)
 )
+_VALUES = tuple(word for word in NOUNS if word not in _NO_VALUES)
 
 
 class Source:
@@ -244,7 +249,9 @@ class Source:
         """A lower-case word that nobody has heard: syllables, parts of known words, or letters."""
         kind = self.rng.random()
         make = self._syllables if kind < 0.4 else self._parts if kind < 0.85 else self._letters
-        return self._mine(make)
+        while (word := self._mine(make)) in _NO_VALUES:
+            pass
+        return word
 
     def name(self) -> str:
         """A capitalised name."""
@@ -252,7 +259,7 @@ class Source:
 
     def noun(self) -> str:
         """A known noun or an unheard-of word."""
-        return self.word(NOUNS) if self.chance(0.35) else self.pseudo_word()
+        return self.word(_VALUES) if self.chance(0.3) else self.pseudo_word()
 
     def fillers(self, low: int, high: int, odd: float = 0.0) -> str:
         """`low` to `high` words that mean nothing here, each with a space before it; unheard-of
