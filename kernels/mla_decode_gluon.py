@@ -46,6 +46,18 @@ def _add(a, b):
 
 
 @gluon.jit
+def _allocate(VALUE: gl.constexpr, ROPE: gl.constexpr, COLUMNS: gl.constexpr):
+    """-> two tiles of values and of rotary parts, a block's queries, a tile's weights."""
+    WEIGHTS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_TILE, COLUMNS], gl.bfloat16)
+    value = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, VALUE], _LATENTS)
+    rope = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, ROPE], _LATENTS)
+    q_value = gl.allocate_shared_memory(gl.bfloat16, [COLUMNS, VALUE], _LATENTS)
+    q_rope = gl.allocate_shared_memory(gl.bfloat16, [COLUMNS, ROPE], _LATENTS)
+    weights = gl.allocate_shared_memory(gl.bfloat16, [_TILE, COLUMNS], WEIGHTS)
+    return value, rope, q_value, q_rope, weights
+
+
+@gluon.jit
 def _load_queries(queries, smem_value, smem_rope, line, num_columns, first_column):
     """A block's queries, which begin at `line`, into shared memory; 0 behind the row's last."""
     VALUE: gl.constexpr = smem_value.shape[1]
@@ -194,13 +206,8 @@ def _attend_kernel(
     ROPE: gl.constexpr = SHAPE[2]
     SCORES: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 2], [16, COLUMNS // 2, 16])
     OUTPUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [8, 1], [16, COLUMNS, 16])
-    WEIGHTS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_TILE, COLUMNS], gl.bfloat16)
-    smem_value = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, VALUE], _LATENTS)
-    smem_rope = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, ROPE], _LATENTS)
-    q_value = gl.allocate_shared_memory(gl.bfloat16, [COLUMNS, VALUE], _LATENTS)
-    q_rope = gl.allocate_shared_memory(gl.bfloat16, [COLUMNS, ROPE], _LATENTS)
-    smem_p = gl.allocate_shared_memory(gl.bfloat16, [_TILE, COLUMNS], WEIGHTS)
-    smem = (smem_value, smem_rope, q_value, q_rope, smem_p)
+    smem = _allocate(VALUE, ROPE, COLUMNS)
+    smem_value, smem_rope, q_value, q_rope, _ = smem
     row_ids = gl.arange(0, ROWS, _LINE)
     rows = row_work(
         row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS

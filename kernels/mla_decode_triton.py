@@ -43,21 +43,11 @@ def _load_lines(base, lines, real, value_dim, latent_dim, VALUE: tl.constexpr, R
 
 
 @triton.jit
-def _attend_chunk(
-    q_value,
-    q_rope,
-    kv,
-    table,
-    first,
-    last,
-    seen,
-    scale,
-    kv_strides,
-    value_dim,
-    latent_dim,
-    SHAPE: tl.constexpr,
-):
+def _attend_chunk(query, kv, table, bounds, seen, scale, kv_strides, dims, SHAPE: tl.constexpr):
     """-> of each column: maximum, sum of exponentials, and weighted values [VALUE, COLUMNS]."""
+    q_value, q_rope = query
+    first, last = bounds
+    value_dim, latent_dim = dims
     PAGE: tl.constexpr = SHAPE[0]
     TILE: tl.constexpr = SHAPE[1]
     VALUE: tl.constexpr = SHAPE[2]
@@ -120,14 +110,16 @@ def _attend_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    cut = (least_chunks, most_chunks)
+    dims = (value_dim, latent_dim)
     row_ids = tl.arange(0, ROWS)
-    rows = row_work(row_ids, query_starts, lengths, num_rows, num_heads, cut[0], cut[1], COLUMNS)
+    rows = row_work(
+        row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS
+    )
     item_ends = tl.cumsum(rows[4], 0)
     column_ids = tl.arange(0, COLUMNS)
     value_ids = tl.arange(0, SHAPE[2])
     for item in range(tl.program_id(0), tl.sum(rows[4], 0), tl.num_programs(0)):
-        found = find_item(item, row_ids, rows, item_ends, cut[0], cut[1])
+        found = find_item(item, row_ids, rows, item_ends, least_chunks, most_chunks)
         row, start, count, length, num_chunks, block, first, last = found
         columns = block * COLUMNS + column_ids
         is_column = columns < count * num_heads
@@ -138,18 +130,7 @@ def _attend_kernel(
         seen = length - count + 1 + columns // num_heads  # tokens that a column's query sees
         table = page_table + row.to(tl.int64) * table_stride
         peak, weight, acc = _attend_chunk(
-            q_value,
-            q_rope,
-            kv,
-            table,
-            first,
-            last,
-            seen,
-            scale,
-            kv_strides,
-            value_dim,
-            latent_dim,
-            SHAPE,
+            (q_value, q_rope), kv, table, (first, last), seen, scale, kv_strides, dims, SHAPE
         )
         place = is_column[None, :] & (value_ids < value_dim)[:, None]
         if num_chunks == 1:

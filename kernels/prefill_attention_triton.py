@@ -8,6 +8,49 @@ from torch import Tensor
 _LOG2E = 1.4426950408889634
 
 
+@triton.jit
+def _attend_keys(
+    q, q_ids, keys, values, k_len, end, scale, dims, strides,
+    CAUSAL: tl.constexpr, SHAPE: tl.constexpr,
+):  # fmt: skip
+    """Queries q [M, DIM] over keys and values of their row and head, which begin there, up to
+    `end` -> of each query: maximum and sum of exponentials (to the base 2), weighted values."""
+    M: tl.constexpr = SHAPE[0]
+    N: tl.constexpr = SHAPE[1]
+    VALUE: tl.constexpr = SHAPE[3]
+    n_ids = tl.arange(0, N)
+    d_ids = tl.arange(0, SHAPE[2])
+    v_ids = tl.arange(0, VALUE)
+    peak = tl.full([M], -1.0e30, tl.float32)
+    weight = tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, VALUE], tl.float32)
+    for begin in range(0, end, N):
+        ids = begin + n_ids
+        inside = ids < k_len
+        k = tl.load(
+            keys + ids[None, :].to(tl.int64) * strides[0] + d_ids[:, None],
+            mask=inside[None, :] & (d_ids < dims[0])[:, None],
+            other=0.0,
+        )
+        scores = tl.dot(q, k) * scale
+        visible = inside[None, :]
+        if CAUSAL:
+            visible = visible & (ids[None, :] <= q_ids[:, None])
+        scores = tl.where(visible, scores, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp2(peak - new_peak)
+        p = tl.exp2(scores - new_peak[:, None])
+        weight = weight * shrink + tl.sum(p, 1)
+        v = tl.load(
+            values + ids[:, None].to(tl.int64) * strides[1] + v_ids[None, :],
+            mask=inside[:, None] & (v_ids < dims[1])[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
+        peak = new_peak
+    return peak, weight, acc
+
+
 @triton.jit(do_not_specialize=("num_queries", "num_keys"))
 def _attend_rows_kernel(
     queries,
@@ -18,76 +61,48 @@ def _attend_rows_kernel(
     lse,
     num_queries,
     num_keys,
-    dim,
-    value_dim,
+    dims,
     scale,
-    q_stride,
-    q_head_stride,
-    k_stride,
-    k_head_stride,
-    v_stride,
-    v_head_stride,
-    o_stride,
-    o_head_stride,
+    q_strides,
+    k_strides,
+    v_strides,
+    o_strides,
     PACKED: tl.constexpr,
     CAUSAL: tl.constexpr,
-    M: tl.constexpr,
-    N: tl.constexpr,
-    DIM: tl.constexpr,
-    VALUE: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):
-    """M queries of one row and head over all keys they see."""
+    """Some queries of one row and head over all keys they see. SHAPE: queries and keys of a tile,
+    padded widths of keys and values."""
     head = tl.program_id(1)
     q_start, q_len, k_len = 0, num_queries, num_keys
     if PACKED:
         q_start = tl.load(starts + tl.program_id(2)).to(tl.int32)
         q_len = tl.load(starts + tl.program_id(2) + 1).to(tl.int32) - q_start
         k_len = q_len
-    k_start = q_start if CAUSAL else 0
-    first = tl.program_id(0) * M
+    k_start = tl.cast(q_start if CAUSAL else 0, tl.int64)
+    first = tl.program_id(0) * SHAPE[0]
     if first < q_len:
-        q_ids = first + tl.arange(0, M)
-        n_ids = tl.arange(0, N)
-        d_ids = tl.arange(0, DIM)
-        v_ids = tl.arange(0, VALUE)
-        is_query, is_dim, is_value = q_ids < q_len, d_ids < dim, v_ids < value_dim
-        q_lines = queries + (q_start + q_ids).to(tl.int64) * q_stride + head * q_head_stride
-        q_mask = is_query[:, None] & is_dim[None, :]
-        q = tl.load(q_lines[:, None] + d_ids[None, :], mask=q_mask, other=0.0)
-        peak = tl.full([M], -1.0e30, tl.float32)
-        weight = tl.zeros([M], tl.float32)
-        acc = tl.zeros([M, VALUE], tl.float32)
-        end = tl.minimum(first + M, k_len) if CAUSAL else k_len
-        for begin in range(0, end, N):
-            ids = begin + n_ids
-            inside = ids < k_len
-            rows = (k_start + ids).to(tl.int64)
-            k = tl.load(
-                keys + rows[None, :] * k_stride + head * k_head_stride + d_ids[:, None],
-                mask=inside[None, :] & is_dim[:, None],
-                other=0.0,
-            )
-            scores = tl.dot(q, k) * scale
-            visible = inside[None, :]
-            if CAUSAL:
-                visible = visible & (ids[None, :] <= q_ids[:, None])
-            scores = tl.where(visible, scores, -float("inf"))
-            new_peak = tl.maximum(peak, tl.max(scores, 1))
-            shrink = tl.exp2(peak - new_peak)
-            p = tl.exp2(scores - new_peak[:, None])
-            weight = weight * shrink + tl.sum(p, 1)
-            v = tl.load(
-                values + rows[:, None] * v_stride + head * v_head_stride + v_ids[None, :],
-                mask=inside[:, None] & is_value[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None])
-            peak = new_peak
-        lines = out + (q_start + q_ids).to(tl.int64) * o_stride + head * o_head_stride
-        result = (acc / weight[:, None]).to(out.dtype.element_ty)
-        tl.store(
-            lines[:, None] + v_ids[None, :], result, mask=is_query[:, None] & is_value[None, :]
+        q_ids = first + tl.arange(0, SHAPE[0])
+        d_ids = tl.arange(0, SHAPE[2])
+        v_ids = tl.arange(0, SHAPE[3])
+        is_query = q_ids < q_len
+        rows = (q_start + q_ids).to(tl.int64)
+        q = tl.load(
+            queries + (rows * q_strides[0] + head * q_strides[1])[:, None] + d_ids[None, :],
+            mask=is_query[:, None] & (d_ids < dims[0])[None, :],
+            other=0.0,
         )
+        k_line = keys + k_start * k_strides[0] + head * k_strides[1]
+        v_line = values + k_start * v_strides[0] + head * v_strides[1]
+        end = tl.minimum(first + SHAPE[0], k_len) if CAUSAL else k_len
+        strides = (k_strides[0], v_strides[0])
+        peak, weight, acc = _attend_keys(
+            q, q_ids, k_line, v_line, k_len, end, scale, dims, strides, CAUSAL, SHAPE
+        )
+        line = rows * o_strides[0] + head * o_strides[1]
+        place = out + line[:, None] + v_ids[None, :]
+        mask = is_query[:, None] & (v_ids < dims[1])[None, :]
+        tl.store(place, (acc / weight[:, None]).to(out.dtype.element_ty), mask=mask)
         log_sum = (peak + tl.log2(weight)) * 0.6931471805599453
         tl.store(lse + head * num_queries + q_start + q_ids, log_sum, mask=is_query)
 
@@ -110,6 +125,7 @@ def launch_attend_rows(
     rows = len(starts) - 1 if starts is not None and packed else 1
     wide = dim > 128
     m = 128 if wide else 64
+    shape = (m, 64, *(max(16, triton.next_power_of_2(width)) for width in (dim, value_dim)))
     _attend_rows_kernel[(-(-longest // m), heads, rows)](
         queries,
         keys,
@@ -119,23 +135,15 @@ def launch_attend_rows(
         lse,
         num_queries,
         len(keys),
-        dim,
-        value_dim,
+        (dim, value_dim),
         scale * _LOG2E,
-        queries.stride(0),
-        queries.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        values.stride(0),
-        values.stride(1),
-        out.stride(0),
-        out.stride(1),
+        queries.stride()[:2],
+        keys.stride()[:2],
+        values.stride()[:2],
+        out.stride()[:2],
         PACKED=packed,
         CAUSAL=causal,
-        M=m,
-        N=64,
-        DIM=max(16, triton.next_power_of_2(dim)),
-        VALUE=max(16, triton.next_power_of_2(value_dim)),
+        SHAPE=shape,
         num_warps=8 if wide else 4,
         num_stages=2,
     )
