@@ -1,4 +1,4 @@
-"""Triton kernel that sorts the pairs of `moe_triton.py` by expert, in blocks of a tile's height."""
+"""Triton kernels that sort the pairs of `moe_triton.py` by expert, in blocks of a tile's height."""
 
 import torch
 import triton
@@ -7,6 +7,27 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
+
+_ONE_LAUNCH = 2560  # pairs
+_CHUNK = 256
+
+
+@triton.jit
+def _own_blocks(
+    pairs, experts, mine, first, own, count, num_pairs, max_blocks, BLOCK_T: tl.constexpr
+):
+    """Names expert `mine` as that of its `own` blocks from `first` on and fills the last of them
+    up. Expert 0, whose blocks are the last, marks what is behind them."""
+    for begin in range(0, own, 32):
+        lane = begin + tl.arange(0, 32)
+        tl.store(experts + first + lane, mine + tl.zeros_like(lane), mask=lane < own)
+    if mine == 0:
+        for begin in range(first + own, max_blocks, 32):
+            lane = begin + tl.arange(0, 32)
+            tl.store(experts + lane, tl.full((32,), -1, tl.int32), mask=lane < max_blocks)
+    filler = count + tl.arange(0, BLOCK_T)
+    at = pairs + first * BLOCK_T + filler
+    tl.store(at, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
 
 
 @triton.jit
@@ -32,13 +53,7 @@ def _sort_kernel(
     first = tl.sum(tl.where(bins > mine, blocks, 0), 0)
     count = tl.sum(tl.where(bins == mine, counts, 0), 0)
     own = (count + BLOCK_T - 1) // BLOCK_T
-    for begin in range(0, own, 32):
-        lane = begin + tl.arange(0, 32)
-        tl.store(experts + first + lane, mine + tl.zeros_like(lane), mask=lane < own)
-    if mine == 0:
-        for begin in range(first + own, max_blocks, 32):
-            lane = begin + tl.arange(0, 32)
-            tl.store(experts + lane, tl.full((32,), -1, tl.int32), mask=lane < max_blocks)
+    _own_blocks(pairs, experts, mine, first, own, count, num_pairs, max_blocks, BLOCK_T)
     target = pairs + first * BLOCK_T
     done = 0
     for begin in range(0, num_pairs, CHUNK):
@@ -48,20 +63,75 @@ def _sort_kernel(
         place = done + tl.cumsum(hit, 0) - 1
         tl.store(target + place, begin + chunk, mask=hit > 0)
         done += tl.sum(hit, 0)
-    filler = count + tl.arange(0, BLOCK_T)
-    tl.store(target + filler, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
+
+
+@triton.jit
+def _count_kernel(
+    ids, counts, num_pairs, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
+):
+    """counts[c, e]: pairs of expert e in chunk c."""
+    chunk = tl.program_id(0)
+    pairs = chunk * CHUNK + tl.arange(0, CHUNK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    choice = tl.load(ids + pairs, mask=pairs < num_pairs, other=BLOCK_E - 1).to(tl.int32)
+    tl.store(counts + chunk * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(choice, BLOCK_E))
+
+
+@triton.jit
+def _place_kernel(
+    ids, counts, pairs, experts, num_pairs, num_experts, max_blocks, num_chunks,
+    BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """What `_sort_kernel` does, program c for the pairs of chunk c and the blocks of expert c."""
+    mine = tl.program_id(0)
+    bins = tl.arange(0, BLOCK_E)
+    pair = mine * CHUNK + tl.arange(0, CHUNK)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    total = tl.zeros((BLOCK_E,), tl.int32)
+    before = total
+    for begin in range(0, num_chunks, 32):
+        row = begin + tl.arange(0, 32)[:, None]
+        part = tl.load(counts + row * BLOCK_E + bins[None, :], mask=row < num_chunks, other=0)
+        total += tl.sum(part, 0)
+        before += tl.sum(tl.where(row < mine, part, 0), 0)
+    total = tl.where(bins < num_experts, total, 0)
+    blocks = (total + BLOCK_T - 1) // BLOCK_T
+    first = tl.sum(blocks, 0) - tl.cumsum(blocks, 0)
+    choice = tl.load(ids + pair, mask=pair < num_pairs, other=BLOCK_E - 1).to(tl.int32)
+    hit = choice[:, None] == bins[None, :]
+    place = tl.cumsum(hit.to(tl.int32), 0) - 1 + (first * BLOCK_T + before)[None, :]
+    tl.store(pairs + tl.sum(tl.where(hit, place, 0), 1), pair, mask=pair < num_pairs)
+    if mine < num_experts:
+        start = tl.sum(tl.where(bins == mine, first, 0), 0)
+        count = tl.sum(tl.where(bins == mine, total, 0), 0)
+        own = (count + BLOCK_T - 1) // BLOCK_T
+        _own_blocks(pairs, experts, mine, start, own, count, num_pairs, max_blocks, BLOCK_T)
 
 
 def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
     """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's, in
-    blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none)."""
+    blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none).
+    Few pairs are sorted in one launch, more in two, with a program for each chunk of them."""
     num_pairs = ids.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
     pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)
     experts = torch.empty(max_blocks, dtype=torch.int32, device=ids.device)
-    _sort_kernel[(num_experts,)](
-        ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T=block_t,
-        BLOCK_E=max(32, triton.next_power_of_2(num_experts + 1)),
-        CHUNK=1024 if num_pairs <= 1024 else 4096, num_warps=8, **pdl(),
+    block_e = max(32, triton.next_power_of_2(num_experts + 1))
+    if num_pairs <= _ONE_LAUNCH:
+        _sort_kernel[(num_experts,)](
+            ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T=block_t,
+            BLOCK_E=block_e, CHUNK=1024, num_warps=8, **pdl(),
+        )  # fmt: skip
+        return pairs, experts
+    chunks = triton.cdiv(num_pairs, _CHUNK)
+    counts = torch.empty(chunks, block_e, dtype=torch.int32, device=ids.device)
+    _count_kernel[(chunks,)](ids, counts, num_pairs, BLOCK_E=block_e, CHUNK=_CHUNK, **pdl())
+    _place_kernel[(max(chunks, num_experts),)](
+        ids, counts, pairs, experts, num_pairs, num_experts, max_blocks, chunks, BLOCK_T=block_t,
+        BLOCK_E=block_e, CHUNK=_CHUNK, num_warps=8, **pdl(),
     )  # fmt: skip
     return pairs, experts

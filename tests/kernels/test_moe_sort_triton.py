@@ -8,7 +8,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize(("experts", "k", "block"), [(5, 2, 4), (33, 3, 16), (65, 4, 32)])
-@pytest.mark.parametrize("num_tokens", [1, 5, 40, 350])
+@pytest.mark.parametrize("num_tokens", [1, 5, 40, 350, 1400])
 def test_sorted_pairs_are_each_experts_in_order(
     num_tokens: int, experts: int, k: int, block: int
 ) -> None:
