@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from ..shared.config import ServeConfig
+from ..shared.messages import Submit
 from .memory import Memory
 from .request import Request
 
@@ -96,6 +97,11 @@ class Admission:
     def _overloaded(self, message: str, num_waiting: int) -> Ending:
         wait_s = math.ceil(num_waiting * self._start_interval_ns / 1e9)
         return Ending("overloaded", message, retry_after_s=min(max(1.0, wait_s), _MAX_RETRY_S))
+
+    def uses_cache(self, submit: Submit) -> bool:
+        """Whether the prefix cache serves it. Log-probabilities of a prompt need all of it run."""
+        is_on = not self._config.disable_dynamic_prompt_cache
+        return is_on and submit.use_prefix_cache and submit.sampling.num_prompt_logprobs < 0
 
     def queue_timeout_ns(self, timeout_s: float) -> int:
         """How long a request may wait, by its own wish or the server's default; 0: no limit."""

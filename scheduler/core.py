@@ -29,13 +29,14 @@ from ..shared.messages import (
 )
 from .admission import Admission, Ending, Forecast
 from .batch import StepBuilder, StepLimits
+from .counts import Counts
 from .draft import DraftPolicy
 from .grammars import Grammars
 from .memory import forget
 from .peers import Frontends, Outgoing, WorkerGroup
 from .preempt import choose_victim
 from .request import Request, RequestState
-from .results import Outcome, finished_message
+from .results import Flight, Outcome, finished_message
 from .waiting import WaitingQueue
 
 MAX_WORKER_LOSSES = 2  # a request that ran in so many dying groups may be the cause
@@ -63,13 +64,7 @@ class Scheduler:
         self._now_ns = 0
         self._drain_deadline_ns: int | None = None
         self._num_submits = 0
-        # Cumulative counters of the heartbeat
-        self.steps = 0  # results received
-        self.malformed = 0
-        self._preemptions = 0
-        self._prefix_queries = 0
-        self._prefix_hits = 0
-        self._generated_tokens = 0
+        self._counts = Counts()
 
     # --- one step --------------------------------------------------------------------------
 
@@ -98,8 +93,7 @@ class Scheduler:
                 self._on_grammar_loaded(message)
             case Abort():
                 for request_id in message.request_ids:
-                    request = self._requests.get(request_id)
-                    if request is not None:
+                    if (request := self._requests.get(request_id)) is not None:
                         self._finish(request, Ending("abort"))
             case Hello():
                 self._on_hello(message)
@@ -110,31 +104,27 @@ class Scheduler:
             case Shutdown():
                 self._on_shutdown(message)
             case _:
-                self.malformed += 1  # well-formed, but nobody should send it here
+                self._counts.malformed_messages += 1  # well-formed, but nobody should send it here
 
     def _on_submit(self, submit: Submit) -> None:
         if submit.request_id in self._requests:  # its one Finished is still to come
-            self.malformed += 1
+            self._counts.malformed_messages += 1
             return
-        uses_cache = (
-            submit.use_prefix_cache
-            and not self._config.disable_dynamic_prompt_cache
-            and submit.sampling.num_prompt_logprobs < 0
-        )
         self._num_submits += 1
         try:
+            uses_cache = self._admission.uses_cache(submit)
             request = Request(submit, self._num_submits, self._now_ns, uses_cache)
         except OverflowError:
             message = "a token id of the prompt has more than 32 bits"
             refusal = Finished(submit.request_id, "invalid", message=message, field="inputs")
             self._outbox.append(Outgoing("frontend", submit.frontend, refusal))
             return
-        ending = self._admission.refuse(request, len(self._waiting), self._waiting.num_tokens)
-        if ending is not None:
+        waiting = self._waiting
+        if ending := self._admission.refuse(request, len(waiting), waiting.num_tokens):
             self._send_finished(request, ending)
             return
-        timeout_ns = self._admission.queue_timeout_ns(submit.timeout_s)
-        request.deadline_ns = self._now_ns + timeout_ns if timeout_ns else 0
+        if timeout_ns := self._admission.queue_timeout_ns(submit.timeout_s):
+            request.deadline_ns = self._now_ns + timeout_ns
         self._requests[request.request_id] = request
         self._waiting.push(request)
         self._grammars.add(request)
@@ -163,11 +153,11 @@ class Scheduler:
         if not workers.can_take_plan or not self._requests:
             return None
         builder = StepBuilder(workers.memory, self._limits, self._drafts)
-        preemptions = self._preemptions
+        preemptions = self._counts.preemptions
         builder.add_decodes(self._running, self._reclaim_page)
         for request in builder.prefill_waits:
             builder.add_chunk(request)
-        if self._preemptions == preemptions:  # else what became free is for those that run
+        if self._counts.preemptions == preemptions:  # else what became free is for those that run
             self._start_waiting(builder)
         plan = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
         if plan is not None:
@@ -183,7 +173,7 @@ class Scheduler:
             if victim.state is not RequestState.LAST:
                 victim.move(RequestState.PAUSED)
                 self._waiting.push(victim)
-                self._preemptions += 1
+                self._counts.preemptions += 1
             if victim is request:
                 return False
         return True
@@ -197,9 +187,8 @@ class Scheduler:
         for request in self._waiting.first(_SCAN):
             if not self.workers.free_rows or not builder.budget:
                 return
-            if request.results_in_flight or request.waits_for_prefix:
-                continue
-            if self._grammars.is_missing(request):
+            must_wait = request.results_in_flight or request.waits_for_prefix
+            if must_wait or self._grammars.is_missing(request):
                 continue
             if self._try_start(request, builder, forecast):
                 for misfit in misfits:
@@ -229,11 +218,11 @@ class Scheduler:
         request.overtaken = 0
         request.move(RequestState.PREFILL)
         insort(self._running, request, key=attrgetter("age_key"))
-        if request.queue_ns < 0:
+        if request.queue_ns < 0:  # its first start
             request.queue_ns = self._now_ns - request.arrival_ns
             request.num_cached_tokens = num_cached_tokens
-            self._prefix_queries += request.num_prompt_tokens if request.uses_cache else 0
-            self._prefix_hits += num_cached_tokens
+            self._counts.prefix_queries += request.num_prompt_tokens if request.uses_cache else 0
+            self._counts.prefix_hits += num_cached_tokens
             self._admission.observe_start(self._now_ns, len(self._waiting))
         builder.admit(request)
         builder.add_chunk(request)
@@ -249,17 +238,33 @@ class Scheduler:
         if flight is None:
             self._fail_workers(f"the result of step {result.step} does not fit the plan")
             return
+        self._counts.steps += 1
+        if flight.is_void:
+            return
+        if result.error:
+            self._on_failed_step(flight, result.error)
+            return
         outcome = Outcome()
         outcome.add_prompt_logprobs(flight, result)
         outcome.add_tokens(flight, result.rows, workers.memory)
         self._drafts.observe(flight, outcome.accepted, workers.step_ns)
-        self.steps += 1
-        self._generated_tokens += outcome.num_tokens
+        self._counts.generated_tokens += outcome.num_tokens
         for frontend, rows in outcome.rows.items():
             self._outbox.append(Outgoing("frontend", frontend, Tokens(rows)))
         for request, reason in outcome.ended:
             self._admission.observe_output(request.num_output_tokens)
             self._finish(request, Ending(reason))
+
+    def _on_failed_step(self, flight: Flight, error: str) -> None:
+        """A step wrote nothing: its requests end. Others may have been planned on what it should
+        have written: all start over, and the cache is forgotten."""
+        for request in flight.requests():
+            self._finish(request, Ending("error", error))
+        for request in self._running.copy():
+            self._leave_row(request)
+        self.workers.void_plans()
+        self.workers.flush_cache()
+        self._replay()
 
     def _finish(self, request: Request, ending: Ending, tell: bool = True) -> None:
         """End a live request, whatever its state: row and pages are free at once, its results in
@@ -275,8 +280,8 @@ class Scheduler:
             self._send_finished(request, ending)
 
     def _send_finished(self, request: Request, ending: Ending) -> None:
-        message = finished_message(request, ending, self._now_ns)
-        self._outbox.append(Outgoing("frontend", request.frontend, message))
+        finished = finished_message(request, ending, self._now_ns)
+        self._outbox.append(Outgoing("frontend", request.frontend, finished))
 
     def _leave_row(self, request: Request) -> None:
         self.workers.release_row(request)
@@ -301,11 +306,10 @@ class Scheduler:
         self._admission.settle_limit(self.workers.memory.num_pages)
         message = self._ready_message()
         self._outbox.append(Outgoing("launcher", 0, message))
-        for index in range(self._config.httpserver_workers):
-            self._outbox.append(Outgoing("frontend", index, message))
+        frontends = range(self._config.httpserver_workers)
+        self._outbox += [Outgoing("frontend", index, message) for index in frontends]
         for request in list(self._requests.values()):  # the limit may be lower than it was
-            ending = self._admission.fit_length(request)
-            if ending is not None:
+            if (ending := self._admission.fit_length(request)) is not None:
                 self._finish(request, ending)
 
     def _ready_message(self) -> Ready:
@@ -328,20 +332,27 @@ class Scheduler:
         self.workers.forget()
         self._grammars.forget()
         self._running.clear()
-        for request in list(self._requests.values()):
+        for request in self._replay():
+            request.worker_losses += 1
+            if request.worker_losses >= MAX_WORKER_LOSSES:
+                text = f"the workers died {MAX_WORKER_LOSSES} times while running this request"
+                self._finish(request, Ending("unavailable", text))
+
+    def _replay(self) -> list[Request]:
+        """What ran, without rows and pages by now, goes back to the queue. -> these requests"""
+        queued, lost = (RequestState.WAITING, RequestState.PAUSED), []
+        for request in self._requests.values():
             request.waits_for, request.pages_needed = None, 0
-            if request.row < 0 and not request.results_in_flight:
+            if request.state in queued and not request.results_in_flight:
                 continue
+            lost.append(request)
             forget(request)
             request.row = -1
             request.lose_planned()
-            request.worker_losses += 1
-            if request.state is not RequestState.PAUSED:
+            if request.state not in queued:
                 request.move(RequestState.PAUSED)
                 self._waiting.push(request)
-            if request.worker_losses >= MAX_WORKER_LOSSES:
-                message = f"the workers died {MAX_WORKER_LOSSES} times while running this request"
-                self._finish(request, Ending("unavailable", message))
+        return lost
 
     def _fail_workers(self, reason: str) -> None:
         """The worker group does not do what it should: have the launcher restart it."""
@@ -360,29 +371,18 @@ class Scheduler:
 
     @property
     def num_live(self) -> int:
-        """Requests that are still owed their Finished."""
+        """Requests still owed their Finished."""
         return len(self._requests)
 
     def heartbeat(self, malformed: int = 0, step_us: float = 0.0) -> Heartbeat:
         """The numbers of this moment. `malformed` counts what the inbox could not decode and
         `step_us` is the measured mean time of a step: the core cannot know these."""
-        memory = self.workers.memory
-        num_paused = sum(r.state is RequestState.PAUSED for r in self._requests.values())
-        return Heartbeat(
-            steps=self.steps,
-            num_running=len(self._running),
-            num_waiting=len(self._waiting) - num_paused,
-            num_paused=num_paused,
-            pages_total=memory.num_pages,
-            pages_free=memory.pool.num_free,
-            pages_cached=memory.cache.num_evictable,
-            worker_ready=self.workers.ready and not self.workers.failed,
-            preemptions=self._preemptions,
-            prefix_queries=self._prefix_queries,
-            prefix_hits=self._prefix_hits,
-            generated_tokens=self._generated_tokens,
-            malformed_messages=malformed + self.malformed,
-            estimated_peak_tokens=self._admission.forecast(memory, self._running).peak(),
+        forecast = self._admission.forecast(self.workers.memory, self._running)
+        return self._counts.heartbeat(
+            self.workers,
+            self._requests.values(),
+            malformed,
+            estimated_peak_tokens=forecast.peak(),
             step_us=step_us,
             **self._drafts.counts(),
         )

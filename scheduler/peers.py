@@ -104,6 +104,10 @@ class WorkerGroup:
         self._progress_ns = now_ns
         return self._in_flight.popleft()
 
+    def void_plans(self) -> None:
+        """The plans in flight build on a step that failed: their results will say nothing."""
+        self._in_flight = deque(Flight(f.step, [], [], is_void=True) for f in self._in_flight)
+
     def is_overdue(self, now_ns: int) -> bool:
         """Whether the workers have been silent on a plan for longer than `step_timeout_s`."""
         timeout_ns = self._config.step_timeout_s * 1e9

@@ -18,6 +18,12 @@ class Flight(NamedTuple):
     chunks: list[tuple[Request, int]]  # parallel to StepResult.prompt_logprobs: request, start
     num_decodes: int = 0  # of `sampling`, the last ones: rows that verify drafts
     num_drafts: int = 0
+    is_void: bool = False  # sent before a step failed that it builds on
+
+    def requests(self) -> list[Request]:
+        """All live ones that the plan ran."""
+        found = {r.request_id: r for r in (*self.sampling, *(r for r, _ in self.chunks))}
+        return [r for r in found.values() if r.state is not RequestState.FINISHED]
 
     def widths(self) -> Iterator[int]:
         """How many tokens each of `sampling` can bring."""
@@ -26,7 +32,9 @@ class Flight(NamedTuple):
 
 
 def fits(flight: Flight, result: StepResult) -> bool:
-    """Whether a result has the shape that its plan asked for."""
+    """Whether a result has the shape that its plan asked for, if it is to be read."""
+    if result.error or flight.is_void:
+        return result.step == flight.step
     first_decode = len(flight.sampling) - flight.num_decodes
     return (
         result.step == flight.step

@@ -289,12 +289,17 @@ class StepResult(Message, frozen=True):
     then `decode` rows, in order. `prompt_logprobs` is parallel to the plan's `prefill` list (empty
     lists where not asked): entry i of a chunk's list is about the token at chunk start + i, given
     all before it; position 0 has no entry.
+
+    With an `error` the step's row changes were applied, but it ran nothing (no memory, say), and
+    `rows` is empty. A plan that was sent before the scheduler heard of it is to be answered in any
+    way: nobody reads that.
     """
 
     epoch: int
     step: int
     rows: list[RowResult]
     prompt_logprobs: list[list[TokenLogprob]] = []
+    error: str = ""
 
 
 class WorkerFailed(Message, frozen=True):

@@ -166,6 +166,27 @@ class FakeWorker:
             logprobs = []
         return StepResult(plan.epoch, plan.step, results, logprobs)
 
+    def fail(self, plan: StepPlan) -> StepResult:
+        """Apply a plan's row changes, then fail: what it should have written is garbage, and so
+        are its rows from then on. Also for a plan that builds on one that failed."""
+        self._last_step = plan.step
+        for row in plan.freed:
+            assert self.rows.pop(row, None) is not None, f"row {row} freed but not in use"
+        for admit in plan.admitted:
+            row = FakeRow(admit.sampling, list(admit.pages), [], 0, 0, 0)
+            self.rows[admit.row] = row
+        for appended in plan.appended:
+            self.rows[appended.row].pages.extend(appended.pages)
+        spans = [(c.row, c.start, len(c.token_ids)) for c in plan.prefill]
+        spans += [(n, len(self.rows[n].slots), 1 + plan.num_drafts) for n in plan.decode]
+        for number, start, count in spans:
+            row = self.rows[number]
+            for position in range(start, min(start + count, len(row.pages) * self.page_size)):
+                page = row.pages[position // self.page_size]
+                self.memory[page][position % self.page_size] = (-9, position)
+            row.last_token, row.slots = None, [(-9, -9)] * start
+        return StepResult(plan.epoch, plan.step, [], [], "out of memory")
+
     def load_grammar(self, message: LoadGrammar) -> list[Message]:
         """Load it, at once; the answer, if one is due. Call it when loading is over."""
         assert message.epoch == self.epoch, "a grammar for another epoch"

@@ -2,7 +2,7 @@
 
 import pytest
 from fakes import FakeEngine
-from glimmer.shared.messages import Abort, PeerLost, Progress, Ready, Shutdown, Tokens
+from glimmer.shared.messages import Abort, PeerLost, Progress, Ready, Shutdown, StepResult, Tokens
 
 
 def test_a_request_gets_its_tokens_then_its_end() -> None:
@@ -88,6 +88,28 @@ def test_requests_wait_until_the_workers_are_ready() -> None:
     engine.start_workers(1)
     engine.finish()
     assert engine.tokens[submit.request_id] == engine.right_answer(submit)
+
+
+def test_a_failed_step_ends_its_requests_and_no_others() -> None:
+    engine = FakeEngine(64, running_max_req_size=3)
+    shared = list(range(12))
+    first = [engine.submit([*shared, i], 50) for i in range(2)]
+    engine.turn(4)
+    engine.worker.fail(engine.in_flight[0])
+    next_one = engine.submission([*shared, 7], 5)  # on pages in the cache, beside the failed step
+    queued = engine.submission([*shared, 8], 5)
+    noise = StepResult(0, engine.in_flight[0].step, [], error="no memory")
+    engine.in_flight.pop(0)
+    (late,) = engine.in_flight  # sent before the failure is heard of
+    engine.tell(next_one, queued, noise)
+    assert {engine.finished[i].reason for i in first} == {"error"}
+    assert {engine.finished[i].message for i in first} == {"no memory"}
+    engine.in_flight.remove(late)
+    engine.tell(engine.worker.fail(late))
+    engine.finish()
+    for submit in (next_one, queued):
+        assert engine.tokens[submit.request_id] == engine.right_answer(submit)
+    assert engine.core.heartbeat().num_running == 0
 
 
 @pytest.mark.parametrize("drain_s", [0.0, 0.05])

@@ -30,6 +30,9 @@ def test_only_a_result_of_the_plans_shape_fits() -> None:
     assert fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4])]))
     assert not fits(drafting, StepResult(0, 5, [RowResult([1, 2]), RowResult([3])]))
     assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4, 5])]))
+    assert fits(drafting, StepResult(0, 5, [], error="no memory"))
+    assert not fits(drafting, StepResult(0, 6, [], error="no memory"))
+    assert fits(Flight(5, [], [], is_void=True), StepResult(0, 5, two))
     entry = TokenLogprob(2, -1.0, 1, [])
     assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3], [entry])]))
 

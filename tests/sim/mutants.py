@@ -352,3 +352,14 @@ MUTANTS |= {
     ),
 }
 MUTANTS["keeps the prefix cache over epochs"] = _keep_cache
+MUTANTS |= {
+    "keeps cached pages that a failed step should have written": replace(
+        peers.WorkerGroup, "flush_cache", lambda _: lambda self: None
+    ),
+    "reads the result of a plan that builds on a failed step": replace(
+        peers.WorkerGroup, "void_plans", lambda _: lambda self: None
+    ),
+    "goes on with rows that were admitted beside a failed step": replace(
+        core.Scheduler, "_replay", lambda _: lambda self: []
+    ),
+}

@@ -61,6 +61,7 @@ class Knobs:
     kills: int
     hangs: int
     bad_results: int
+    failed_steps: int
     frontend_losses: int
     drain_s: float | None
     abort_share: float
@@ -108,6 +109,7 @@ class Knobs:
             kills=rng.randrange(4) if faulty else 0,
             hangs=faulty and rng.random() < 0.2,
             bad_results=faulty and rng.random() < 0.2,
+            failed_steps=rng.choice((1, 3, 20)) if faulty and rng.random() < 0.3 else 0,
             frontend_losses=rng.randrange(3) if faulty else 0,
             drain_s=rng.choice((0.0, 0.05, 5.0)) if rng.random() < 0.15 else None,
             abort_share=0.8 if crowds else rng.choice((0.0, 0.2, 0.8)),
@@ -131,6 +133,7 @@ class Client:
     aborted: bool = False
     delivered: bool = False  # the scheduler has seen the Submit
     finished: Finished | None = None
+    was_hit: bool = False  # a step failed that ran it
     muted: bool = False  # the scheduler knows that the frontend is gone
 
 
@@ -144,7 +147,8 @@ class Group:
         self.alive = True
         self.hung = False
         self.slow = 1
-        self.queue: list[StepPlan] = []
+        self.queue: list[tuple[StepPlan, int]] = []  # and the last failed step heard of before
+        self.failed_step = self.heard_step = -1
         self.in_flight = 0  # plans sent whose result has not reached the scheduler
         self.last_arrival_ns = 0
         self.worker = FakeWorker(
@@ -163,7 +167,7 @@ class Group:
     def take(self, plan: StepPlan) -> None:
         self.in_flight += 1
         expect(self.in_flight <= 2, "more than two plans in flight")
-        self.queue.append(plan)
+        self.queue.append((plan, self.heard_step))
         if len(self.queue) == 1:
             self._work()
 
@@ -173,8 +177,8 @@ class Group:
     def _done(self) -> None:
         if not self.alive or self.hung:
             return
-        result = self.worker.run(self.queue.pop(0))
         world = self.world
+        result = self._run(*self.queue.pop(0))
         if world.bad_results and world.rng.random() < 0.05:
             world.bad_results -= 1
             world.forgive_failure = True
@@ -186,6 +190,27 @@ class Group:
         world.at(self.last_arrival_ns, self._arrive, result)
         if self.queue:
             self._work()
+
+    def _run(self, plan: StepPlan, heard_step: int) -> StepResult:
+        """Some steps fail; a plan sent before that was heard of builds on what is not there."""
+        world = self.world
+        if heard_step < self.failed_step:
+            result = self.worker.fail(plan)
+            rows = [RowResult([-7])] * (len(plan.decode) + sum(c.sample for c in plan.prefill))
+            noise = StepResult(plan.epoch, plan.step, rows)
+            return world.rng.choice((result, noise))
+        if not world.failed_steps or world.rng.random() > 0.1:
+            return self.worker.run(plan)
+        world.failed_steps -= 1
+        world.num_failed += 1
+        self.failed_step = plan.step
+        result = self.worker.fail(plan)
+        active = {c.row for c in plan.prefill} | set(plan.decode)
+        hit = [world.clients[self.worker.rows[row].sampling.seed] for row in active]
+        world.hit_by[plan.epoch, plan.step] = hit
+        for client in hit:
+            client.was_hit = True
+        return result
 
     def load(self, message: LoadGrammar) -> None:
         """Drops happen between plans; loading takes a while beside them."""
@@ -234,6 +259,9 @@ class SimWorld:
         self.epoch = 0
         self.losses = 0
         self.bad_results = int(self.knobs.bad_results)
+        self.failed_steps = self.knobs.failed_steps
+        self.num_failed = 0
+        self.hit_by: dict[tuple[int, int], list[Client]] = {}  # (epoch, step) that failed
         self.forgive_failure = False
         self.told_losses = [0] * len(self.incarnations)  # PeerLost delivered, by frontend
         self.draining_ns: int | None = None
@@ -316,6 +344,7 @@ class SimWorld:
                     self._frontend_hears(outgoing.index, outgoing.message)
             for message in inbox:
                 self._note_loss(message)
+                self._note_failure(message)
             self._check_invariants()
             if plan is None:
                 return
@@ -331,6 +360,15 @@ class SimWorld:
             case PeerLost(role="frontend"):
                 self.told_losses[message.index] += 1
                 self._mute(message.index, self.told_losses[message.index])
+
+    def _note_failure(self, message: Message) -> None:
+        if not isinstance(message, StepResult) or not message.error:
+            return
+        if self.group is not None and self.group.epoch == message.epoch:
+            self.group.heard_step = max(self.group.heard_step, message.step)
+            for client in self.hit_by.get((message.epoch, message.step), []):
+                ended = client.finished is not None or client.muted
+                expect(ended, "a request goes on after its step failed")
 
     def _mute(self, index: int, incarnation: int) -> None:
         """The scheduler knows that frontend `index` is in this incarnation now."""
@@ -581,6 +619,10 @@ class SimWorld:
             bounded = config.max_queued_requests < 4096 or config.max_queued_tokens < 1 << 30
             timed = submit.timeout_s > 0 or config.queue_timeout_s == 0.05 or self.losses
             expect(bool(bounded or timed or self.draining_ns), "overloaded without cause")
+        elif finished.reason == "error":
+            expect(self.num_failed > 0, "an error without cause")
+            expect(finished.message == "out of memory", "which error")
+            expect(client.was_hit, "its step did not fail")
         elif finished.reason == "unavailable":
             expect(self.losses >= 2 or self.draining_ns is not None, "unavailable without cause")
         else:
