@@ -25,11 +25,11 @@ from ...shared.model_spec import ModelSpec, load_model_spec
 from ...shared.resolve import resolve
 from ...shared.sampling import SamplingParams
 from .report import environment, report, write_report
-from .roofline import Gpu, decode_seconds, gpu_of, prefill_seconds
+from .roofline import Gpu, decode_seconds, gpu_of, mixed_seconds, prefill_seconds
 from .trace import Trace, traced
 
 _MOST_KERNELS = 40  # lines of a profile
-_WARM_UP_STEPS, _PROFILED_STEPS, _MOST_STEPS = 4, 8, 150
+_WARM_UP_STEPS, _PROFILED_STEPS, _MIXED_STEPS, _MOST_STEPS = 4, 8, 8, 150
 _ROOM = 192  # tokens that each row may grow by
 
 
@@ -37,7 +37,7 @@ _ROOM = 192  # tokens that each row may grow by
 class Result:
     """One row of the table. `roofline_ms` 0: the card is unknown."""
 
-    kind: str  # "prefill" or "decode"
+    kind: str  # "prefill", "decode" or "mixed", which is decode rows beside a prompt
     rows: int
     tokens: int  # of each prompt, or cached for each row
     ms: float  # median of a step
@@ -92,6 +92,23 @@ class Bench:
         """Decode all rows for some steps. -> seconds from one step's tokens to the next's."""
         return self._run([self._plan(decode=list(range(rows))) for _ in range(steps)])
 
+    def mixed(self, rows: int, context: int, tokens: int, steps: int) -> list[float]:
+        """Steps that decode all rows, of `context` tokens at first, beside a whole prompt of
+        `tokens` tokens, each time a new one. -> as `decode`."""
+        import torch
+
+        first = rows * -(-(context + _ROOM) // self._page_size)
+        own = list(range(first, first - (-tokens // self._page_size)))
+        plans = []
+        for step in range(steps):
+            generator = torch.Generator().manual_seed(step)
+            ids = torch.randint(0, self._vocab, (tokens,), generator=generator).tolist()
+            admit = RowAdmit(rows, SamplingParams(max_new_tokens=1), own, 0, 0, [])
+            chunk = PrefillChunk(rows, 0, ids, sample=True)
+            freed = [rows] if step else []
+            plans.append(self._plan([admit], [chunk], list(range(rows)), freed))
+        return self._run(plans)
+
     def count_experts(self, rows: int) -> float:
         """Distinct experts per layer of one decode step; median over layers. 0 if there are no
         experts."""
@@ -138,9 +155,11 @@ class Bench:
 
 def measure(bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Namespace) -> list[Any]:
     """All rows of the table and their profiles: (Result, Trace or None)."""
-    return [_measure_prefill(bench, spec, gpu, args, *pair) for pair in args.prefill] + [
-        _measure_decode(bench, spec, gpu, args, *pair) for pair in args.decode
-    ]
+    return (
+        [_measure_prefill(bench, spec, gpu, args, *pair) for pair in args.prefill]
+        + [_measure_decode(bench, spec, gpu, args, *pair) for pair in args.decode]
+        + [_measure_mixed(bench, spec, gpu, args, *three) for three in args.mixed]
+    )
 
 
 def _measure_prefill(
@@ -180,6 +199,33 @@ def _measure_decode(
     return result, trace
 
 
+def _measure_mixed(
+    bench: Bench,
+    spec: ModelSpec,
+    gpu: Gpu | None,
+    args: argparse.Namespace,
+    rows: int,
+    context: int,
+    tokens: int,
+) -> tuple[Result, Trace | None]:
+    bench.prefill(rows, context)
+    bench.mixed(rows, context, tokens, 3)
+    bench.free(rows + 1)
+    bench.prefill(rows, context)
+    seconds = median(bench.mixed(rows, context, tokens, _MIXED_STEPS))
+    trace = None
+    if args.profile:
+        bench.free(rows + 1)
+        bench.prefill(rows, context)
+        with traced() as trace:
+            bench.mixed(rows, context, tokens, _PROFILED_STEPS)
+    bench.free(rows + 1)
+    bound = mixed_seconds(spec, gpu, rows, context, tokens) if gpu else 0.0
+    result = Result("mixed", rows, tokens, seconds * 1e3, (rows + tokens) / seconds, bound * 1e3,
+                    float(spec.num_experts), trace and trace.idle_share)  # fmt: skip
+    return result, trace
+
+
 def _show(console: Console, found: list[Any], device: str) -> None:
     table = Table(title=f"step time on {device}")
     for name in ("step", "rows", "tokens", "ms", "tokens/s", "roofline ms", "share", "experts",
@@ -195,7 +241,7 @@ def _show(console: Console, found: list[Any], device: str) -> None:
 
 
 def _show_profile(console: Console, result: Result, trace: Trace) -> None:
-    passes = _PROFILED_STEPS if result.kind == "decode" else 1
+    passes = 1 if result.kind == "prefill" else _PROFILED_STEPS
     total = sum(us for _, us in trace.kernels.values())
     console.print(
         f"\n{result.kind} {result.rows} x {result.tokens}: {total / passes:.0f} us of kernels "
@@ -216,10 +262,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
             raise UsageError(f"{text!r}: needs ROWSxTOKENS, for example 32x1024")
         return int(rows), int(tokens)
 
+    def three(text: str) -> tuple[int, int, int]:
+        first, _, tokens = text.partition("+")
+        return (*pair(first), pair(f"1x{tokens}")[1])
+
     parser = argparse.ArgumentParser(prog="glimmer bench latency", description=__doc__)
     parser.add_argument("--decode", type=pair, nargs="*", default=[(1, 1024)],
                         metavar="ROWSxCONTEXT")  # fmt: skip
     parser.add_argument("--prefill", type=pair, nargs="*", default=[], metavar="PROMPTSxTOKENS")
+    parser.add_argument("--mixed", type=three, nargs="*", default=[],
+                        metavar="ROWSxCONTEXT+TOKENS")  # fmt: skip
     parser.add_argument("--steps", type=int, default=40, help="decode steps to measure")
     parser.add_argument("--repeats", type=int, default=3, help="prefills to measure")
     parser.add_argument("--profile", action="store_true", help="time by kernel, and GPU idle time")

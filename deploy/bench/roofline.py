@@ -49,6 +49,13 @@ def prefill_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, prompts: int = 1) ->
     return _blocks_seconds(spec, gpu, prompts * tokens, prompts) + spec.num_layers * core
 
 
+def mixed_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int, tokens: int) -> float:
+    """A decode step of `rows` rows that also runs a whole prompt of `tokens` tokens."""
+    alone = _blocks_seconds(spec, gpu, rows, rows), _blocks_seconds(spec, gpu, tokens, 1)
+    attention = decode_seconds(spec, gpu, rows, context) + prefill_seconds(spec, gpu, tokens)
+    return attention - sum(alone) + _blocks_seconds(spec, gpu, rows + tokens, rows + 1)
+
+
 def _blocks_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, sampled: int) -> float:
     """Everything but attention's core, for `tokens` tokens in one pass."""
     hidden, heads = spec.hidden_size, spec.num_heads

@@ -5,6 +5,7 @@ from glimmer.deploy.bench.roofline import (
     decode_seconds,
     distinct_experts,
     gpu_of,
+    mixed_seconds,
     prefill_seconds,
 )
 from glimmer.shared.model_spec import ModelSpec
@@ -71,6 +72,13 @@ def test_prompts_in_one_pass_share_the_weights() -> None:
     gpu = gpu_of("H100")
     assert gpu is not None
     assert prefill_seconds(FLASH, gpu, 256, 4) < 2 * prefill_seconds(FLASH, gpu, 256)
+
+
+def test_a_prompt_beside_decode_rows_shares_their_weights() -> None:
+    gpu = gpu_of("H100")
+    assert gpu is not None
+    both = decode_seconds(FLASH, gpu, 32, 1024) + prefill_seconds(FLASH, gpu, 1024)
+    assert mixed_seconds(FLASH, gpu, 32, 1024, 1024) < 0.7 * both
 
 
 def test_unknown_cards_have_no_roofline() -> None:
