@@ -77,7 +77,7 @@ def test_a_row_is_the_same_in_any_batch(runner: Any, driver_of: Any) -> None:
         same += place is None
         if place is not None:
             top = a.logprobs[place].top
-            assert top[0][1] - top[1][1] < 0.25
+            assert top[0][1] - top[1][1] < 0.6
     print(f"{same} of {len(texts)} texts are equal to the last token")
 
 
