@@ -93,7 +93,7 @@ we choose {v} for {p}|I pick {v} for {p}|pick {v} as {p}|we pick {v} as {p}|I ta
 I take {v} as {p}|we take {v} for {p}|take {v} for {p}|take {v} in {p}|take {p} as {v}
 take {p}: {v}|I assign {v} to {p}|we assign {v} to {p}|assign {v} for {p}|assign {v} as {p}
 assign {p} to {v}|assign {p} {v}|{v} assigned to {p}|{p} gets the value {v}|{p} will get {v}
-{p} must then be {v}|{p} must have {v}|{p} must equal {v}|{v} must stand for {p}|{v} must go to {p}
+my wish is {v} as {p}|{p} must then be {v}|{p} must have {v}|{p} must equal {v}|{v} must stand for {p}|{v} must go to {p}
 {p} shall have {v}|{p} shall then be {v}|{v} shall stand for {p}|{v} shall go to {p}
 {p} is equal to {v}|{p} equals to {v}|{p} that equals {v}|{p} with the value {v}
 the value of {p} is {v}|the value {v} for {p}|value {v} as {p}|{v} has the value of {p}

@@ -35,6 +35,14 @@ def test_calls_must_be_right_in_name_and_every_argument() -> None:
             calls = wanted_calls(case, kind)
             assert len(calls) == count
             assert case.is_right({"tool_calls": calls[::-1]})
+            turned = [
+                call(
+                    c["function"]["name"],
+                    dict(reversed(json.loads(c["function"]["arguments"]).items())),
+                )
+                for c in calls
+            ]
+            assert case.is_right({"tool_calls": turned})
             assert not case.is_right({"tool_calls": calls[:-1]})
             assert not case.is_right({"tool_calls": None, "content": "no"})
             changed = json.loads(calls[0]["function"]["arguments"]) | {"extra": 1}

@@ -38,3 +38,9 @@ def test_digits_are_in_range_and_samples_differ() -> None:
     s = Source(1)
     assert {len(s.digits(2, 4)) for _ in range(100)} == {2, 3, 4}
     assert sorted(s.sample(lambda: s.number(1, 5), 5)) == [1, 2, 3, 4, 5]
+
+
+def test_words_of_frames_are_no_values() -> None:
+    for held_out in (False, True):
+        s = Source("values", held_out)
+        assert not {s.noun() for _ in range(3000)} & {*FILLERS, "choice", "value", "first"}
