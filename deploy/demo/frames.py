@@ -48,7 +48,7 @@ REQUESTS = _frames("""\
 {intent}. Please take {params}.|{intent}, please use {params}.|{intent}: {params}, thanks.
 {intent}; {params}, please.|{intent} and take {params}.|{intent}. It has {params}.
 {intent}: with {params}.|{intent}. Given: {params}.|{intent}, namely with {params}.
-{intent}. My choice: {params}.|{intent}. My wish: {params}.|{intent} and I choose {params}.
+{intent}. My choice: {params}.|{intent}. My wish: {params}.|{intent}. I choose: {params}.
 {intent}, given {params}.|{intent}. Please use {params}.|{intent}, with these: {params}.
 {intent} - use {params}.|{intent}. Please note: {params}.|{intent}. Thanks, with {params}.
 {intent}, based on {params}.|{intent}: here {params}.|{intent}; use {params}.
@@ -93,7 +93,8 @@ we choose {v} for {p}|I pick {v} for {p}|pick {v} as {p}|we pick {v} as {p}|I ta
 I take {v} as {p}|we take {v} for {p}|take {v} for {p}|take {v} in {p}|take {p} as {v}
 take {p}: {v}|I assign {v} to {p}|we assign {v} to {p}|assign {v} for {p}|assign {v} as {p}
 assign {p} to {v}|assign {p} {v}|{v} assigned to {p}|{p} gets the value {v}|{p} will get {v}
-my wish is {v} as {p}|{p} must then be {v}|{p} must have {v}|{p} must equal {v}|{v} must stand for {p}|{v} must go to {p}
+my wish is {v} as {p}|{p} must then be {v}|{p} must have {v}|{p} must equal {v}
+{v} must stand for {p}|{v} must go to {p}
 {p} shall have {v}|{p} shall then be {v}|{v} shall stand for {p}|{v} shall go to {p}
 {p} is equal to {v}|{p} equals to {v}|{p} that equals {v}|{p} with the value {v}
 the value of {p} is {v}|the value {v} for {p}|value {v} as {p}|{v} has the value of {p}
