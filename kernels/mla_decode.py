@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .attend import MAX_SCORES, attend, merge_
+from .mla_absorb import expand_values
 
 
 def mla_decode(
@@ -24,6 +25,7 @@ def mla_decode(
     value_dim: int,
     scale: float,
     backend: str = "torch",
+    w_uv: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest tokens of each row over all the row's latents.
 
@@ -35,7 +37,8 @@ def mla_decode(
     its value (kv_lora_rank)
     backend: torch (the reference, any device and type) or triton (16-bit types on CUDA, never
     waits for the device; a row's result does not depend on the other rows, only on their number)
-    -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space.
+    -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space; with w_uv
+    [num_heads, v_dim, value_dim] up-projected by it, [num_tokens, num_heads, v_dim].
     """
     if backend == "triton":
         from .mla_decode_split import plan_splits
@@ -44,7 +47,24 @@ def mla_decode(
         plan = plan_splits(num_rows, max_query_len, heads, max_length, _num_sms(queries.device))
         rows = (page_table, query_starts, lengths, max_query_len)
         launch = _paged_kernel(queries, kv, value_dim)
-        return launch(queries, kv, *rows, value_dim, scale, plan)
+        return launch(queries, kv, *rows, value_dim, scale, plan, w_uv)
+    latent_out = _reference(
+        queries, kv, page_table, query_starts, lengths, max_query_len, max_length, value_dim, scale
+    )
+    return latent_out if w_uv is None else expand_values(latent_out, w_uv)
+
+
+def _reference(
+    queries: Tensor,
+    kv: Tensor,
+    page_table: Tensor,
+    query_starts: Tensor,
+    lengths: Tensor,
+    max_query_len: int,
+    max_length: int,
+    value_dim: int,
+    scale: float,
+) -> Tensor:
     if max_query_len == 1:
         if not lengths.is_cuda and len(lengths):  # the bound may be as long as a request can get
             max_length = min(max_length, int(lengths.max()))

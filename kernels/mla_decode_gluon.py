@@ -18,13 +18,14 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .backends import is_hopper
 from .launch import pdl
+from .mla_absorb import expand_values
 from .mla_decode_split import (
     LOG2E,
     NOTHING,
     VARYING,
     SplitPlan,
     find_item,
-    launch_merge_chunks,
+    launch_merge,
     partial_results,
     row_work,
     rows_bound,
@@ -256,12 +257,13 @@ def launch_mla_decode_gluon(
     value_dim: int,
     scale: float,
     plan: SplitPlan,
+    w_uv: Tensor | None = None,
 ) -> Tensor:
     """`mla_decode` of what `fits` says."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
-        return out
+        return out if w_uv is None else expand_values(out, w_uv)
     max_columns = max_query_len * num_heads
     partials = partial_results(plan, max_columns, len(lengths), out)
     _attend_kernel[(plan.num_programs,)](
@@ -286,6 +288,4 @@ def launch_mla_decode_gluon(
         num_warps=_WARPS,
         **pdl(),
     )
-    if plan.most_chunks > 1:
-        launch_merge_chunks(partials, query_starts, lengths, out, max_columns, plan)
-    return out
+    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv)

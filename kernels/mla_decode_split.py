@@ -15,8 +15,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
+from .mla_absorb import expand_values
 
 NOTHING = tl.constexpr(-1.0e30)  # maximum of a column that has seen no token
+FUSED_TOKENS = 1  # of steps whose merge and up-projection are one launch: more read too much twice
 LOG2E = 1.4426950408889634
 _ALIGN = tl.constexpr(64)  # chunks are multiples of it
 _UNIT = tl.constexpr(1024)  # length at which a row has its batch's least number of chunks
@@ -149,6 +151,18 @@ def _merge_chunks(partials, line, step, num_chunks, value_ids, inside, value_dim
     return acc / tl.maximum(weight, 1e-37)
 
 
+@triton.jit
+def _find_token(token, row_ids, rows, num_rows, num_heads):
+    """-> chunks of a query token's row, its first column in the row, work items of rows before."""
+    _, starts, counts, chunks, work = rows
+    real = row_ids < num_rows
+    mine = real & (starts <= token) & (token < starts + counts)
+    num_chunks = tl.sum(tl.where(mine, chunks, 0), 0)
+    first_column = (token - tl.sum(tl.where(mine, starts, 0), 0)) * num_heads
+    before = tl.sum(tl.where(real & (starts + counts <= token), work, 0), 0)
+    return num_chunks, first_column, before
+
+
 @triton.jit(do_not_specialize=VARYING)
 def _merge_kernel(
     partials,
@@ -175,15 +189,12 @@ def _merge_kernel(
     rows = row_work(
         row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS
     )
-    _, starts, counts, chunks, work = rows
-    mine = (row_ids < num_rows) & (starts <= token) & (token < starts + counts)
-    num_chunks = tl.sum(tl.where(mine, chunks, 0), 0)
+    found = _find_token(token, row_ids, rows, num_rows, num_heads)
+    num_chunks, first_column, before = found
     if PDL:  # so far, it read nothing that the kernel before it wrote
         gdc_wait()
         gdc_launch_dependents()
     if num_chunks > 1:
-        first_column = (token - tl.sum(tl.where(mine, starts, 0), 0)) * num_heads
-        before = tl.sum(tl.where((row_ids < num_rows) & (starts + counts <= token), work, 0), 0)
         step = tl.minimum(max_columns, COLUMNS)
         value_ids = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
         inside = value_ids < value_dim
@@ -199,7 +210,122 @@ def _merge_kernel(
             tl.store(out + line_out + value_ids, result.to(out.dtype.element_ty), mask=inside)
 
 
-def launch_merge_chunks(
+@triton.jit(do_not_specialize=VARYING)
+def _merge_expand_kernel(
+    partials,
+    query_starts,
+    lengths,
+    merged,
+    w_uv,
+    out,
+    num_rows,
+    least_chunks,
+    most_chunks,
+    num_heads,
+    max_columns,
+    value_dim,
+    num_out,
+    w_strides,
+    COLUMNS: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    STEP: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A query token and head: sum the chunks (rows that were not cut are in `merged`), then OUT
+    outputs of the up-projection."""
+    token = tl.program_id(0)
+    head = tl.program_id(1)
+    row_ids = tl.arange(0, ROWS)
+    value_ids = tl.arange(0, BLOCK)
+    out_ids = tl.program_id(2) * OUT + tl.arange(0, OUT)
+    inside = value_ids < value_dim
+    w = tl.load(
+        w_uv + head * w_strides[0] + out_ids[:, None] * w_strides[1] + value_ids[None, :],
+        mask=(out_ids < num_out)[:, None] & inside[None, :],
+        other=0.0,
+    )
+    rows = row_work(
+        row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS
+    )
+    num_chunks, column, before = _find_token(token, row_ids, rows, num_rows, num_heads)
+    if PDL:  # so far, it read nothing that the kernel before it wrote
+        gdc_wait()
+        gdc_launch_dependents()
+    column += head
+    line_out = (token * num_heads + head).to(tl.int64)
+    if num_chunks > 1:
+        step = tl.minimum(max_columns, COLUMNS)
+        line = (before + column // COLUMNS * num_chunks).to(tl.int64) * step + column % COLUMNS
+        latent = _merge_chunks(partials, line, step, num_chunks, value_ids, inside, value_dim, STEP)
+        latent = latent.to(merged.dtype.element_ty)
+    else:
+        latent = tl.load(merged + line_out * value_dim + value_ids, mask=inside, other=0.0)
+    result = tl.sum(w.to(tl.float32) * latent.to(tl.float32)[None, :], 1)
+    place = out + line_out * num_out + out_ids
+    tl.store(place, result.to(out.dtype.element_ty), mask=out_ids < num_out)
+
+
+def launch_merge(
+    partials: list[Tensor],
+    query_starts: Tensor,
+    lengths: Tensor,
+    out: Tensor,
+    max_columns: int,
+    plan: SplitPlan,
+    w_uv: Tensor | None,
+) -> Tensor:
+    """Merge the chunks of rows that were cut into out [num_tokens, heads, value_dim], which holds
+    the others -> out, or with w_uv its up-projection, see `mla_decode`."""
+    cut = plan.most_chunks > 1
+    if cut and w_uv is not None and len(out) <= FUSED_TOKENS:
+        return _launch_merge_expand(partials, query_starts, lengths, out, max_columns, plan, w_uv)
+    if cut:
+        _launch_merge_chunks(partials, query_starts, lengths, out, max_columns, plan)
+    return out if w_uv is None else expand_values(out, w_uv)
+
+
+def _launch_merge_expand(
+    partials: list[Tensor],
+    query_starts: Tensor,
+    lengths: Tensor,
+    merged: Tensor,
+    max_columns: int,
+    plan: SplitPlan,
+    w_uv: Tensor,
+) -> Tensor:
+    num_tokens, num_heads, value_dim = merged.shape
+    num_out = w_uv.shape[1]
+    out = merged.new_empty(num_tokens, num_heads, num_out)
+    outputs = 32  # of a program
+    _merge_expand_kernel[(num_tokens, num_heads, -(-num_out // outputs))](
+        tuple(partials),
+        query_starts,
+        lengths,
+        merged,
+        w_uv,
+        out,
+        len(lengths),
+        plan.least_chunks,
+        plan.most_chunks,
+        num_heads,
+        max_columns,
+        value_dim,
+        num_out,
+        w_uv.stride()[:2],
+        COLUMNS=plan.columns,
+        OUT=outputs,
+        BLOCK=triton.next_power_of_2(value_dim),
+        ROWS=rows_bound(len(lengths)),
+        STEP=16,
+        num_warps=8,
+        **pdl(),
+    )
+    return out
+
+
+def _launch_merge_chunks(
     partials: list[Tensor],
     query_starts: Tensor,
     lengths: Tensor,
@@ -207,7 +333,6 @@ def launch_merge_chunks(
     max_columns: int,
     plan: SplitPlan,
 ) -> None:
-    """Put the merged results of all rows that were cut into out [num_tokens, heads, value_dim]."""
     num_tokens, num_heads, value_dim = out.shape
     few = num_tokens <= 8
     heads = 1 if few else 4

@@ -11,13 +11,14 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
+from .mla_absorb import expand_values
 from .mla_decode_split import (
     LOG2E,
     NOTHING,
     VARYING,
     SplitPlan,
     find_item,
-    launch_merge_chunks,
+    launch_merge,
     partial_results,
     row_work,
     rows_bound,
@@ -153,12 +154,13 @@ def launch_mla_decode(
     value_dim: int,
     scale: float,
     plan: SplitPlan,
+    w_uv: Tensor | None = None,
 ) -> Tensor:
     """`mla_decode`, bfloat16 or float16 (any float under the interpreter)."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
-        return out
+        return out if w_uv is None else expand_values(out, w_uv)
     max_columns = max_query_len * num_heads
     partials = partial_results(plan, max_columns, len(lengths), out)
     shape = (kv.shape[1], plan.tile, triton.next_power_of_2(value_dim))
@@ -186,6 +188,4 @@ def launch_mla_decode(
         num_warps=plan.num_warps,
         **pdl(),
     )
-    if plan.most_chunks > 1:
-        launch_merge_chunks(partials, query_starts, lengths, out, max_columns, plan)
-    return out
+    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv)

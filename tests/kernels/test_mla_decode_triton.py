@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from glimmer.kernels import mla_decode_split
+from glimmer.kernels.mla_absorb import expand_values
 from glimmer.kernels.mla_decode import mla_decode
 from glimmer.kernels.mla_decode_split import plan_splits
 from glimmer.kernels.mla_decode_triton import launch_mla_decode
@@ -46,10 +48,12 @@ def make(
     }
 
 
-def run(case: dict[str, Any], bound: int, **changes: Any) -> torch.Tensor:
+def run(
+    case: dict[str, Any], bound: int, w_uv: torch.Tensor | None = None, **changes: Any
+) -> torch.Tensor:
     heads = case["queries"].shape[1]
     plan = plan_splits(len(case["lengths"]), case["max_query_len"], heads, bound, SMS)
-    return launch_mla_decode(**case, plan=dataclasses.replace(plan, **changes))
+    return launch_mla_decode(**case, plan=dataclasses.replace(plan, **changes), w_uv=w_uv)
 
 
 def check(
@@ -92,6 +96,20 @@ def test_a_row_does_not_see_the_others() -> None:
     case = make([1, 1, 1], [300, 65, 129], 3, 16, 8, 64)
     other = {**case, "lengths": torch.tensor([300, 1, 2], device=DEVICE)}
     assert torch.equal(run(case, 300)[0], run(other, 4000)[0])
+
+
+@pytest.mark.parametrize("lengths", [[1], [300], [70, 5]])
+@pytest.mark.parametrize("most_chunks", [1, 4])
+def test_values_come_up_projected(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], most_chunks: int
+) -> None:
+    monkeypatch.setattr(mla_decode_split, "FUSED_TOKENS", 2)
+    case = make([1] * len(lengths), lengths, 3, 24, 8, 16)
+    kv_b = torch.randn(3, 50, 24, device=DEVICE).to(DTYPE)
+    w_uv = kv_b[:, 10:]
+    got = run(case, 300, w_uv, most_chunks=most_chunks, least_chunks=most_chunks)
+    apart = expand_values(run(case, 300, most_chunks=1, least_chunks=1), w_uv)
+    torch.testing.assert_close(got, apart, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 @pytest.mark.gpu

@@ -103,7 +103,7 @@ def _absorbed(
     queries = absorb_queries(queries, w_uk)
     if group.planned is not None:
         return expand_values(group.planned.run(queries, kv), w_uv)
-    latent_out = mla_decode(
+    return mla_decode(
         queries,
         kv,
         group.page_table,
@@ -114,5 +114,5 @@ def _absorbed(
         spec.kv_lora_rank,
         spec.softmax_scale,
         decode_backend(group.backend, queries),
+        w_uv,
     )
-    return expand_values(latent_out, w_uv)
