@@ -1,6 +1,7 @@
 """Sentence frames around what matters in a request or a description. The last fifth of every list
-belongs to evaluation alone (`Source.frame`), so the lists are mixed: no kind stands only there. Held-out parameter frames have near relatives in
-training and no word of their own: evaluation shows new sentences, not a new vocabulary of frames."""
+belongs to evaluation alone (`Source.frame`), so the lists are mixed: no kind stands only there.
+Held-out parameter frames have near relatives in training and no word of their own: evaluation
+shows new sentences, not a new vocabulary of frames."""
 
 
 def _frames(text: str) -> tuple[str, ...]:
