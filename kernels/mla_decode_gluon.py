@@ -232,7 +232,7 @@ def _attend_kernel(
         state = _attend_chunk(
             state, smem, kv, table, first, last, seen, scale, kv_strides[0], kv_strides[1], PAGE
         )
-        item_line = item.to(gl.int64) * gl.minimum(max_columns, COLUMNS)
+        item_line = gl.minimum(max_columns, COLUMNS).to(gl.int64) * item
         _store(state, out, partials, line, item_line, num_chunks, count * num_heads, column)
 
 
