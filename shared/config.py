@@ -138,6 +138,10 @@ class ServeConfig:
     mtp_draft_model_dir: tuple[str, ...] | None = _option(
         None, "draft checkpoint; default: model_dir"
     )
+    mtp_forced_acceptance: tuple[float, ...] = _option(
+        (),
+        "for benchmarks with load_format dummy: shares of drafts taken for right, one per place",
+    )
     # HTTP
     host: str = _option("127.0.0.1", "address to listen on")
     port: int = _option(8000, "port to listen on; 0: a free one", bounds=(0, 65535))

@@ -119,6 +119,8 @@ def _mtp_problems(config: ServeConfig) -> list[str]:
             problems.append(f"--mtp_step {config.mtp_step} needs --mtp_mode; add it or drop both")
         if config.mtp_draft_model_dir:
             problems.append("--mtp_draft_model_dir needs --mtp_mode; add it or drop both")
+        if config.mtp_forced_acceptance:
+            problems.append("--mtp_forced_acceptance needs --mtp_mode; add it or drop both")
         return problems
     if not config.mtp_mode.endswith("_with_att"):
         kind = config.mtp_mode.split("_")[0]
@@ -128,6 +130,15 @@ def _mtp_problems(config: ServeConfig) -> list[str]:
     dirs = len(config.mtp_draft_model_dir or ())
     if config.mtp_mode == "vanilla_with_att" and dirs not in (0, 1, config.mtp_step):
         return [f"--mtp_draft_model_dir names {dirs} directories; give 1 or {config.mtp_step}"]
+    forced = config.mtp_forced_acceptance
+    if forced and config.load_format != "dummy":
+        return ["--mtp_forced_acceptance makes wrong text: it is for --load_format dummy alone"]
+    shares = [1.0, *forced, 0.0]
+    if forced and (len(forced) != config.mtp_step or shares != sorted(shares, reverse=True)):
+        return [
+            f"--mtp_forced_acceptance needs {config.mtp_step} shares, one per place, from 1 to 0 "
+            "and none above the one before it"
+        ]
     return []
 
 

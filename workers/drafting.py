@@ -99,6 +99,8 @@ class DraftSteps:
         self._drafts = torch.zeros(
             len(table.lengths), config.mtp_step, dtype=torch.int64, device=table.device
         )
+        forced = config.mtp_forced_acceptance  # never in earnest, see `shared/resolve.py`
+        self._forced = to_device(forced, torch.float64, table.device) if forced else None
 
     def state(self, scratch_page: int) -> RowState:
         """The rows on the device, with `scratch_page` for KV that is nobody's."""
@@ -113,6 +115,7 @@ class DraftSteps:
             page_size=table.page_size,
             scratch_slot=scratch_page * table.page_size,
             backend=self._backends[1],
+            forced=self._forced,
         )
 
     def verify(

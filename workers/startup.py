@@ -56,7 +56,7 @@ def load_runner(
     if index is None:
         report("making random weights", 0, 0)
         with_nextn = config.mtp_mode is not None
-        model = random_weights(spec, ranks, dtype, config.device, with_nextn)
+        model = random_weights(spec, ranks, dtype, config.device, with_nextn=with_nextn)
     else:
         model = load_weights(
             index,

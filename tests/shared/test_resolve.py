@@ -42,6 +42,7 @@ GUIDE = """--model_dir /path/to/GLM-4.7-Flash/ --tp 1 --max_req_total_len 202752
 --chunked_prefill_size 8192 --llm_prefill_att_backend fa3 --llm_decode_att_backend flashinfer
 --graph_max_batch_size 512 --tool_call_parser glm47 --reasoning_parser glm45 --mtp_step 4
 --mtp_mode eagle_with_att --mtp_draft_model_dir /path/to/GLM-4.7-Flash/ --host 0.0.0.0"""
+EAGLE = "--mtp_mode eagle_with_att --mtp_step 2"
 
 
 def settle(line: str = "", hardware: Hardware = CPU, spec: ModelSpec = FLASH) -> ServeConfig:
@@ -141,6 +142,11 @@ def test_personal_mode_sets_only_what_was_left_open() -> None:
         ("--mtp_mode eagle_with_att", "needs --mtp_step of 1 to 7"),
         ("--mtp_mode eagle_no_att --mtp_step 1", "use eagle_with_att"),
         ("--mtp_mode vanilla_with_att --mtp_step 3 --mtp_draft_model_dir a b", "give 1 or 3"),
+        ("--mtp_forced_acceptance 0.5 --load_format dummy", "needs --mtp_mode"),
+        (f"{EAGLE} --mtp_forced_acceptance 0.7 0.5", "is for --load_format dummy alone"),
+        (f"{EAGLE} --mtp_forced_acceptance 0.7 --load_format dummy", "needs 2 shares"),
+        (f"{EAGLE} --mtp_forced_acceptance 0.5 0.7 --load_format dummy", "none above the one"),
+        (f"{EAGLE} --mtp_forced_acceptance 1.5 0.7 --load_format dummy", "from 1 to 0"),
         ("--tool_call_parser qwen25", "--tool_call_parser qwen25"),
         ("--reasoning_parser deepseek-r1", "use glm45"),
         ("--eos_id 154856", "--eos_id 154856: the tokenizer has ids 0 to 154855"),

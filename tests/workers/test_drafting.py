@@ -175,6 +175,22 @@ def test_bans_of_everything_are_void_for_the_tokens_they_concern(
     assert engine.accepted_tokens > 6
 
 
+def test_benchmarks_of_noise_can_force_acceptance(engine_of: Callable[..., Engine]) -> None:
+    engine = engine_of(
+        mtp_mode="eagle_with_att",
+        mtp_step=3,
+        mtp_fixed_step=True,
+        mtp_forced_acceptance=(0.7, 0.5, 0.35),
+        load_format="dummy",
+        max_req_total_len=2048,
+        max_total_token_num=16384,
+    )
+    engine.generate([[n] for n in range(5)], SamplingParams(max_new_tokens=600))
+    beat = engine.core.heartbeat()
+    shares = [a / o for a, o in zip(beat.drafts_accepted, beat.drafts_offered, strict=True)]
+    assert shares == pytest.approx([0.7, 0.5, 0.35], abs=0.05)
+
+
 # --- grammars ---------------------------------------------------------------------------------
 
 
