@@ -22,6 +22,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--parity-prompts", type=int, default=6, help="prompts in tests/e2e/test_exactness.py"
     )
     parser.addoption(
+        "--mtp-prompts", type=int, default=15, help="prompts in tests/workers/test_mtp_table.py"
+    )
+    parser.addoption("--mtp-model", type=Path, help="its checkpoint; default: noise")
+    parser.addoption(
         "--update-trace", action="store_true", help="write docs/tracing-a-request.md anew"
     )
 

@@ -54,6 +54,9 @@ class Engine:
         self.runner = load_runner(config, 0, 0, runtime_dir, lambda *_: None)
         self.core = Scheduler(config)
         self.core.step(0, [Ready("worker", 0, 0, self.runner.num_pages)])
+        self._reset()
+
+    def _reset(self) -> None:
         self.messages: list[Message] = []  # all of them, in order
         self.hints: Mapping[int, Sequence[int]] = {}
         self._now_ns = 0
@@ -117,9 +120,10 @@ class Engine:
         return outputs
 
     def _hint(self) -> None:
-        drafting = self.runner._drafting
-        if drafting is None or not self.hints:
+        if not self.hints:
             return
+        drafting = self.runner._drafting
+        assert drafting is not None, "hints are drafts"
         state = drafting.state(0)
         for request in self.core._running:
             done = int(state.num_outputs[request.row])
