@@ -5,40 +5,13 @@ adds them; which ones are offered to it, and in which order, is decided in `core
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
-from ..shared.config import ServeConfig
-from ..shared.errors import ConfigError
 from ..shared.messages import PagesAppended, PrefillChunk, RowAdmit, StepPlan
+from .admission import StepLimits
 from .draft import DraftPolicy
 from .memory import Memory
 from .request import Request, RequestState
 from .results import Flight
-
-
-class StepLimits(NamedTuple):
-    """What one step may hold."""
-
-    max_rows: int
-    max_tokens: int
-    chunk_size: int
-    whole_prompts: bool  # chunking is off: a prompt runs in one step or waits
-
-    @classmethod
-    def of(cls, config: ServeConfig) -> "StepLimits":
-        """From a settled configuration. Raises ConfigError if it is not settled or not positive."""
-        values = (
-            config.running_max_req_size,
-            config.batch_max_tokens,
-            config.chunked_prefill_size or config.batch_max_tokens,
-        )
-        if any(value is None or value < 1 for value in values) or config.page_size < 1:
-            raise ConfigError(
-                "running_max_req_size, batch_max_tokens, chunked_prefill_size and page_size "
-                f"must be positive, got {values} and {config.page_size}"
-            )
-        rows, tokens, chunk = (value or 0 for value in values)
-        return cls(rows, tokens, chunk, config.disable_chunked_prefill)
 
 
 class StepBuilder:

@@ -27,8 +27,8 @@ from ..shared.messages import (
     Tokens,
     WorkerFailed,
 )
-from .admission import Admission, Ending, Forecast
-from .batch import StepBuilder, StepLimits
+from .admission import Admission, Ending, Forecast, StepLimits
+from .batch import StepBuilder
 from .counts import Counts
 from .draft import DraftPolicy
 from .grammars import Grammars

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..shared.config import ServeConfig
 from ..shared.messages import Message, PeerLost, Ready, StepPlan, StepResult
-from .batch import StepLimits
+from .admission import StepLimits
 from .memory import Memory
 from .request import Request, RequestState
 from .results import Flight, fits

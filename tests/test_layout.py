@@ -49,6 +49,7 @@ LONG_FILES: dict[str, str] = {
 }
 LONG_FUNCTIONS: dict[str, str] = {}
 NO_MIRROR: dict[str, str] = {
+    "shared/control.py": "tests/shared/test_codec.py sends every one of them",
     "shared/messages.py": "tests/shared/test_codec.py sends every one of them",
     "shared/sampling.py": "data; its meaning is tested in tests/kernels/test_sampling.py",
     "kernels/launch.py": "every test of a Triton kernel launches through it",

@@ -2,9 +2,10 @@
 
 import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.admission import Admission
+from glimmer.scheduler.admission import Admission, StepLimits
 from glimmer.scheduler.request import Request
 from glimmer.shared.config import ServeConfig
+from glimmer.shared.errors import ConfigError
 from glimmer.shared.messages import Finished, Shutdown, Submit
 from glimmer.shared.sampling import SamplingParams
 from hypothesis import given
@@ -155,3 +156,17 @@ def test_retry_after_follows_the_drain_rate() -> None:
         ending = admission.timed_out(num_waiting=10)
         waits.append(ending.retry_after_s)
     assert waits == [1.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"running_max_req_size": 1},
+        {"running_max_req_size": 1, "batch_max_tokens": 0},
+        {"running_max_req_size": 1, "batch_max_tokens": 4, "page_size": 0},
+    ],
+)
+def test_unsettled_limits_are_refused(values: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        StepLimits.of(ServeConfig(**values))

@@ -1,10 +1,6 @@
 """What one plan holds: decode rows first, prompts in chunks, never more than the budget."""
 
-import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.batch import StepLimits
-from glimmer.shared.config import ServeConfig
-from glimmer.shared.errors import ConfigError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,20 +82,6 @@ def test_more_decode_rows_than_budget_take_turns_by_age() -> None:
     engine.finish()
     for submit in submits:
         assert engine.tokens[submit.request_id] == engine.right_answer(submit)
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"running_max_req_size": 1},
-        {"running_max_req_size": 1, "batch_max_tokens": 0},
-        {"running_max_req_size": 1, "batch_max_tokens": 4, "page_size": 0},
-    ],
-)
-def test_unsettled_limits_are_refused(values: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="must be positive"):
-        StepLimits.of(ServeConfig(**values))
 
 
 def test_drafts_get_pages_for_the_case_that_all_are_accepted() -> None:
