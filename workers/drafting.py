@@ -179,8 +179,7 @@ class DraftSteps:
             ids = places.owners
             if rows:
                 sampling = normed[inputs.sampling_index]
-                logits = compute_logits(self._model, sampling, self._spec, self._ranks)
-                ids = choose(logits, places)
+                ids = choose(compute_logits(self._model, sampling, self._spec, self._ranks), places)
             if not plan.prefill:
                 num_tokens = self.finish(index, num_drafts, ids, hidden, state, kv)
             else:
