@@ -364,8 +364,9 @@ class SimWorld:
     def _note_failure(self, message: Message) -> None:
         if not isinstance(message, StepResult) or not message.error:
             return
-        if self.group is not None and self.group.epoch == message.epoch:
-            self.group.heard_step = max(self.group.heard_step, message.step)
+        group = self.group  # a dead one's results are ignored
+        if group is not None and group.alive and group.epoch == message.epoch:
+            group.heard_step = max(group.heard_step, message.step)
             for client in self.hit_by.get((message.epoch, message.step), []):
                 ended = client.finished is not None or client.muted
                 expect(ended, "a request goes on after its step failed")
