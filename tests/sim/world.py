@@ -179,7 +179,7 @@ class Group:
             return
         world = self.world
         result = self._run(*self.queue.pop(0))
-        if world.bad_results and world.rng.random() < 0.05:
+        if world.bad_results and not result.error and world.rng.random() < 0.05:
             world.bad_results -= 1
             world.forgive_failure = True
             result = StepResult(result.epoch, result.step, [*result.rows, RowResult([1])])
