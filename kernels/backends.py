@@ -9,16 +9,20 @@ from torch import Tensor
 from .prefill_attention import FA3_HEAD_DIMS, FA3_MODULES
 
 _HOPPER = 9
+_WIDTH_STEP = 8  # widths of heads that kernels take are multiples of it
 
 
 def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
     """asked: auto, torch, triton, fa3, flashinfer, or flashqla, which means auto
     -> torch, triton, fa3 or flashinfer, for queries [..., heads, dim] and values of value_dim.
 
-    auto is FlashAttention 3 where it is installed and has a kernel, else triton. 32-bit types and
-    CPUs have the reference alone. Raises ValueError if what was asked for is not installed.
+    auto is FlashAttention 3 where it is installed and has a kernel, else triton. 32-bit types,
+    heads of odd widths and CPUs have the reference alone. Raises ValueError if what was asked for is not installed.
     """
-    if not _accelerated(queries) or asked == "torch":
+    # Heads of odd widths, which no published model has, are left to the reference: at 20 and 10 the
+    # Triton kernel read what it must not on an H100.
+    is_odd = queries.shape[-1] % _WIDTH_STEP or value_dim % _WIDTH_STEP
+    if not _accelerated(queries) or asked == "torch" or is_odd:
         return "torch"
     if asked in ("triton", "flashinfer"):
         return _installed(asked)

@@ -71,3 +71,9 @@ def test_other_cards_and_missing_libraries(monkeypatch: pytest.MonkeyPatch) -> N
         backends.prefill_backend("fa3", queries, 256)
     monkeypatch.setattr(backends, "is_hopper", lambda device: False)
     assert backends.prefill_backend("auto", queries, 256) == "triton"
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(20, 10), (24, 12), (20, 16)])
+def test_heads_of_odd_widths_have_the_reference(dim: int, value_dim: int) -> None:
+    queries: Any = Queries(dim=dim)
+    assert backends.prefill_backend("auto", queries, value_dim) == "torch"

@@ -48,12 +48,18 @@ def test_graphs_change_no_token(
 
 @pytest.mark.gpu
 def test_a_graph_fits_any_rows(tiny_model: Path, make_runner: Any, driver_of: Any) -> None:
-    """Batches that shrink, grow and are filled up with nobody."""
-    greedy = SamplingParams(max_new_tokens=12)
+    """Batches that shrink, grow and are filled up with nobody; kernels differ with their size, so
+    tokens may part where the two best were as close as rounding."""
+    greedy = SamplingParams(max_new_tokens=12, num_logprobs=2)
     runner = make_runner(tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8)
-    alone = [driver_of(runner.run, 64).generate([p], greedy, None)[0].outputs for p in PROMPTS]
+    alone = [driver_of(runner.run, 64).generate([p], greedy, None)[0] for p in PROMPTS]
     together = driver_of(runner.run, 64).generate(PROMPTS, greedy, None)
-    assert [s.outputs for s in together] == alone
+    for a, b in zip(alone, together, strict=True):
+        pairs = enumerate(zip(a.outputs, b.outputs, strict=True))
+        place = next((i for i, (x, y) in pairs if x != y), None)
+        if place is not None:
+            top = a.logprobs[place].top
+            assert top[0][1] - top[1][1] < 0.3
 
 
 @pytest.mark.gpu
