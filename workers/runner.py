@@ -4,6 +4,7 @@ Knows nothing of sockets (`loop.py`) nor of formulas (`model/`, `sampler.py`). A
 plan; rank 0's tokens are everybody's.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -32,6 +33,7 @@ from .parallel import Ranks
 from .rows import RowTable
 from .sampler import Masks, Sampled, sample, token_logprobs
 
+_log = logging.getLogger(__name__)
 _LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
 
 
@@ -46,6 +48,7 @@ class PendingStep:
     sampled: Sampled | None = None  # on rank 0
     drafted: Step | None = None  # with drafts
     results: list[RowResult] = field(default_factory=list)  # once read
+    error: str = ""  # it produced nothing
 
     @property
     def is_done(self) -> bool:
@@ -76,6 +79,7 @@ class ModelRunner:
         self._ranks = ranks
         self.graphs: DecodeGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
+        self._has_failed = False  # the step before
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
         # Positions of drafts may lie behind a row's pages.
         extra_pages = -(-2 * config.mtp_step // config.page_size)
@@ -117,7 +121,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Start one step: row changes, forward pass, sampling. Exceptions as in `run`."""
+        """Start one step: row changes, forward pass, sampling. Exceptions as in `run`. A step for
+        which memory does not suffice has an error instead, and so may the next one; the scheduler
+        then frees all rows that they had."""
         table = self._table
         self._check_pages(plan)
         table.apply(plan)
@@ -127,21 +133,41 @@ class ModelRunner:
             for admit in plan.admitted:
                 self.grammars.admit(admit)
         step = PendingStep(plan, [])
+        try:
+            self._compute(plan, step)
+        except torch.OutOfMemoryError as error:
+            if self._ranks.size > 1:  # the others wait for this one
+                raise
+            step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
+        except ValueError:
+            if not self._has_failed:
+                raise
+            step.error = "the step before failed"  # this plan was made without knowing
+        self._has_failed = bool(step.error) and not self._has_failed
+        if step.error:
+            _log.error("step %d: %s", plan.step, step.error)
+            if self._table.device.type == "cuda":
+                torch.cuda.empty_cache()  # what the frames of the traceback held is free by now
+        self._pending.append(step)
+        return step
+
+    def _compute(self, plan: StepPlan, step: PendingStep) -> None:
         if self._drafting is not None and (plan.prefill or plan.decode):
             self._run_with_drafts(plan, step)
         elif plan.prefill or plan.decode:
             logits, step.rows, step.prompt_logprobs = self._forward(plan)
             if step.rows:
-                table.record(step.rows, self._sample(logits, step))
+                self._table.record(step.rows, self._sample(logits, step))
                 step.copy = HostCopy(_tensors(step))
-        self._pending.append(step)
-        return step
 
     def finish(self, step: PendingStep) -> StepResult:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
         finite numbers."""
         self._read(step)
-        return StepResult(step.plan.epoch, step.plan.step, step.results, step.prompt_logprobs)
+        plan = step.plan
+        if step.error:
+            return StepResult(plan.epoch, plan.step, [], error=step.error)
+        return StepResult(plan.epoch, plan.step, step.results, step.prompt_logprobs)
 
     @torch.inference_mode()
     def prepare_graphs(self, largest: int) -> DecodeGraphs:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.model.glm4_moe_lite import compute_logits
@@ -121,3 +122,29 @@ def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: A
     runner = make_runner(tiny_model)
     steps = [runner.launch(p) for p in plans]
     assert [runner.finish(step).rows for step in steps] == expected
+
+
+def test_a_step_without_memory_fails_alone(
+    tiny_model: Path, make_runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan behind it may not fit what is there any more; the one behind that frees the rows."""
+    runner = make_runner(tiny_model)
+    chunk = PrefillChunk(0, 0, [3, 1, 4], sample=True)
+    fresh = runner.run(plan([admit(0, [0])], [chunk])).rows
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("glimmer.workers.runner.forward", full)
+        failed = runner.run(plan([admit(1, [1])], [PrefillChunk(1, 0, [1, 2], sample=False)], [0]))
+    assert (failed.rows, failed.error) == (
+        [],
+        "the GPU ran out of memory: CUDA out of memory.",
+    )
+    behind = runner.run(plan(prefill=[PrefillChunk(1, 2, [3], sample=True)], decode=[0]))
+    assert (behind.rows, bool(behind.error)) == ([], True)
+    again = runner.run(plan([admit(2, [2])], [PrefillChunk(2, 0, [3, 1, 4], True)], freed=[0, 1]))
+    assert again.rows == fresh
+    with pytest.raises(ValueError, match="row 1"):  # nothing has failed before this one
+        runner.run(plan(decode=[1]))
