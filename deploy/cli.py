@@ -94,8 +94,8 @@ def parse_with_logging(argv: Sequence[str]) -> ServeConfig:
 
 
 def with_model(config: ServeConfig) -> ServeConfig:
-    """The config with a real model directory; 'demo' becomes the bundled model, made on first
-    use. Raises UsageError if none was given."""
+    """The config with a real model directory; 'demo' becomes the bundled model. Raises UsageError
+    if none was given."""
     if not config.model_dir:
         raise UsageError("--model_dir is required: a checkpoint directory, or 'demo'")
     if config.model_dir != "demo":

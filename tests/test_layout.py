@@ -229,8 +229,9 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     held = set(wheel.namelist())
     wheel.close()
     assert not [f for p in SOURCES if (f := f"glimmer/{name(p)}") not in held]
-    data = [p for f in FOLDERS for e in ("jinja", "json") for p in (ROOT / f).rglob(f"*.{e}")]
-    assert data
+    kinds = ("jinja", "json", "safetensors")
+    data = [p for f in FOLDERS for e in kinds for p in (ROOT / f).rglob(f"*.{e}")]
+    assert {p.suffix for p in data} == {f".{kind}" for kind in kinds}
     assert not [f for p in data if (f := f"glimmer/{name(p)}") not in held]
 
 

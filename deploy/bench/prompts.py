@@ -37,10 +37,9 @@ def load_tokenizer(name: str, server: Mapping[str, Any]) -> Tokenizer | None:
     if name == "none":
         return None
     if name == "demo":
-        from ..demo.checkpoint import make_tokenizer
+        from ..demo.run import MODEL_DIR
 
-        tokenizer: Tokenizer = make_tokenizer()
-        return tokenizer
+        name = str(MODEL_DIR)
     if name == "auto":
         info = server.get("info")
         directory = info.get("model_dir") if isinstance(info, dict) else None

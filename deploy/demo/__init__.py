@@ -1,1 +1,1 @@
-"""The demo model: a tiny checkpoint in the real layout, for a first look and for tests."""
+"""The bundled demo model: a tiny trained checkpoint in the real layout, and all that made it."""

@@ -2,28 +2,26 @@
 
 import argparse
 import dataclasses
-import hashlib
 import http.client
 import json
-import shutil
 import sys
-import tempfile
 import threading
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ...shared.cache_dir import user_cache_dir
 from ...shared.config import ServeConfig
 from ...shared.errors import PortError, StartError
 from ..cli import parse_with_logging
+from ..gpus import find_gpus
 from ..launch import launch
 from ..listen import bind_port
 from ..server import Server
 from ..supervise import Modules
 
+MODEL_DIR = Path(__file__).with_name("model")
 _NAME = "glimmer-demo"
-_PROMPT = "Hello! What is AI?"
+_PROMPT = "Who are you?"
 _MAX_TOKENS = 64
 _ANSWER_TIMEOUT_S = 120.0
 
@@ -66,37 +64,17 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
 
 
 def demo_config(config: ServeConfig) -> ServeConfig:
-    """`config` with the demo checkpoint, made on first use and kept in the user's cache."""
+    """`config` with the bundled model: its name unless another was given, its thoughts apart from
+    its answers, and float32 on a CPU, which is faster there and exact."""
     name = config.model_name
+    on_gpu = config.device == "cuda" or (config.device == "auto" and find_gpus()[0])
     return dataclasses.replace(
         config,
-        model_dir=str(demo_checkpoint(user_cache_dir())),
+        model_dir=str(MODEL_DIR),
         model_name=_NAME if name == "default_model_name" else name,
+        data_type=config.data_type or (None if on_gpu else "float32"),
+        reasoning_parser=config.reasoning_parser or "glm45",
     )
-
-
-def demo_checkpoint(cache: Path) -> Path:
-    """The demo checkpoint's directory in `cache`. Made in full or not at all; another version of
-    its maker makes another one."""
-    from . import checkpoint
-
-    recipe = b"".join(
-        Path(file).read_bytes() for file in (checkpoint.__file__, checkpoint.CHAT_TEMPLATE)
-    )
-    path = cache / f"demo-{hashlib.sha256(recipe).hexdigest()[:12]}"
-    if path.is_dir():
-        return path
-    print("making the demo checkpoint", file=sys.stderr)
-    unfinished = Path(tempfile.mkdtemp(prefix=".demo-", dir=cache))
-    try:
-        checkpoint.make_checkpoint(unfinished)
-        unfinished.rename(path)
-    except OSError as error:
-        if not path.is_dir():  # else another process was faster
-            raise StartError(f"cannot make the demo checkpoint in {cache}: {error}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return path
 
 
 def _with_free_port(config: ServeConfig) -> ServeConfig:
@@ -112,7 +90,7 @@ def _with_free_port(config: ServeConfig) -> ServeConfig:
 
 
 def _ask(url: str, model: str, prompt: str) -> None:
-    """Stream one chat answer to the terminal."""
+    """Stream one chat answer to the terminal, its thought in brackets."""
     print(f"\n> {prompt}", flush=True)
     for piece in _answer(url, model, prompt):
         print(piece, end="", flush=True)
@@ -134,6 +112,7 @@ def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
         reply = connection.getresponse()
         if reply.status != http.HTTPStatus.OK:
             raise StartError(f"HTTP {reply.status}: {reply.read(500).decode(errors='replace')}")
+        in_thought = False
         for line in reply:
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":
@@ -143,7 +122,14 @@ def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
                 raise StartError(str(event["error"]))
             for choice in event["choices"]:
                 delta = choice["delta"]
-                yield (delta.get("reasoning_content") or "") + (delta.get("content") or "")
+                thought = delta.get("reasoning_content") or ""
+                content = delta.get("content") or ""
+                if thought and not in_thought:
+                    yield "("
+                if in_thought and content:
+                    yield ")\n"
+                in_thought = bool(thought) or (in_thought and not content)
+                yield thought + content
     finally:
         connection.close()
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-from glimmer.deploy.demo.run import demo_checkpoint, demo_config
+from glimmer.deploy.demo.checkpoint import CHAT_TEMPLATE
+from glimmer.deploy.demo.run import MODEL_DIR, demo_config
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.model_spec import load_model_spec
 
@@ -54,19 +54,20 @@ def test_a_question_without_answer_is_a_failure(serve: Serve) -> None:
     assert "the first question got no answer: HTTP 503" in server.log
 
 
-def test_the_checkpoint_is_made_once_and_whole(tmp_path: Path) -> None:
-    path = demo_checkpoint(tmp_path)
-    made = (path / "config.json").stat().st_mtime_ns
-    assert demo_checkpoint(tmp_path) == path
-    assert (path / "config.json").stat().st_mtime_ns == made
-    assert list(tmp_path.iterdir()) == [path]
-    load_model_spec(path)
+def test_the_model_is_the_bundled_one_on_every_way() -> None:
+    config = demo_config(ServeConfig(model_dir="demo", device="cpu"))
+    assert (config.model_name, config.data_type) == ("glimmer-demo", "float32")
+    assert config.reasoning_parser == "glm45"
+    assert load_model_spec(Path(config.model_dir)).num_nextn_layers == 1
+    assert sum(file.stat().st_size for file in MODEL_DIR.iterdir()) < 24e6
+    assert demo_config(dataclasses.replace(config, device="cuda", data_type=None)).data_type is None
 
 
-def test_the_demo_has_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    config = demo_config(ServeConfig(model_dir="demo"))
-    assert config.model_name == "glimmer-demo"
-    assert Path(config.model_dir).parent == tmp_path / "glimmer"
-    named = dataclasses.replace(config, model_name="mine")
-    assert demo_config(named).model_name == "mine"
+def test_what_was_asked_for_is_kept() -> None:
+    asked = ServeConfig(model_dir="demo", device="cpu", model_name="mine", data_type="bf16")
+    config = demo_config(asked)
+    assert (config.model_name, config.data_type) == ("mine", "bf16")
+
+
+def test_the_template_is_the_one_that_was_trained_with() -> None:
+    assert (MODEL_DIR / "chat_template.jinja").read_bytes() == CHAT_TEMPLATE.read_bytes()
