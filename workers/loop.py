@@ -22,7 +22,8 @@ from ..shared.messages import (
 )
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
 from .grammars import OnLoaded
-from .runner import ModelRunner, PendingStep
+from .pending import PendingStep
+from .runner import ModelRunner
 from .startup import load_runner
 
 logger = logging.getLogger(__name__)

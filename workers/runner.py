@@ -6,7 +6,7 @@ plan; rank 0's tokens are everybody's.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,14 +15,12 @@ from ..kernels.flashinfer_mla import flashinfer_decode
 from ..shared.config import ServeConfig
 from ..shared.messages import (
     PrefillChunk,
-    RowResult,
     StepPlan,
     StepResult,
     TokenLogprob,
 )
 from ..shared.model_spec import ModelSpec
-from .device import HostCopy
-from .drafting import DraftSteps, Step
+from .drafting import DraftSteps
 from .grammars import GrammarRows
 from .graphs import DecodeGraphs
 from .inputs import StepInputs, build_inputs, decode_inputs
@@ -30,30 +28,12 @@ from .kv_cache import allocate_kv, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, forward, hidden_states
 from .mtp import Places
 from .parallel import Ranks
+from .pending import PendingStep
+from .prompt_logprobs import prompt_logprobs
 from .rows import RowTable
-from .sampler import Masks, Sampled, sample, token_logprobs
+from .sampler import Masks, sample
 
 _log = logging.getLogger(__name__)
-_LOGPROB_SEGMENT = 256  # prompt tokens whose logits exist at one time
-
-
-@dataclass(eq=False)
-class PendingStep:
-    """A step that was launched. On CUDA it may still be running."""
-
-    plan: StepPlan
-    prompt_logprobs: list[list[TokenLogprob]]
-    rows: Sequence[int] = ()  # that sampled
-    copy: HostCopy | None = None  # of what they sampled; None: nothing
-    sampled: Sampled | None = None  # on rank 0
-    drafted: Step | None = None  # with drafts
-    results: list[RowResult] = field(default_factory=list)  # once read
-    error: str = ""  # it produced nothing
-
-    @property
-    def is_done(self) -> bool:
-        """Whether its result can be read without waiting."""
-        return self.copy is None or self.copy.is_done
 
 
 class ModelRunner:
@@ -158,7 +138,7 @@ class ModelRunner:
             logits, step.rows, step.prompt_logprobs = self._forward(plan)
             if step.rows:
                 self._table.record(step.rows, self._sample(logits, step))
-                step.copy = HostCopy(_tensors(step))
+                step.start_copy()
 
     def finish(self, step: PendingStep) -> StepResult:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
@@ -228,18 +208,16 @@ class ModelRunner:
             self._plan_attention(plan.decode)
             inputs.groups[-1] = replace(inputs.groups[-1], planned=self._planned)
         hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
-        prompt_logprobs = [
-            self._prompt_logprobs(chunk, hidden[span])
-            for chunk, span in zip(plan.prefill, inputs.chunk_spans, strict=True)
-        ]
+        pairs = zip(plan.prefill, inputs.chunk_spans, strict=True)
+        found = [self._prompt_logprobs(chunk, hidden[span]) for chunk, span in pairs]
         rows = [chunk.row for chunk in plan.prefill] + plan.decode
         counts = [len(chunk.token_ids) for chunk in plan.prefill] + [1] * len(plan.decode)
         table.advance(rows, counts)
         sampling = inputs.sampling_rows
         if not sampling:
-            return None, sampling, prompt_logprobs
+            return None, sampling, found
         logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
-        return logits, sampling, prompt_logprobs
+        return logits, sampling, found
 
     def _plan_attention(self, rows: Sequence[int]) -> None:
         """Before a step that decodes these rows: what runs attention may want to know lengths."""
@@ -288,7 +266,7 @@ class ModelRunner:
             plan, state, self._kv, forward, choose, self._read_pending, self.graphs
         )
         if step.rows:
-            step.copy = HostCopy(_tensors(step))
+            step.start_copy()
 
     def _masks(self, rows: Sequence[int]) -> Masks | None:
         """Grammar masks, which need the tokens of the steps before on the host."""
@@ -306,48 +284,12 @@ class ModelRunner:
         """Wait for a step's tokens and tell the grammars; once, in the order of steps."""
         while step in self._pending:
             oldest = self._pending.pop(0)
-            if oldest.copy is None or oldest.sampled is None:
-                continue  # nothing was sampled, or not here
-            host = oldest.copy.wait()
-            ids, logprobs = oldest.sampled.read(host[: len(oldest.sampled.tensors())])
-            if oldest.drafted is None:
-                pairs = list(zip(oldest.rows, ids, strict=True))
-                found = zip(ids, logprobs, strict=True)
-                oldest.results = [RowResult([i], entries) for i, entries in found]
-            else:
-                oldest.results, pairs = oldest.drafted.results(ids, logprobs, host[-1].tolist())
-            if self.grammars is not None:
+            pairs = oldest.read()
+            if self.grammars is not None and pairs:
                 self.grammars.advance(*zip(*pairs, strict=True))
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
-        """About each token of the chunk, given all before it; [] where not asked for. A chunk that
-        follows a cached prefix lacks the state before it: its first entry says rank 0."""
-        table = self._table
-        num_top = table.params[chunk.row].num_prompt_logprobs
-        if num_top < 0:
-            return []
-        before, targets = hidden[:-1], chunk.token_ids[1:]
-        found: list[TokenLogprob] = []
-        carried = table.last_hidden.pop(chunk.row, None)
-        if carried is not None:
-            before, targets = torch.cat((carried, before)), chunk.token_ids
-        elif chunk.start > 0:
-            found.append(TokenLogprob(chunk.token_ids[0], -9999.0, 0, []))
-        if not chunk.sample:
-            table.last_hidden[chunk.row] = hidden[-1:].clone()
-        for begin in range(0, len(targets), _LOGPROB_SEGMENT):
-            part = slice(begin, begin + _LOGPROB_SEGMENT)
-            logits = compute_logits(self._model, before[part], self._spec, self._ranks)
-            if logits is not None:
-                ids = torch.tensor(targets[part], device=logits.device)
-                found += token_logprobs(logits, ids, [num_top] * len(ids))
-        return found
+        def logits_of(states: Tensor) -> Tensor | None:
+            return compute_logits(self._model, states, self._spec, self._ranks)
 
-
-def _tensors(step: PendingStep) -> list[Tensor]:
-    """What the host wants to know of a step: on rank 0 what was sampled, and how much of it counts;
-    elsewhere nothing, but when the step is done."""
-    if step.sampled is None:
-        return []
-    counts = [] if step.drafted is None else [step.drafted.num_tokens]
-    return [*step.sampled.tensors(), *counts]
+        return prompt_logprobs(self._table, chunk, hidden, logits_of)
