@@ -62,11 +62,7 @@ def train(
     optimizers = make_optimizers(weights, args.lr)
     source = batches(tokenizer.to_str(), args.batch_tokens, args.seed, args.loaders)
     renderer = Renderer(tokenizer)
-    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    total = sum(t.numel() for t in weights.values())
-    print(
-        f"{name}, torch {torch.__version__}, {total:,} parameters, {args.steps} steps", flush=True
-    )
+    _print_machine(device, weights, args.steps)
     first = unpack(next(source), _PROMPT_WEIGHT, device)
     losses = first_that_works(
         loss_functions(compiled=device == "cuda"),
@@ -80,17 +76,11 @@ def train(
         if progress >= 1:
             print(f"stopped by --minutes {args.minutes} at step {step}")
             break
-        for group in [g for o in optimizers for g in o.param_groups]:
-            group["lr"] = group.setdefault("highest", group["lr"]) * learning_rate(step, progress)
         batch = unpack(next(source), _PROMPT_WEIGHT * (1 - progress), device)
         before_norm = torch.full((), picks.random() < 0.5, device=device)
         with_drafts = step % _DRAFTS_EVERY == 0
         found = losses(weights, bias, batch, before_norm, config, with_drafts=with_drafts)
-        _backward(found)
-        skip_if_not_finite(weights)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        _update(optimizers, weights, found, learning_rate(step, progress))
         if progress < _BIAS_UNTIL:
             bias += _BIAS_STEP * torch.sign(found.loads.mean(-1, keepdim=True) - found.loads)
         if step % args.log_every == 0:
@@ -156,6 +146,25 @@ def _try_step(
 
 def _backward(found: Losses) -> None:
     torch.autograd.backward(found.next_token + _DRAFT_WEIGHT * found.drafts)
+
+
+def _print_machine(device: str, weights: Weights, steps: int) -> None:
+    name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
+    total = sum(t.numel() for t in weights.values())
+    print(f"{name}, torch {torch.__version__}, {total:,} parameters, {steps} steps", flush=True)
+
+
+def _update(
+    optimizers: list[torch.optim.Optimizer], weights: Weights, found: Losses, share: float
+) -> None:
+    """One step of all optimizers at a share of their highest learning rate."""
+    for group in [g for o in optimizers for g in o.param_groups]:
+        group["lr"] = group.setdefault("highest", group["lr"]) * share
+    _backward(found)
+    skip_if_not_finite(weights)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 def train_tokenizer(seed: int, count: int) -> Any:
