@@ -17,7 +17,8 @@ def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
     -> torch, triton, fa3 or flashinfer, for queries [..., heads, dim] and values of value_dim.
 
     auto is FlashAttention 3 where it is installed and has a kernel, else triton. 32-bit types,
-    heads of odd widths and CPUs have the reference alone. Raises ValueError if what was asked for is not installed.
+    heads of odd widths and CPUs have the reference alone. Raises ValueError if what was asked for
+    is not installed.
     """
     # Heads of odd widths, which no published model has, are left to the reference: at 20 and 10 the
     # Triton kernel read what it must not on an H100.

@@ -200,9 +200,9 @@ class ModelRunner:
             for row in plan.decode:
                 table.check_room(row, 1)
             self._plan_attention(self.graphs.filled_up(plan.decode))
-            logits = self.graphs.replay(plan.decode)
+            decoded = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
-            return logits if self._ranks.rank == 0 else None, plan.decode, []
+            return decoded if self._ranks.rank == 0 else None, plan.decode, []
         inputs = build_inputs(plan, table, self._backends)
         if self._planned is not None and plan.decode:
             self._plan_attention(plan.decode)

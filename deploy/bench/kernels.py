@@ -10,6 +10,7 @@ import argparse
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def time_calls(calls: Sequence[Callable[[], object]]) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    times = []
+    times: list[float] = []
     for _ in range(_REPLAYS):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -124,7 +125,7 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
         count = rows * columns
         given = o.random(tokens, columns)
         weights = [o.weight(rows, columns) for _ in range(_copies(_BYTES * count))]
-        calls = [lambda w=w, given=given: linear(given, w) for w in weights]  # type: ignore[misc]
+        calls = [partial(linear, given, w) for w in weights]
         moved = _BYTES * (count + tokens * (rows + columns))
         yield Case(name, f"{tokens}x{columns}->{rows}", list(calls), moved,
                    2 * count * tokens, layers)  # fmt: skip
@@ -156,8 +157,8 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
                o.random(experts, hidden, width).mul_(width**-0.5)) for _ in range(4)]  # fmt: skip
     routes = [choose(o.random(tokens, hidden)) for _ in stacks]
     calls = [
-        lambda pair=pair, found=found: moe(x, *found, *pair)  # type: ignore[misc]
-        for pair, found in zip(stacks, routes, strict=True)
+        partial(moe, x, ids, scores, up, down)
+        for (up, down), (ids, scores) in zip(stacks, routes, strict=True)
     ]
     read = distinct_experts(s, tokens) + s.num_shared_experts
     yield Case("moe", f"{tokens}x{chosen} of {experts}", list(calls), _BYTES * read * one,
@@ -180,8 +181,8 @@ def heads(o: Operands, rows: int) -> Iterator[Case]:
                [lambda: torch.mm(x, head.T, out_dtype=torch.float32, out=out)] * 2,
                _BYTES * head.numel() + 4 * out.numel(), 2 * head.numel() * rows, 1)  # fmt: skip
     logits = [o.random(rows, s.vocab_size, dtype=torch.float32) for _ in range(2)]
-    yield Case("argmax", f"{rows}x{s.vocab_size}", [lambda g=g: g.argmax(-1) for g in logits],
-               4 * out.numel(), 0, 1)  # type: ignore[misc]  # fmt: skip
+    yield Case("argmax", f"{rows}x{s.vocab_size}", [partial(torch.argmax, g, -1) for g in logits],
+               4 * out.numel(), 0, 1)  # fmt: skip
 
 
 def run_case(step: str, case: Case, gpu: Gpu | None) -> Result:
@@ -223,30 +224,29 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     slots = table[:, -1].long() * page + (context - 1) % page
     moved = _BYTES * (2 * queries.numel() + 2 * kv_a.numel())
     yield Case("rope_write", f"{rows} tokens",
-               [lambda i=i: rope_write(queries, kv_a, norm, 1e-6, angles, kv[:, i], slots,
-                                       s.rope_interleave, False) for i in range(copies)],
-               moved, 0, layers)  # type: ignore[misc]  # fmt: skip
+               [partial(rope_write, queries, kv_a, norm, 1e-6, angles, kv[:, i], slots,
+                        s.rope_interleave, False) for i in range(copies)],
+               moved, 0, layers)  # fmt: skip
     ups = [o.weight(s.num_heads * s.qk_nope_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     ups = [up.view(s.num_heads, s.qk_nope_head_dim, s.kv_lora_rank) for up in ups]
     count = ups[0].numel()
     yield Case("absorb_queries", f"{rows} tokens",
-               [lambda w=w: absorb_queries(queries, w) for w in ups],
-               _BYTES * count, 2 * count * rows, layers)  # type: ignore[misc]  # fmt: skip
+               [partial(absorb_queries, queries, w) for w in ups],
+               _BYTES * count, 2 * count * rows, layers)  # fmt: skip
     absorbed = o.random(rows, s.num_heads, s.latent_dim)
     seen = rows * context
     yield Case("mla_decode", f"{rows}x{context}",
-               [lambda i=i: mla_decode(absorbed, kv[:, i], table, starts, lengths, 1, 1 << 17,
-                                       s.kv_lora_rank, s.softmax_scale, "triton")
-                for i in range(copies)],
+               [partial(mla_decode, absorbed, kv[:, i], table, starts, lengths, 1, 1 << 17,
+                        s.kv_lora_rank, s.softmax_scale, "triton") for i in range(copies)],
                _BYTES * seen * s.latent_dim,
                2 * seen * s.num_heads * (s.latent_dim + s.kv_lora_rank),
-               layers)  # type: ignore[misc]  # fmt: skip
+               layers)  # fmt: skip
     downs = [o.random(s.num_heads, s.v_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     latent_out = o.random(rows, s.num_heads, s.kv_lora_rank)
     count = downs[0].numel()
     yield Case("expand_values", f"{rows} tokens",
-               [lambda w=w: expand_values(latent_out, w) for w in downs],
-               _BYTES * count, 2 * count * rows, layers)  # type: ignore[misc]  # fmt: skip
+               [partial(expand_values, latent_out, w) for w in downs],
+               _BYTES * count, 2 * count * rows, layers)  # fmt: skip
 
 
 def prefill_attention(o: Operands, tokens: int, backend: str) -> Iterator[Case]:

@@ -177,7 +177,7 @@ def _measure_prefill(
     seconds = median(times[1:])
     bound = prefill_seconds(spec, gpu, tokens, rows) if gpu else 0.0
     result = Result("prefill", rows, tokens, seconds * 1e3, rows * tokens / seconds, bound * 1e3,
-                    float(spec.num_experts), trace and trace.idle_share)  # fmt: skip
+                    float(spec.num_experts), trace.idle_share if trace else None)  # fmt: skip
     return result, trace
 
 
@@ -195,7 +195,7 @@ def _measure_decode(
     bench.free(rows)
     bound = decode_seconds(spec, gpu, rows, tokens) if gpu else 0.0
     result = Result("decode", rows, tokens, step * 1e3, rows / step, bound * 1e3, experts,
-                    trace and trace.idle_share)  # fmt: skip
+                    trace.idle_share if trace else None)  # fmt: skip
     return result, trace
 
 
@@ -222,7 +222,7 @@ def _measure_mixed(
     bench.free(rows + 1)
     bound = mixed_seconds(spec, gpu, rows, context, tokens) if gpu else 0.0
     result = Result("mixed", rows, tokens, seconds * 1e3, (rows + tokens) / seconds, bound * 1e3,
-                    float(spec.num_experts), trace and trace.idle_share)  # fmt: skip
+                    float(spec.num_experts), trace.idle_share if trace else None)  # fmt: skip
     return result, trace
 
 
