@@ -13,8 +13,10 @@ from ..shared.sampling import SamplingParams
 from .runner import ModelRunner
 
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
-_COUNTS = (1, 2, 12, 24, 48, 100, 200, 400, 700, 1024, 1500, 2048, 3000, 4096, 6000)
+# Kernels are compiled anew for numbers that 16 divides and for those that it does not.
+_COUNTS = (1, 2, 12, 24, 48, 100, 200, 400, 700, 1024, 1500, 2048, 3000, 4096, 6000, 8192)
 _EXTENSIONS = (1, 3, 10, 40, 300, 700, 2000)  # tokens behind a prefix
+_ROWS = (3, 6, 10, 20, 40, 70, 140, 300)  # decode rows; graphs are of the sizes that 16 divides
 _GREEDY = SamplingParams(max_new_tokens=9)
 _WAYS_TO_SAMPLE = (
     _GREEDY,
@@ -48,7 +50,9 @@ def run_usual_steps(runner: ModelRunner, config: ServeConfig) -> None:
     budget = config.batch_max_tokens or 1
     longest = config.max_req_total_len or budget
     most = min(budget, config.chunked_prefill_size or budget, longest - 1)
-    kinds = [[(0, count)] for count in _COUNTS if count < most]
+    counts = [near for count in _COUNTS for near in (count - count % 16, count + count % 16 + 3)]
+    kinds = [[(0, count)] for count in counts if 0 < count < most]
+    kinds += [[(0, 1)] * rows for rows in _ROWS if rows < min(most, runner.num_rows)]
     kinds += [[(0, 1 + most // 9), (0, 1 + most // 7)], [(0, most)]]
     kinds += [[(64, count)] for count in _EXTENSIONS if 64 + count < most]
     kinds += [[(64, count), (0, 2), (128, 1)] for count in _EXTENSIONS if 128 + count < most]
