@@ -11,7 +11,7 @@ import functools
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,29 @@ def train(
             bias += _BIAS_STEP * torch.sign(found.loads.mean(-1, keepdim=True) - found.loads)
         if step % args.log_every == 0:
             rate = (step + 1) * args.batch_tokens / (time.monotonic() - started)
-            line = (
-                f"step {step} loss {found.next_token.item():.4f} drafts {found.drafts.item():.4f}"
-            )
-            print(f"{line} {time.monotonic() - began:.0f} s {rate:,.0f} tokens/s", flush=True)
+            loss = f"loss {found.next_token.item():.4f} drafts {found.drafts.item():.4f}"
+            spent = f"{time.monotonic() - began:.0f} s {rate:,.0f} tokens/s"
+            print(f"step {step} {loss} {spent}", flush=True)
         if step and step % args.validate_every == 0:
             for line in report(weights, bias, renderer, config, args.validation // 4):
                 print(f"step {step} {line}", flush=True)
     print(f"trained {step + 1} steps, {time.monotonic() - began:.0f} s", flush=True)
     write_checkpoint(args.out, tokenizer, config, to_checkpoint(weights, bias, config))
     print(f"wrote {args.out} after {(time.monotonic() - began) / 60:.1f} minutes", flush=True)
+    _print_shares(
+        lambda side, examples: report(
+            weights, bias, renderer, config, args.validation, side, examples
+        ),
+        args.examples,
+    )
+
+
+def _print_shares(shares: Callable[[str, int], Iterable[str]], examples: int) -> None:
+    """By what is held out, `examples` mistakes for all of it; the summaries once more at the end,
+    so that the end of a log has them."""
     summaries = []
     for side in SIDES:
-        examples = args.examples if side == "held out" else 0
-        summary, *mistakes = report(
-            weights, bias, renderer, config, args.validation, side, examples
-        )
+        summary, *mistakes = shares(side, examples if side == "held out" else 0)
         summaries.append(f"final {summary}")
         print("\n".join((f"final {summary}", *mistakes)), flush=True)
     print("\n".join(summaries), flush=True)
