@@ -22,7 +22,7 @@ def test_products_and_copied_tail(
     weight = torch.randn(shape, device=DEVICE).to(DTYPE)
     weight = weight.transpose(1, 2) if transposed else weight[:, 3:]
     got = launch_head_product(x, weight, tail)
-    expected = torch.einsum("thi,hio->tho", x[..., :num_in].float(), weight.float())
+    expected = torch.einsum("the,heo->tho", x[..., :num_in].float(), weight.float())
     tolerance = 2e-2 if CUDA else 1e-4
     torch.testing.assert_close(got[..., :num_out].float(), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(got[..., num_out:], x[..., num_in:])

@@ -5,39 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flash import CONFIG as FLASH
 from glimmer.deploy.demo.checkpoint import tiny_config
 from glimmer.shared.errors import ModelError
 from glimmer.shared.model_spec import load_model_spec
-
-FLASH: dict[str, Any] = {
-    "model_type": "glm4_moe_lite",
-    "hidden_size": 2048,
-    "num_hidden_layers": 47,
-    "num_nextn_predict_layers": 1,
-    "num_attention_heads": 20,
-    "vocab_size": 154880,
-    "q_lora_rank": 768,
-    "kv_lora_rank": 512,
-    "qk_nope_head_dim": 192,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 256,
-    "intermediate_size": 10240,
-    "moe_intermediate_size": 1536,
-    "n_routed_experts": 64,
-    "num_experts_per_tok": 4,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "routed_scaling_factor": 1.8,
-    "rope_theta": 1000000,
-    "rope_scaling": None,
-    "partial_rotary_factor": 1.0,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 202752,
-    "eos_token_id": [154820, 154827, 154829],
-    "dtype": "bfloat16",
-}
 
 
 def write(path: Path, config: object) -> Path:

@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from flash import SPEC as FLASH
 from glimmer.shared.config import ServeConfig, parse_serve_args
 from glimmer.shared.errors import ConfigError
 from glimmer.shared.model_spec import ModelSpec
@@ -9,35 +10,6 @@ from glimmer.shared.resolve import Hardware, resolve
 
 CPU = Hardware(host_memory=1 << 36, num_cpus=8)
 FOUR_GPUS = Hardware(host_memory=1 << 36, num_cpus=8, gpu_memory=(80 << 30,) * 4)
-FLASH = ModelSpec(
-    vocab_size=154880,
-    num_token_ids=154856,
-    hidden_size=2048,
-    num_layers=47,
-    num_nextn_layers=1,
-    num_heads=20,
-    q_lora_rank=768,
-    kv_lora_rank=512,
-    qk_nope_head_dim=192,
-    qk_rope_head_dim=64,
-    v_head_dim=256,
-    intermediate_size=10240,
-    moe_intermediate_size=1536,
-    num_experts=64,
-    num_experts_per_token=4,
-    num_shared_experts=1,
-    num_expert_groups=1,
-    num_groups_per_token=1,
-    first_dense_layers=1,
-    routed_scaling_factor=1.8,
-    norm_topk_prob=True,
-    rope_theta=1e6,
-    rope_interleave=True,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=202752,
-    eos_token_ids=(154820, 154827, 154829),
-    dtype="bfloat16",
-)
 GUIDE = """--model_dir /path/to/GLM-4.7-Flash/ --tp 1 --max_req_total_len 202752
 --chunked_prefill_size 8192 --llm_prefill_att_backend fa3 --llm_decode_att_backend flashinfer
 --graph_max_batch_size 512 --tool_call_parser glm47 --reasoning_parser glm45 --mtp_step 4

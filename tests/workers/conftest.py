@@ -403,3 +403,16 @@ def start_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[.
     yield start
     for group in groups:
         group.close()
+
+
+@pytest.fixture(scope="session")
+def gap_where_parted() -> Callable[[Sequence, Sequence], float | None]:
+    """Two runs of a prompt with num_logprobs >= 2 -> where their tokens part, by how much the first
+    run liked its token better than the next one; None if they do not part."""
+
+    def gap(one: Sequence, other: Sequence) -> float | None:
+        pairs = zip(one.outputs, other.outputs, one.logprobs, strict=True)
+        tops = [entry.top for a, b, entry in pairs if a != b]
+        return tops[0][0][1] - tops[0][1][1] if tops else None
+
+    return gap

@@ -1,43 +1,13 @@
 """The cost model against figures worked out by hand for GLM-4.7-Flash."""
 
 import pytest
+from flash import SPEC as FLASH
 from glimmer.deploy.bench.roofline import (
     decode_seconds,
     distinct_experts,
     gpu_of,
     mixed_seconds,
     prefill_seconds,
-)
-from glimmer.shared.model_spec import ModelSpec
-
-FLASH = ModelSpec(
-    vocab_size=154880,
-    num_token_ids=154856,
-    hidden_size=2048,
-    num_layers=47,
-    num_nextn_layers=1,
-    num_heads=20,
-    q_lora_rank=768,
-    kv_lora_rank=512,
-    qk_nope_head_dim=192,
-    qk_rope_head_dim=64,
-    v_head_dim=256,
-    intermediate_size=10240,
-    moe_intermediate_size=1536,
-    num_experts=64,
-    num_experts_per_token=4,
-    num_shared_experts=1,
-    num_expert_groups=1,
-    num_groups_per_token=1,
-    first_dense_layers=1,
-    routed_scaling_factor=1.8,
-    norm_topk_prob=True,
-    rope_theta=1e6,
-    rope_interleave=True,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=202752,
-    eos_token_ids=(154820,),
-    dtype="bfloat16",
 )
 
 
