@@ -1,10 +1,15 @@
 """Fixtures that all tests share."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from glimmer.deploy.demo.checkpoint import make_checkpoint
+
+if not torch.cuda.is_available():  # read when Triton is imported, which libraries do, too
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         group = "servers" if "e2e" in item.path.parts else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
-    if marked and not _has_gpu():
+    if marked and not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
@@ -46,9 +51,3 @@ def pytest_unconfigure() -> None:
     """A scheduler's loop that ran in this process froze what there was; libraries that look for
     leaks at the end would list it all."""
     gc.unfreeze()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

@@ -1,14 +1,9 @@
-"""Every kernel test draws the same random inputs in every run. Without a card, Triton kernels run
-under its interpreter."""
-
-import os
+"""Every kernel test draws the same random inputs in every run."""
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel's module is imported
 
 
 @pytest.fixture(autouse=True)
