@@ -6,7 +6,6 @@ import logging
 import math
 import mmap
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ _HOST_SHARE = 0.5  # of free memory: the other processes and the page cache live
 _HOST_LIMIT = 2 << 30  # bytes; a CPU decodes too slowly to fill more
 _GPU_MARGIN = 512 << 20  # bytes for what steps of other shapes need beyond the measured peak
 _GRAPH_BYTES = 8 << 20  # the driver's memory for one captured step, beside its buffers
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +105,6 @@ def graph_allowance(step_bytes: int, num_graphs: int) -> int:
     """Bytes that `num_graphs` CUDA graphs with one common pool will take, if their largest step
     needs `step_bytes` when it runs by itself."""
     return step_bytes + num_graphs * _GRAPH_BYTES
-
-
-def or_out_of_memory(run: Callable[[], T]) -> T | None:
-    """What `run` returns, or None when CUDA memory did not suffice; what it held is free again."""
-    try:
-        return run()
-    except torch.OutOfMemoryError as error:
-        logger.error("out of memory: %s", error)
-    _empty_cache()  # only here, behind the traceback, whose frames hold tensors
-    return None
 
 
 def _empty_cache() -> None:

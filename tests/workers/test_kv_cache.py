@@ -15,7 +15,6 @@ from glimmer.workers.kv_cache import (
     count_pages,
     graph_allowance,
     measure_peak,
-    or_out_of_memory,
     pages_per_row,
 )
 
@@ -156,21 +155,6 @@ def test_an_asked_capacity_must_fit_on_a_gpu(tiny_model: Path, guide: Any) -> No
         count_pages(spec, many, torch.bfloat16)
 
 
-def test_out_of_memory_is_survived_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    emptied: list[bool] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
-
-    def fail(error: Exception) -> None:
-        raise error
-
-    assert or_out_of_memory(lambda: 3) == 3
-    assert not emptied
-    assert or_out_of_memory(lambda: fail(torch.OutOfMemoryError("too much"))) is None
-    assert emptied
-    with pytest.raises(ValueError):
-        or_out_of_memory(lambda: fail(ValueError()))
-
-
 @pytest.mark.gpu
 def test_the_peak_is_what_a_step_takes_for_a_while() -> None:
     kept = torch.empty(64 << 20, dtype=torch.uint8, device="cuda")
@@ -184,15 +168,3 @@ def test_the_peak_is_what_a_step_takes_for_a_while() -> None:
     assert measure_peak(lambda: None) == 0
     assert torch.cuda.memory_allocated() == before
     del kept
-
-
-@pytest.mark.gpu
-def test_the_card_is_usable_after_running_out_of_memory() -> None:
-    def too_much() -> torch.Tensor:
-        parts = [torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(1 << 10)]
-        return parts[0]
-
-    free, _ = torch.cuda.mem_get_info()
-    assert or_out_of_memory(too_much) is None
-    assert torch.cuda.mem_get_info()[0] >= free
-    assert or_out_of_memory(lambda: int(torch.ones(5, device="cuda").sum())) == 5
