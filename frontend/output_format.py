@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
+from .grammar.keywords import MAX_CHOICES
 from .grammar.source import FormatKind, OutputFormat
 from .schema import SamplingFields, wrong
 
-_MAX_CHOICES = 10_000
 _FIELDS: dict[str, FormatKind] = {
     "guided_json": "json_schema",
     "guided_grammar": "ebnf",
@@ -94,8 +94,8 @@ def _format(field: str, kind: FormatKind, value: Any) -> OutputFormat:
         case "json_object":
             return OutputFormat(kind, None, field)
         case "choice":
-            if not isinstance(value, list) or not 0 < len(value) <= _MAX_CHOICES:
-                raise wrong(field, f"must be a list of 1 to {_MAX_CHOICES} texts")
+            if not isinstance(value, list) or not 0 < len(value) <= MAX_CHOICES:
+                raise wrong(field, f"must be a list of 1 to {MAX_CHOICES} texts")
             if not all(isinstance(text, str) and text for text in value):
                 raise wrong(field, "must hold texts that are not empty")
         case _:

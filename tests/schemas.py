@@ -5,7 +5,7 @@ from typing import Any
 
 Json = dict[str, Any]
 _NAMES = ("name", "size", 'quo"te', "back\\slash", "größe", "a b", "x", "x1", "x12", "", "null")
-_PATTERNS = (r"^[A-Z]{2}-\d{3}$", r"(ab|c)+d?", r"[^a-z\"\\]{1,4}", r"^\w{1,3}(\.\w{1,3})?$")
+_PATTERNS = (r"^[A-Z]{2}-\d{3}$", r"(ab|c){1,7}d?", r"[^a-z\"\\]{1,4}", r"^\w{1,3}(\.\w{1,3})?$")
 _FORMATS = ("date", "time", "date-time", "uuid", "ipv4", "email")
 
 

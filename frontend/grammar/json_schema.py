@@ -11,7 +11,16 @@ from typing import Any
 
 from . import numbers
 from .ebnf import ANY_CHAR, Rules, char_class, chars, complement, intersect, literal
-from .keywords import MAX_COUNT, TYPES, check_keywords, counts, is_of_type, limits, types_of
+from .keywords import (
+    MAX_CHOICES,
+    MAX_COUNT,
+    TYPES,
+    check_keywords,
+    counts,
+    is_of_type,
+    limits,
+    types_of,
+)
 from .merge import ANNOTATIONS, Json, Schema, merge
 from .problems import SourceError
 from .regex import Alternatives, PatternWriter
@@ -168,6 +177,8 @@ class SchemaWriter:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, list):
             raise SourceError("enum must be a list", where)
+        if len(values) > MAX_CHOICES:
+            raise SourceError(f"enum must hold at most {MAX_CHOICES} values", where)
         if "const" in schema and "enum" in schema:
             values = [value for value in values if value in schema["enum"]]
         kinds = types_of(schema, where) if "type" in schema else TYPES

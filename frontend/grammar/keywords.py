@@ -8,6 +8,7 @@ from .numbers import Limits
 from .problems import SourceError
 
 MAX_COUNT = 1024  # of minLength, maxItems and the like
+MAX_CHOICES = 10_000  # of an enum or a list of texts; more would take many seconds to compile
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _HINTS = {  # keywords that tell the type of a schema without one
     "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),

@@ -22,9 +22,11 @@ RUDE = b"HTTP/1.1 503 No\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy"
 def answer_all(listener: socket.socket, reply: bytes) -> None:
     while True:
         connection, _ = listener.accept()
-        connection.recv(1 << 16)
-        connection.sendall(reply)
-        connection.close()
+        with connection:
+            connection.sendall(reply)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):  # closed with bytes unread, it would be reset
+                pass
 
 
 def main() -> int:

@@ -125,6 +125,7 @@ REFUSED: dict[str, Any] = {
     "a pattern and a length": {"type": "string", "pattern": "a", "maxLength": 3},
     "pattern must be": {"type": "string", "pattern": 3},
     "matches nothing": {"enum": []},
+    "enum must hold at most 10000": {"enum": list(range(10_001))},
     "#: matches nothing": False,
     "too few items": {"type": "array", "items": False, "minItems": 1},
     "must be an object and": {"properties": []},

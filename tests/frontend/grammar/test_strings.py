@@ -3,6 +3,7 @@
 import datetime
 import ipaddress
 import json
+import re
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,17 @@ def test_formats_are_what_their_readers_take(name: str, walk: Walk) -> None:
         if name in ("date", "date-time") and out.startswith("0000"):
             continue  # a year that the standard has and Python has not
         CHECKS[name](out)
+
+
+def test_a_mail_address_is_no_longer_than_mail_allows() -> None:
+    def fits(text: str) -> bool:
+        return re.fullmatch(FORMATS["email"], text) is not None
+
+    assert fits("first.last+tag_1@mail-2.example.org")
+    assert fits("z" * 32 + "@" + "y" * 31 + ".org")
+    assert not fits("z" * 65 + "@example.org")
+    assert not fits("z@" + "y" * 64 + ".org")
+    assert not fits("z@example" + ".org" * 5)
 
 
 def test_json_is_spelled_with_spaces_and_without_escapes() -> None:
