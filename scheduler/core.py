@@ -127,10 +127,10 @@ class Scheduler:
             request.deadline_ns = self._now_ns + timeout_ns
         self._requests[request.request_id] = request
         self._waiting.push(request)
-        self._grammars.add(request)
+        self._grammars.add(request, self._now_ns)
 
     def _on_grammar_loaded(self, loaded: GrammarLoaded) -> None:
-        if self._grammars.on_loaded(loaded) and loaded.error:
+        if self._grammars.on_loaded(loaded, self._now_ns) and loaded.error:
             ending = Ending("error", f"the grammar cannot be loaded: {loaded.error}")
             for request in list(self._requests.values()):
                 if request.grammar is not None and request.grammar.name == loaded.name:
@@ -143,8 +143,11 @@ class Scheduler:
         if self._drain_deadline_ns is not None and self._now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
+        timeout_s = self._config.step_timeout_s
         if self.workers.is_overdue(self._now_ns):
-            self._fail_workers(f"a step took longer than {self._config.step_timeout_s:.0f} s")
+            self._fail_workers(f"a step took longer than {timeout_s:.0f} s")
+        elif self._grammars.is_overdue(self._now_ns, timeout_s):
+            self._fail_workers(f"loading a grammar took longer than {timeout_s:.0f} s")
 
     # --- planning ----------------------------------------------------------------------------
 
@@ -302,7 +305,7 @@ class Scheduler:
             self._lose_workers()
         if not self.workers.enroll(ready):
             return
-        self._grammars.start(self.workers.epoch)
+        self._grammars.start(self.workers.epoch, self._now_ns)
         self._admission.settle_limit(self.workers.memory.num_pages)
         message = self._ready_message()
         self._outbox.append(Outgoing("launcher", 0, message))
@@ -329,13 +332,14 @@ class Scheduler:
     def _lose_workers(self) -> None:
         """All KV is gone. What ran goes back to the head of the queue with its tokens so far and
         is replayed by the next group: same seeds and positions, so the same tokens."""
+        suspects = [r for r in self._requests.values() if self._grammars.is_next(r)]
         self.workers.forget()
         self._grammars.forget()
         self._running.clear()
-        for request in self._replay():
+        for request in suspects + self._replay():
             request.worker_losses += 1
             if request.worker_losses >= MAX_WORKER_LOSSES:
-                text = f"the workers died {MAX_WORKER_LOSSES} times while running this request"
+                text = f"the workers died {MAX_WORKER_LOSSES} times while working on this request"
                 self._finish(request, Ending("unavailable", text))
 
     def _replay(self) -> list[Request]:

@@ -5,7 +5,13 @@ from typing import Any
 
 from fakes import FakeEngine, grammar
 from glimmer.scheduler.grammars import MAX_IDLE
-from glimmer.shared.messages import Abort, GrammarLoaded, LoadGrammar, PeerLost
+from glimmer.shared.messages import (
+    Abort,
+    GrammarLoaded,
+    LoadGrammar,
+    PeerLost,
+    WorkerFailed,
+)
 
 
 def asked(engine: FakeEngine) -> list[LoadGrammar]:
@@ -125,3 +131,37 @@ def test_answers_that_nobody_asked_for_are_ignored() -> None:
     engine.tell(GrammarLoaded(0, "g", "late"))
     engine.finish()
     assert {f.reason for f in engine.finished.values()} == {"length"}
+
+
+def failures(engine: FakeEngine) -> list[str]:
+    return [o.message.reason for o in engine.sent if isinstance(o.message, WorkerFailed)]
+
+
+def test_workers_that_never_load_a_grammar_are_replaced() -> None:
+    engine = holding(step_timeout_s=5.0)
+    engine.now_ns += 100_000_000_000  # idle for long: no reproach
+    engine.submit([1], 4, grammar=grammar("slow"))
+    engine.submit([1], 4, grammar=grammar("next"))
+    engine.now_ns += 4_900_000_000
+    load(engine, asked(engine)[0])
+    engine.now_ns += 4_900_000_000  # each grammar has its own time
+    engine.turn(8)
+    assert failures(engine) == []
+    engine.now_ns += 200_000_000
+    engine.tell()
+    engine.tell()
+    assert failures(engine) == ["loading a grammar took longer than 5 s"]
+
+
+def test_a_grammar_that_ends_its_workers_twice_is_given_up() -> None:
+    engine = holding()
+    bad = engine.submit([1], 4, grammar=grammar("bad"))
+    good = engine.submit([1], 4, grammar=grammar("good"))
+    for epoch in (0, 1):
+        assert bad not in engine.finished
+        engine.tell(PeerLost("worker", 0, "killed", epoch))
+        engine.start_workers(epoch + 1)
+    assert engine.finished[bad].reason == "unavailable"
+    load(engine, asked(engine)[-1])
+    engine.finish()
+    assert engine.finished[good].reason == "length"
