@@ -6,6 +6,7 @@ request; what fits into a step is in `batch.py`, who may start in `admission.py`
 `memory.py`, the worker group in `peers.py`.
 """
 
+import math
 from bisect import insort
 from collections.abc import Sequence
 from operator import attrgetter
@@ -57,12 +58,12 @@ class Scheduler:
         self.workers = WorkerGroup(config, self._limits, first_epoch)
         self._requests: dict[int, Request] = {}  # every live one, by id
         self._waiting = WaitingQueue()
-        self._grammars = Grammars()
+        self._grammars = Grammars(config)
         self._drafts = DraftPolicy(config)
         self._running: list[Request] = []  # those with a row, sorted by age_key
         self._outbox: list[Outgoing] = []
         self._now_ns = 0
-        self._drain_deadline_ns: int | None = None
+        self._drain_deadline_ns = math.inf
         self._num_submits = 0
         self._counts = Counts()
 
@@ -119,8 +120,7 @@ class Scheduler:
             refusal = Finished(submit.request_id, "invalid", message=message, field="inputs")
             self._outbox.append(Outgoing("frontend", submit.frontend, refusal))
             return
-        waiting = self._waiting
-        if ending := self._admission.refuse(request, len(waiting), waiting.num_tokens):
+        if ending := self._admission.refuse(request, len(self._waiting), self._waiting.num_tokens):
             self._send_finished(request, ending)
             return
         if timeout_ns := self._admission.queue_timeout_ns(submit.timeout_s):
@@ -140,14 +140,12 @@ class Scheduler:
         for request in self._waiting.expired(self._now_ns):
             if request.state is RequestState.WAITING:
                 self._finish(request, self._admission.timed_out(len(self._waiting)))
-        if self._drain_deadline_ns is not None and self._now_ns >= self._drain_deadline_ns:
+        if self._now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
-        timeout_s = self._config.step_timeout_s
-        if self.workers.is_overdue(self._now_ns):
-            self._fail_workers(f"a step took longer than {timeout_s:.0f} s")
-        elif self._grammars.is_overdue(self._now_ns, timeout_s):
-            self._fail_workers(f"loading a grammar took longer than {timeout_s:.0f} s")
+        for work, name in ((self.workers, "a step"), (self._grammars, "loading a grammar")):
+            if work.is_overdue(self._now_ns):
+                self._fail_workers(f"{name} took longer than {self._config.step_timeout_s:.0f} s")
 
     # --- planning ----------------------------------------------------------------------------
 
@@ -252,8 +250,8 @@ class Scheduler:
         outcome.add_tokens(flight, result.rows, workers.memory)
         self._drafts.observe(flight, outcome.accepted, workers.step_ns)
         self._counts.generated_tokens += outcome.num_tokens
-        for frontend, rows in outcome.rows.items():
-            self._outbox.append(Outgoing("frontend", frontend, Tokens(rows)))
+        tokens = outcome.rows.items()
+        self._outbox += [Outgoing("frontend", index, Tokens(rows)) for index, rows in tokens]
         for request, reason in outcome.ended:
             self._admission.observe_output(request.num_output_tokens)
             self._finish(request, Ending(reason))
@@ -298,7 +296,8 @@ class Scheduler:
         if self._frontends.greeted(hello.index, hello.pid):
             self._abort_frontend(hello.index)
         if self.workers.ready:
-            self._outbox.append(Outgoing("frontend", hello.index, self._ready_message()))
+            message = self.workers.ready_message(self._admission.max_req_total_len)
+            self._outbox.append(Outgoing("frontend", hello.index, message))
 
     def _on_worker_ready(self, ready: Ready) -> None:
         if self.workers.is_newer(ready):  # the loss of the last group is not heard yet
@@ -307,17 +306,13 @@ class Scheduler:
             return
         self._grammars.start(self.workers.epoch, self._now_ns)
         self._admission.settle_limit(self.workers.memory.num_pages)
-        message = self._ready_message()
+        message = self.workers.ready_message(self._admission.max_req_total_len)
         self._outbox.append(Outgoing("launcher", 0, message))
-        frontends = range(self._config.httpserver_workers)
-        self._outbox += [Outgoing("frontend", index, message) for index in frontends]
+        for index in range(self._config.httpserver_workers):
+            self._outbox.append(Outgoing("frontend", index, message))
         for request in list(self._requests.values()):  # the limit may be lower than it was
             if (ending := self._admission.fit_length(request)) is not None:
                 self._finish(request, ending)
-
-    def _ready_message(self) -> Ready:
-        num_pages, limit = self.workers.memory.num_pages, self._admission.max_req_total_len
-        return Ready("scheduler", 0, self.workers.epoch, num_pages, limit)
 
     def _on_peer_lost(self, lost: PeerLost) -> None:
         if lost.role == "worker" and self.workers.is_hit(lost):
@@ -362,14 +357,14 @@ class Scheduler:
         """The worker group does not do what it should: have the launcher restart it."""
         if not self.workers.failed:
             self.workers.failed = True
-            message = WorkerFailed(self.workers.epoch, 0, reason)
-            self._outbox.append(Outgoing("launcher", 0, message))
+            self._outbox.append(
+                Outgoing("launcher", 0, WorkerFailed(self.workers.epoch, 0, reason))
+            )
 
     def _on_shutdown(self, shutdown: Shutdown) -> None:
         self._admission.draining = True
-        deadline = self._now_ns + int(max(0.0, shutdown.drain_s) * 1e9)
-        if self._drain_deadline_ns is None or deadline < self._drain_deadline_ns:
-            self._drain_deadline_ns = deadline
+        deadline_ns = self._now_ns + max(0.0, shutdown.drain_s) * 1e9
+        self._drain_deadline_ns = min(self._drain_deadline_ns, deadline_ns)
 
     # --- what others want to know --------------------------------------------------------------
 

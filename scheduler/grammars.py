@@ -7,6 +7,7 @@ next ones, up to a number.
 
 from collections import Counter, OrderedDict
 
+from ..shared.config import ServeConfig
 from ..shared.messages import Grammar, GrammarLoaded, LoadGrammar
 from .request import Request
 
@@ -17,7 +18,8 @@ class Grammars:
     """The grammars of all live requests, by name, and those that the workers of `epoch` hold.
     What is to be sent to rank 0 collects in `outbox`."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: ServeConfig) -> None:
+        self._timeout_ns = config.step_timeout_s * 1e9
         self.outbox: list[LoadGrammar] = []
         self._epoch = -1  # -1: there are no workers
         self._users: Counter[str] = Counter()  # live requests
@@ -88,9 +90,9 @@ class Grammars:
         name = next(iter(self._loading), None)
         return request.grammar is not None and request.grammar.name == name
 
-    def is_overdue(self, now_ns: int, timeout_s: float) -> bool:
-        """Whether rank 0 has been loading one grammar for longer than this."""
-        return bool(self._loading) and now_ns - self._progress_ns > timeout_s * 1e9
+    def is_overdue(self, now_ns: int) -> bool:
+        """Whether rank 0 has been loading one grammar for longer than `step_timeout_s`."""
+        return bool(self._loading) and now_ns - self._progress_ns > self._timeout_ns
 
     def _ask(self, grammar: Grammar, now_ns: int) -> None:
         if not self._loading:

@@ -64,6 +64,10 @@ class WorkerGroup:
         self.free_rows = list(range(self._max_rows - 1, -1, -1))
         return True
 
+    def ready_message(self, max_req_total_len: int) -> Ready:
+        """What frontends and launcher hear of a complete group."""
+        return Ready("scheduler", 0, self.epoch, self.memory.num_pages, max_req_total_len)
+
     def is_hit(self, lost: PeerLost) -> bool:
         """Whether this loss is about the group known; its late messages are ignored from now."""
         epoch = self.epoch if lost.epoch < 0 else lost.epoch
