@@ -45,7 +45,6 @@ def test_a_row_does_not_depend_on_the_others() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize(
     ("n", "k", "num_tokens"),
     [(1344, 2048, t) for t in (1, 2, 3, 7, 16, 17, 32, 33, 64, 100, 1000)]

@@ -113,7 +113,6 @@ def test_values_come_up_projected(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize("bound", [0, 202752])
 @pytest.mark.parametrize(
     ("counts", "lengths"),
@@ -132,7 +131,6 @@ def test_full_size_on_the_card(counts: list[int], lengths: list[int], bound: int
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize(
     ("heads", "value", "rope", "page"), [(5, 48, 16, 16), (4, 64, 32, 64), (20, 128, 64, 128)]
 )

@@ -99,7 +99,6 @@ FULL, TINY, ODD = (2048, 1536, 65, 4), (128, 64, 9, 2), (104, 56, 16, 3)
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize(
     ("dims", "num_tokens"),
     [(FULL, n) for n in UGLY]
@@ -113,7 +112,6 @@ def test_on_the_card(dims: tuple[int, int, int, int], num_tokens: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize("num_tokens", [1, 7, 100])
 @pytest.mark.parametrize(("hidden", "width"), [(128, 256), (2048, 10240)])
 def test_dense_on_the_card(num_tokens: int, hidden: int, width: int) -> None:

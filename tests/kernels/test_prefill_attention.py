@@ -18,7 +18,6 @@ def test_one_row_needs_no_starts() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 def test_fa3_agrees_with_triton() -> None:
     pytest.importorskip("fa3_fwd_interface")
     lens = (130, 1, 77)

@@ -29,7 +29,6 @@ def test_strided_rows_with_and_without_addition(rows: int, width: int, dtype: to
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 1000, 8192])
 @pytest.mark.parametrize("width", [96, 128, 512, 768, 2048])
 def test_on_the_card(rows: int, width: int) -> None:

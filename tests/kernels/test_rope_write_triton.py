@@ -39,7 +39,6 @@ def test_matches_the_reference(interleave: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not CUDA, reason="needs a CUDA card")
 @pytest.mark.parametrize("interleave", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 33, 256, 5000])
 def test_full_size_on_the_card(count: int, interleave: bool) -> None:

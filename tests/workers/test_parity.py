@@ -195,7 +195,6 @@ def test_print_the_full_table(
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_same_code_runs_on_cuda(
     make_reference: Callable[..., Any], make_runner: Any, driver_of: Any, variant: str
