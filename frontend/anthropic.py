@@ -24,6 +24,8 @@ from .sse import EventStream, encode_json
 
 _NAMES = {
     "stop": "stop_sequences",
+    r"tools\[(\d+)\]\.function\.parameters": r"tools[\1].input_schema",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
     "response_format.json_schema": "output_config.format",
     "response_format": "output_config.format",
 }

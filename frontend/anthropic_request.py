@@ -13,8 +13,9 @@ from msgspec import Meta, Struct
 
 from .chat import ChatRequest
 from .chat_request import chat_request
+from .conversation import string_at
 from .params import ModelFacts
-from .schema import Bias, ChatBody, Count, StopString, wrong
+from .schema import Bias, ChatBody, Count, StopString, Temperature, TopP, wrong
 
 Json = dict[str, Any]
 Blocks = str | Annotated[list[Json], Meta(max_length=10_000)]
@@ -72,6 +73,7 @@ class CountTokensBody(Struct):
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    output_format: Json | None = None  # the older name of output_config.format
     chat_template_kwargs: Json | None = None  # ours
 
 
@@ -81,8 +83,8 @@ class MessagesBody(CountTokensBody, kw_only=True):
     max_tokens: Count
     stop_sequences: Annotated[list[StopString], Meta(max_length=64)] | None = None
     stream: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     metadata: Json | None = None  # no effect
     service_tier: str | None = None  # no effect
@@ -105,7 +107,7 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
         tool_choice=_tool_choice(choice, body.tools or []),
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         chat_template_kwargs={"enable_thinking": thinking, **(body.chat_template_kwargs or {})},
-        response_format=_response_format(body.output_config),
+        response_format=_response_format(body),
     )
     if isinstance(body, MessagesBody):
         if body.messages and body.messages[-1].role == "assistant":
@@ -148,13 +150,13 @@ def _user(content: Blocks, where: str) -> list[Json]:
         place = f"{where}[{n}]"
         match block.get("type"):
             case "text":
-                texts.append(_string(block, "text", place))
+                texts.append(string_at(block, "text", place))
             case "tool_result":
                 flush()
                 result = _plain(block.get("content") or "", f"{place}.content")
                 if block.get("is_error") is True:
                     result = f"Error: {result}"
-                call_id = _string(block, "tool_use_id", place)
+                call_id = string_at(block, "tool_use_id", place)
                 messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
             case other:
                 raise _unknown(place, other)
@@ -170,19 +172,19 @@ def _assistant(content: Blocks, where: str) -> Json:
         place = f"{where}[{n}]"
         match block.get("type"):
             case "text":
-                texts.append(_string(block, "text", place))
+                texts.append(string_at(block, "text", place))
             case "thinking":
-                thoughts.append(_string(block, "thinking", place))
+                thoughts.append(string_at(block, "thinking", place))
             case "redacted_thinking":
                 pass  # only its author can read it
             case "tool_use":
                 arguments = block.get("input")
                 if not isinstance(arguments, dict):
                     raise wrong(f"{place}.input", "must be an object")
-                name = _string(block, "name", place)
+                name = string_at(block, "name", place)
                 function = {"name": name, "arguments": arguments}
                 calls.append(
-                    {"id": _string(block, "id", place), "type": "function", "function": function}
+                    {"id": string_at(block, "id", place), "type": "function", "function": function}
                 )
             case other:
                 raise _unknown(place, other)
@@ -203,7 +205,7 @@ def _plain(content: Any, where: str) -> str:
         if not isinstance(block, dict) or block.get("type") != "text":
             kind = block.get("type") if isinstance(block, dict) else None
             raise _unknown(f"{where}[{n}]", kind)
-        texts.append(_string(block, "text", f"{where}[{n}]"))
+        texts.append(string_at(block, "text", f"{where}[{n}]"))
     return "\n".join(texts)
 
 
@@ -213,13 +215,6 @@ def _is_volatile(block: Json) -> bool:
 
 def _blocks(content: Blocks) -> list[Json]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _string(block: Json, key: str, where: str) -> str:
-    value = block.get(key)
-    if not isinstance(value, str):
-        raise wrong(f"{where}.{key}", "must be a string")
-    return value
 
 
 def _unknown(where: str, kind: Any) -> Exception:
@@ -252,14 +247,14 @@ def _tool_choice(choice: ToolChoice, tools: list[Tool]) -> str | Json:
     return choice.type
 
 
-def _response_format(config: OutputConfig | None) -> Json | None:
-    if config is None or config.format is None:
+def _response_format(body: CountTokensBody) -> Json | None:
+    given, where = body.output_format, "output_format"
+    if body.output_config is not None and body.output_config.format is not None:
+        given, where = body.output_config.format, "output_config.format"
+    if given is None:
         return None
-    if config.format.get("type") != "json_schema":
-        raise wrong("output_config.format.type", "must be 'json_schema'")
-    if not isinstance(config.format.get("schema"), dict):
-        raise wrong("output_config.format.schema", "must be an object")
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "output", "schema": config.format["schema"]},
-    }
+    if given.get("type") != "json_schema":
+        raise wrong(f"{where}.type", "must be 'json_schema'")
+    if not isinstance(given.get("schema"), dict):
+        raise wrong(f"{where}.schema", "must be an object")
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": given["schema"]}}

@@ -36,6 +36,7 @@ from .sse import CONTEXT, RequestContext, encode_json
 from .tokenize import Tokenizer
 
 _BACKLOG = 4096
+_MAX_HEADER = 64 << 10  # bytes of one header or of the request line; gateways add long tokens
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _BEAT_S = 1.0
 _END_S = 2.0  # for the last events after the time to drain has passed
@@ -147,6 +148,8 @@ async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
         access_log=None,
         auto_decompress=False,  # `ops.read_body` refuses what is compressed
         keepalive_timeout=75.0,
+        max_line_size=_MAX_HEADER,
+        max_field_size=_MAX_HEADER,
         shutdown_timeout=_END_S,
     )
     await runner.setup()
@@ -203,10 +206,11 @@ def _bind(child: Child) -> socket.socket:
 def _admit(handler: Generating) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         frontend = request.app[FRONTEND]
-        frontend.check_accepting()
-        data = await ops.read_body(request)
-        with frontend.admitted():
-            return await handler(frontend, request, data)
+        with frontend.metrics.counted():
+            frontend.check_accepting()
+            data = await ops.read_body(request)
+            with frontend.admitted():
+                return await handler(frontend, request, data)
 
     return handle
 

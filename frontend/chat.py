@@ -51,6 +51,7 @@ class ChatRequest:
     parallel_tool_calls: bool = True
     template_kwargs: Json = field(default_factory=dict)  # the template's: enable_thinking, ...
     separate_reasoning: bool = True  # False: reasoning is joined in front of the content
+    include_reasoning: bool = True  # False: it is not sent
     split_reasoning: bool = False  # also without --reasoning_parser
 
     @property
@@ -207,5 +208,6 @@ def _parser_options(frontend: Frontend, chat: ChatRequest, prompt: list[int]) ->
         starts_in_reasoning=prompt[-1:] == [ids.get("<think>")],
         tools=tools,
         reasoning_as_content=not chat.separate_reasoning,
+        drop_reasoning=not chat.include_reasoning,
         repeat_unclosed=config.repeat_unclosed_reasoning,
     )

@@ -30,8 +30,9 @@ def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
         tool_name=tool_name,
         callable_tools=callable_tools,
         parallel_tool_calls=body.parallel_tool_calls is not False,
-        template_kwargs=_template_kwargs(body, facts),
+        template_kwargs=template_kwargs(body, facts),
         separate_reasoning=body.separate_reasoning is not False,
+        include_reasoning=body.include_reasoning is not False,
     )
 
 
@@ -78,7 +79,7 @@ def _name_of(one: Any, tools: list[Json] | None, where: str) -> str:
     return name
 
 
-def _template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
+def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
     """What the template is called with, besides messages and tools. What chat_template_kwargs say
     wins over the other fields."""
     given = {k: v for k, v in (body.chat_template_kwargs or {}).items() if v is not None}
@@ -91,11 +92,18 @@ def _template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
         "reasoning_effort": body.reasoning_effort,
         "role_settings": body.role_settings,
         "character_settings": body.character_settings,
-        "clear_thinking": False if facts.config.preserve_thinking else None,
+        "clear_thinking": _clear_thinking(body, facts),
         "enable_thinking": thinking,
         "thinking": thinking,
     }
     return {name: value for name, value in kwargs.items() if value is not None} | given
+
+
+def _clear_thinking(body: ChatBody, facts: ModelFacts) -> bool | None:
+    """Whether the reasoning of earlier turns is left out; None: as the template has it."""
+    if body.thinking is not None and body.thinking.clear_thinking is not None:
+        return body.thinking.clear_thinking
+    return False if facts.config.preserve_thinking else None
 
 
 def _refuse_unsupported(body: ChatBody) -> None:

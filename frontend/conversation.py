@@ -18,6 +18,7 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
+_TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 _NEEDS_CONTENT = ("system", "user")
 _MAX_NAME = 256
 Json = dict[str, Any]
@@ -60,7 +61,7 @@ def _normalise(message: Json, where: str) -> Json:
         raise wrong(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
     result = {**_no_nulls(message), "role": _ROLES[role]}
     if "content" in result:
-        result["content"] = _text(result["content"], f"{where}.content")
+        result["content"] = text_of(result["content"], f"{where}.content")
     elif _ROLES[role] in _NEEDS_CONTENT:
         raise wrong(f"{where}.content", f"is required for role {role}")
     for key in ("reasoning", "reasoning_content"):
@@ -69,25 +70,40 @@ def _normalise(message: Json, where: str) -> Json:
     if role == "assistant":
         if "reasoning" in result:
             result.setdefault("reasoning_content", result["reasoning"])
+        if "function_call" in result:  # the older spelling of a single call
+            result.setdefault("tool_calls", [{"function": result.pop("function_call")}])
         if "tool_calls" in result:
             result["tool_calls"] = _calls(result["tool_calls"], f"{where}.tool_calls")
     return result
 
 
-def _text(content: Any, where: str) -> str:
+def text_of(content: Any, where: str) -> str:
+    """The text of a content: a string, or a list of parts that are text under any of its names.
+    Raises RequestError for others, such as images."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
         raise wrong(where, "must be a string or a list of text parts")
-    texts = []
-    for n, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else type(part).__name__
-            raise wrong(f"{where}[{n}]", f"this model reads text parts only, not {kind!r:.40}")
-        if not isinstance(part.get("text"), str):
-            raise wrong(f"{where}[{n}].text", "must be a string")
-        texts.append(part["text"])
-    return "".join(texts)
+    return "".join(_part_text(part, f"{where}[{n}]") for n, part in enumerate(content))
+
+
+def _part_text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "refusal":
+        return string_at(part, "refusal", where)
+    if kind not in _TEXT_PARTS:
+        raise wrong(where, f"this model reads text parts only, not {kind!r:.60}")
+    return string_at(part, "text", where)
+
+
+def string_at(item: Json, key: str, where: str) -> str:
+    """`item[key]`. Raises RequestError unless it is a string."""
+    value = item.get(key)
+    if not isinstance(value, str):
+        raise wrong(f"{where}.{key}", "must be a string")
+    return value
 
 
 def _calls(calls: Any, where: str) -> list[Json]:

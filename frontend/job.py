@@ -220,7 +220,6 @@ class Job:
         raise EngineError(message)
 
     def __enter__(self) -> "Job":
-        self._frontend.metrics.count("request_count")
         return self
 
     def __exit__(
@@ -238,7 +237,6 @@ class Job:
             status = 499  # the client has gone
         elif value is not None:
             status = value.status if isinstance(value, HttpError) else 500
-            self._frontend.metrics.count("request_failure")
         else:
             self._frontend.metrics.observe(record)
         self._log(record, status)

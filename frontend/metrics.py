@@ -5,6 +5,7 @@ last heartbeat when `/metrics` is read. With several HTTP processes a scrape sho
 answers it, so each labels what it observed with its number: sums over `frontend` are the whole.
 """
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,17 @@ class Metrics:
         ).labels(**self._labels)
         self.registry.register(_EngineCollector(client, engine_labels, config.page_size))
 
-    def count(self, name: str) -> None:
-        """Count one request: "request_count" or "request_failure"."""
-        self._counters[name].inc()
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts a request to generate, and whether it fails. A client that goes is no failure."""
+        self._counters["request_count"].inc()
+        try:
+            yield
+        except ConnectionError:
+            raise
+        except Exception:
+            self._counters["request_failure"].inc()
+            raise
 
     def observe(self, record: RequestRecord) -> None:
         """One request was answered."""

@@ -25,6 +25,9 @@ _STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
 }
 
 
+_HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it: so it is anyway
+
+
 def output_format(fields: SamplingFields, prefix: str = "") -> OutputFormat | None:
     """What a request's fields ask for; None for free text. `prefix`: what their names start with
     in errors. Raises RequestError for wrong values and for two that exclude each other."""
@@ -54,12 +57,12 @@ def _structured(value: Any, field: str) -> list[OutputFormat]:
     if not isinstance(value, dict):
         raise wrong(field, "must be an object")
     for key in value:
-        if key not in _STRUCTURED and value[key] is not None:
+        if key not in (*_STRUCTURED, *_HARMLESS) and value[key] is not None:
             raise wrong(f"{field}.{key:.80}", "is not supported")
     return [
         _format(f"{field}.{key}", _STRUCTURED[key], given)
         for key, given in value.items()
-        if _is_given(given) and given is not False
+        if key in _STRUCTURED and _is_given(given) and given is not False
     ]
 
 

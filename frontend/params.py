@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ..shared.config import ServeConfig
-from ..shared.errors import ModelError
+from ..shared.errors import ModelError, NotFoundError
 from ..shared.messages import Grammar
 from ..shared.model_spec import ModelSpec
 from ..shared.sampling import SamplingParams
@@ -34,6 +34,7 @@ from .schema import (
 MAX_SEQUENCES = 1024  # prompts x n of one request
 _SEED_MASK = 2**63 - 1
 _BAN = -100.0
+_LEAST_TOP_P = 1e-9  # leaves the likeliest token
 
 
 class GenerationDefaults(Struct):
@@ -59,6 +60,12 @@ class ModelFacts:
     def eos_ids(self) -> tuple[int, ...]:
         """End tokens: `--eos_id`, else the checkpoint's."""
         return self.spec.eos_token_ids if self.config.eos_id is None else self.config.eos_id
+
+    def check_model(self, name: str) -> None:
+        """With `--check_model_name`: raises NotFoundError for another model's name. "default" is
+        what requests without one get."""
+        if self.config.check_model_name and name not in (self.config.model_name, "default"):
+            raise NotFoundError(f"model {name!r:.200} is not served here", "model")
 
 
 @dataclass(frozen=True)
@@ -146,6 +153,7 @@ def openai_spec(
 ) -> GenerationSpec:
     """Wishes of an OpenAI body: sampled by default. `num_logprobs` as in SamplingParams.
     Raises RequestError."""
+    facts.check_model(body.model)
     refuse(body, UNSUPPORTED)
     form = output_format(body)
     if body.best_of is not None and body.best_of != (body.n or 1):
@@ -217,7 +225,7 @@ def _complete(
         sampling,
         temperature=0.0 if greedy else temperature,
         top_k=0 if greedy or top_k <= 0 else min(top_k, facts.spec.vocab_size),
-        top_p=1.0 if greedy else _first(fields.top_p, defaults.top_p, 1.0),
+        top_p=1.0 if greedy else max(_LEAST_TOP_P, _first(fields.top_p, defaults.top_p, 1.0)),
         min_p=0.0 if greedy else fields.min_p or 0.0,
         repetition_penalty=_first(
             getattr(fields, "repetition_penalty", None), defaults.repetition_penalty, 1.0

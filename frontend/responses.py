@@ -15,6 +15,7 @@ from .sse import EventStream
 
 _NAMES = {
     "messages": "input",
+    r"tools\[(\d+)\]\.function": r"tools[\1]",
     "max_tokens": "max_output_tokens",
     "response_format.json_schema": "text.format",
     "response_format": "text.format",

@@ -6,6 +6,7 @@ calls that follow each other are one turn of the assistant's.
 """
 
 import dataclasses
+import logging
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,13 +15,24 @@ from msgspec import Meta, Struct
 from ..shared.errors import RequestError
 from .chat import ChatRequest
 from .chat_request import chat_request
+from .conversation import string_at, text_of
 from .params import ModelFacts
-from .schema import Bias, ChatBody, Count, Effort, StopStrings, Tools, wrong
+from .schema import (
+    Bias,
+    ChatBody,
+    Count,
+    Effort,
+    StopStrings,
+    Temperature,
+    Tools,
+    TopP,
+    wrong,
+)
 
 Json = dict[str, Any]
-_TEXT_PARTS = ("input_text", "output_text", "text", "summary_text", "reasoning_text")
 _SPARE_LEVELS = 64
 LOGPROBS = "message.output_text.logprobs"
+log = logging.getLogger(__name__)
 
 
 class ReasoningConfig(Struct):
@@ -49,8 +61,8 @@ class ResponsesBody(Struct):
     parallel_tool_calls: bool | None = None
     max_output_tokens: Count | None = None
     max_tool_calls: Count | None = None  # no effect: the server runs no tools
-    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: Annotated[list[str], Meta(max_length=64)] | None = None
     text: TextConfig | None = None
@@ -98,7 +110,7 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
         logit_bias=body.logit_bias,
         logprobs=wants_logprobs or None,
         top_logprobs=body.top_logprobs,
-        tools=[_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or [])] or None,
+        tools=_tools(body.tools or []) or None,
         tool_choice=_tool_choice(body),
         parallel_tool_calls=body.parallel_tool_calls,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
@@ -157,14 +169,14 @@ def _assistant_part(kind: Any, item: Json, where: str) -> Json | None:
     match kind:
         case "reasoning":
             parts = item.get("content") or item.get("summary") or []
-            return {"reasoning_content": _text(parts, f"{where}.content")}
+            return {"reasoning_content": text_of(parts, f"{where}.content")}
         case "function_call":
-            call: Json = {"id": _string(item, "call_id", where), "type": "function"}
+            call: Json = {"id": string_at(item, "call_id", where), "type": "function"}
             arguments = _arguments(item, f"{where}.arguments")
-            call["function"] = {"name": _string(item, "name", where), "arguments": arguments}
+            call["function"] = {"name": string_at(item, "name", where), "arguments": arguments}
             return {"tool_calls": [call]}
         case "message" if item.get("role") == "assistant":
-            return {"content": _text(item.get("content"), f"{where}.content")}
+            return {"content": text_of(item.get("content"), f"{where}.content")}
     return None
 
 
@@ -186,37 +198,13 @@ def _other_message(kind: Any, item: Json, where: str) -> Json:
             role = item.get("role")
             if role not in ("user", "system", "developer"):
                 raise wrong(f"{where}.role", "must be user, assistant, system or developer")
-            return {"role": role, "content": _text(item.get("content"), f"{where}.content")}
+            return {"role": role, "content": text_of(item.get("content"), f"{where}.content")}
         case "function_call_output":
-            call_id = _string(item, "call_id", where)
-            output = _text(item.get("output"), f"{where}.output")
+            call_id = string_at(item, "call_id", where)
+            output = text_of(item.get("output"), f"{where}.output")
             return {"role": "tool", "tool_call_id": call_id, "content": output}
     known = "message, reasoning, function_call or function_call_output"
     raise wrong(f"{where}.type", f"must be {known}, not {kind!r:.60}")
-
-
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise wrong(where, "must be a string or a list of text parts")
-    texts = []
-    for n, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind == "refusal":
-            texts.append(_string(part, "refusal", f"{where}[{n}]"))
-        elif kind in _TEXT_PARTS:
-            texts.append(_string(part, "text", f"{where}[{n}]"))
-        else:
-            raise wrong(f"{where}[{n}]", f"this model reads text parts only, not {kind!r:.60}")
-    return "".join(texts)
-
-
-def _string(item: Json, key: str, where: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        raise wrong(f"{where}.{key}", "must be a string")
-    return value
 
 
 def _arguments(item: Json, where: str) -> Json:
@@ -227,11 +215,18 @@ def _arguments(item: Json, where: str) -> Json:
     return dict(arguments)
 
 
+def _tools(tools: list[Json]) -> list[Json]:
+    """The functions among them. Agents offer tools of other kinds unasked, such as a search that
+    the server would run: the model does not hear of those."""
+    others = {str(tool.get("type"))[:60] for tool in tools if tool.get("type") != "function"}
+    if others:
+        log.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
+    return [
+        _tool(tool, f"tools[{n}]") for n, tool in enumerate(tools) if tool.get("type") == "function"
+    ]
+
+
 def _tool(tool: Json, where: str) -> Json:
-    if tool.get("type") != "function":
-        raise wrong(
-            f"{where}.type", f"only function tools are offered, not {tool.get('type')!r:.60}"
-        )
     if not tool.get("name") or not isinstance(tool["name"], str):
         raise wrong(f"{where}.name", "must be a string")
     if not isinstance(tool.get("parameters") or {}, dict):

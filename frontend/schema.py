@@ -28,7 +28,9 @@ StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]
 StopSequences = StopString | Annotated[list[StopString | StopIds], Meta(max_length=64)]
 Ids = Annotated[list[TokenId], Meta(max_length=1024)]
 AllowedIds = Annotated[list[TokenId], Meta(max_length=1 << 20)]  # a whole vocabulary
-Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-1000, le=1000)]], Meta(max_length=1024)]
+Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]  # OpenAI's range; LightLLM's is wider
+TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: the likeliest token alone
 Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
@@ -56,7 +58,7 @@ class SamplingFields(Struct):
 
     do_sample: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_k: Annotated[int, Meta(ge=-1, le=_BIG)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Samples | None = None
@@ -114,6 +116,7 @@ class OpenAiBody(SamplingFields):
     """What chat and completion requests have in common, with the extensions users know."""
 
     model: Annotated[str, Meta(max_length=256)] = "default"
+    temperature: Temperature | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
@@ -140,6 +143,7 @@ class Thinking(Struct):
     """`thinking` of the chat route, as the model's own service spells it."""
 
     type: Literal["enabled", "disabled"]
+    clear_thinking: bool | None = None  # of earlier turns; default: --preserve_thinking
 
 
 class ChatBody(OpenAiBody, kw_only=True):
@@ -159,6 +163,7 @@ class ChatBody(OpenAiBody, kw_only=True):
     reasoning_effort: Effort | None = None
     thinking: Thinking | None = None
     separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
     stream_reasoning: bool | None = None  # no effect: reasoning always streams
     role_settings: Any = None  # given to the template, which may know them
     character_settings: Any = None
@@ -202,14 +207,16 @@ def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors about fields that this route spells differently: `names` maps ours to the client's."""
+    """Errors about fields that this route spells differently: `names` maps ours, as regular
+    expressions, to the client's. The first that fits counts."""
     try:
         yield
     except RequestError as error:
         for ours, theirs in names.items():
-            if error.field and re.match(rf"{re.escape(ours)}(?=$|[.\[])", error.field):
-                message = str(error).replace(ours, theirs, 1)
-                raise type(error)(message, theirs + error.field[len(ours) :]) from None
+            if error.field and (found := re.match(rf"{ours}(?=$|[.\[])", error.field)):
+                spelling = found.expand(theirs)
+                message = str(error).replace(found[0], spelling, 1)
+                raise type(error)(message, spelling + error.field[found.end() :]) from None
         raise
 
 

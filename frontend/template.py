@@ -69,6 +69,16 @@ class Renderer:
             message = _encode(arguments)
         except RecursionError:
             raise _failed("cannot take them: they are nested too deeply") from None
+        answer = self._ask(message) or self._ask(message)  # it may have died of something else
+        if not answer:
+            raise _failed("broke down on them")
+        text = answer[1:].decode()
+        if answer[:1] == b"!":
+            raise _failed(f"fails on them: {text}")
+        return text
+
+    def _ask(self, message: bytes) -> bytes:
+        """The answer; empty when the process went away over it, or has before."""
         try:
             link = self.start()
             link.settimeout(self._limit_s)
@@ -81,11 +91,7 @@ class Renderer:
             answer = b""
         if not answer:
             self._end()
-            raise _failed("broke down on them")
-        text = answer[1:].decode()
-        if answer[:1] == b"!":
-            raise _failed(f"fails on them: {text}")
-        return text
+        return answer
 
     def close(self) -> None:
         """End it for good; from any thread, even while it renders."""

@@ -24,7 +24,7 @@ from .schema import (
 )
 
 Json = dict[str, Any]
-_NAMES = {"parameters.best_of": "num_beam", "parameters.n": "num_beam"}
+_NAMES = {"parameters.best_of": "num_beam"}
 
 
 class TgiParameters(GenerateParameters):
@@ -32,6 +32,8 @@ class TgiParameters(GenerateParameters):
 
     details: bool | None = None
     stop: StopSequences | None = None
+    best_of: Any = None  # this and the next: `num_beam` counts
+    n: Any = None
 
 
 class TgiBody(Struct):
@@ -69,12 +71,11 @@ def translate(body: TgiBody) -> GenerateBody:
     given = body.parameters or TgiParameters()
     fields = msgspec.structs.asdict(given)
     details, stop = fields.pop("details"), fields.pop("stop")
-    parameters = GenerateParameters(**fields)
+    parameters = GenerateParameters(**{**fields, "best_of": body.num_beam or 1, "n": None})
     if parameters.return_details is None:
         parameters.return_details = details
     if parameters.stop_sequences is None:
         parameters.stop_sequences = stop
-    parameters.best_of, parameters.n = body.num_beam or 1, None
     return GenerateBody(body.inputs, parameters, body.multimodal_params)
 
 

@@ -5,10 +5,21 @@ from typing import Annotated, Any
 from aiohttp import web
 from msgspec import Meta, Struct
 
+from .chat_request import template_kwargs
 from .conversation import check_tools, normalise_messages
 from .job import FRONTEND
 from .ops import read_body, reply
-from .schema import GenerateParameters, Messages, TokensBody, Tools, decode_body, wrong
+from .schema import (
+    ChatBody,
+    Effort,
+    GenerateParameters,
+    Messages,
+    Thinking,
+    TokensBody,
+    Tools,
+    decode_body,
+    wrong,
+)
 
 
 class TokenizeBody(Struct):
@@ -23,6 +34,8 @@ class TokenizeBody(Struct):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
 
 
 class DetokenizeBody(Struct):
@@ -59,9 +72,13 @@ async def tokenize(request: web.Request) -> web.Response:
             raise wrong("add_generation_prompt", "chats are always completed by the assistant")
         if body.continue_final_message:
             raise wrong("continue_final_message", "not supported")
-        kwargs = body.chat_template_kwargs or {}
-        if frontend.config.preserve_thinking:
-            kwargs = {"clear_thinking": False, **kwargs}
+        chat = ChatBody(
+            messages=body.messages,
+            chat_template_kwargs=body.chat_template_kwargs,
+            reasoning_effort=body.reasoning_effort,
+            thinking=body.thinking,
+        )
+        kwargs = template_kwargs(chat, frontend.facts)
         messages, tools = normalise_messages(body.messages), check_tools(body.tools)
         ids = await tokenizer.encode_chat(messages, tools, kwargs, max_total)
     texts = [tokenizer.vocabulary.text(i) for i in ids] if body.return_token_strs else None

@@ -185,6 +185,9 @@ class ServeConfig:
     grammar_compiled_mb: float = _option(
         64.0, "the same for compiled ones, in MB", bounds=(1, 4096)
     )
+    check_model_name: bool = _option(
+        False, "404 for requests that name another model; default: the name is echoed"
+    )
     enable_prompt_logprobs: bool = _option(
         False, "allow prompt_logprobs", alias="return_all_prompt_logprobs"
     )

@@ -1,5 +1,6 @@
 """Fixtures that all tests share."""
 
+import contextlib
 import gc
 import os
 from pathlib import Path
@@ -10,6 +11,16 @@ from glimmer.deploy.demo.checkpoint import make_checkpoint
 
 if not torch.cuda.is_available():  # read when Triton is imported, which libraries do, too
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+with contextlib.suppress(ImportError):  # a machine with a card may lack it
+    import hypothesis
+
+    # How long an example takes says something about the machine alone.
+    hypothesis.settings.register_profile(
+        "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

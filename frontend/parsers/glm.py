@@ -46,6 +46,7 @@ class ParserOptions:
     starts_in_reasoning: bool = False  # the prompt ends with <think>
     tools: Mapping[str, Any] | None = None  # name -> parameters; None: calls are text
     reasoning_as_content: bool = False  # joined in front of the content, without tags
+    drop_reasoning: bool = False
     repeat_unclosed: bool = False  # a reply that ends by itself in reasoning: again as content
 
 
@@ -89,7 +90,9 @@ class GlmParser:
         """No more tokens. `by_itself`: the model ended its turn, so an open call is a whole one
         with its end forgotten; else it was cut off, and stays as it is."""
         if self.state is State.NAME:
-            if by_itself and self._name.strip() in (self._options.tools or {}):
+            if not by_itself:
+                return  # the begin of a name, perhaps: nothing of the call is complete
+            if self._name.strip() in (self._options.tools or {}):
                 self._start_call()
             else:
                 self._not_a_name()
@@ -180,11 +183,14 @@ class GlmParser:
             self._content(tag)
 
     def _say(self, text: str) -> None:
-        if self.state is State.CONTENT or self._options.reasoning_as_content:
+        options = self._options
+        if self.state is State.REASONING and options.drop_reasoning:
+            pass
+        elif self.state is State.CONTENT or options.reasoning_as_content:
             self.deltas.append(Content(text))
         else:
             self.deltas.append(Reasoning(text))
-            if self._options.repeat_unclosed:
+            if options.repeat_unclosed:
                 self._unclosed.append(text)
 
     # --- calls ---

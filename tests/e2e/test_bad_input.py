@@ -235,7 +235,6 @@ def test_the_bodies_that_are_mutated_are_good(server: RunningServer) -> None:
 
 @settings(
     max_examples=800,
-    deadline=None,
     derandomize=True,
     database=None,
     phases=[Phase.generate],

@@ -205,7 +205,17 @@ WRONG: list[tuple[Json, str]] = [
     ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens"),
     ({"output_config": {"format": {"type": "text"}}}, "output_config.format.type"),
     ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+    ({"output_format": {"type": "json_schema"}}, "output_format.schema"),
+    ({"temperature": 2.5}, "temperature"),
 ]
+
+
+def test_a_format_has_an_older_name(facts: ModelFacts) -> None:
+    schema: Json = {"type": "json_schema", "schema": {"type": "object"}}
+    for fields in ({"output_format": schema}, {"output_config": {"format": schema}}):
+        form = translate(facts, messages=[USER], **fields).spec.output_format
+        assert form is not None
+        assert (form.kind, form.source) == ("json_schema", {"type": "object"})
 
 
 @pytest.mark.parametrize(("fields", "field"), WRONG)

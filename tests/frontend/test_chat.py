@@ -227,6 +227,13 @@ async def test_reasoning_joined_to_the_content(parsing: Any) -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
+async def test_reasoning_left_out(parsing: Any) -> None:
+    choice = await ask(parsing, include_reasoning=False, tools=TOOLS)
+    assert choice["message"]["content"] == "Look:\n"
+    assert choice["message"]["reasoning"] is None
+    assert choice["finish_reason"] == "tool_calls"
+
+
 async def test_without_a_reasoning_parser_the_text_is_raw(start: Any, text_ids: IDS) -> None:
     server = await start()
     server.engine.output_ids = text_ids("so\n</think>\nyes")

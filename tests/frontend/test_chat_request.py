@@ -80,6 +80,8 @@ def test_tools_may_be_declared_and_not_allowed(facts: ModelFacts, mode: str) -> 
          {"reasoning_effort": "none", "thinking": False, "enable_thinking": False}),
         ({"reasoning_effort": "none", "thinking": {"type": "enabled"}},
          {"reasoning_effort": "none", "thinking": True, "enable_thinking": True}),
+        ({"thinking": {"type": "enabled", "clear_thinking": False}},
+         {"clear_thinking": False, "thinking": True, "enable_thinking": True}),
         ({"role_settings": {"a": 1}, "character_settings": []},
          {"role_settings": {"a": 1}, "character_settings": []}),
     ],

@@ -108,7 +108,7 @@ def test_every_grouping_into_steps_gives_the_same(
 VALUES = st.text(st.characters(codec="utf-8") | st.sampled_from('"\\\n👍<>/'), max_size=12)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(values=st.lists(VALUES, min_size=1, max_size=3), width=st.integers(1, 7))
 def test_any_text_as_tokens_of_any_step_width(
     tokenizer: Tokenizer, values: list[str], width: int

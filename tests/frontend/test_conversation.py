@@ -14,6 +14,19 @@ def test_nulls_go_and_lists_of_text_become_text() -> None:
     assert messages[0]["name"] is None, "the client's message is not changed"
 
 
+def test_text_has_many_names() -> None:
+    parts = ["a", {"type": "output_text", "text": "b"}, {"type": "refusal", "refusal": "no"}]
+    (message,) = normalise_messages([{"role": "assistant", "content": parts}])
+    assert message["content"] == "abno"
+
+
+def test_a_call_in_the_older_spelling_is_a_call() -> None:
+    old = {"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": 1}'}}
+    (message,) = normalise_messages([old])
+    assert message["tool_calls"] == [{"function": {"name": "f", "arguments": {"a": 1}}}]
+    assert "function_call" not in message
+
+
 def test_roles_that_the_template_does_not_know_are_mapped() -> None:
     messages = [
         {"role": "developer", "content": "d"},
@@ -54,7 +67,7 @@ def with_call(**function: Any) -> dict[str, Any]:
         ({"role": "system", "content": None}, "messages[1].content"),
         ({"role": "user", "content": 5}, "messages[1].content"),
         ({"role": "user", "content": {"type": "text"}}, "messages[1].content"),
-        ({"role": "user", "content": ["x"]}, "messages[1].content[0]"),
+        ({"role": "user", "content": [5]}, "messages[1].content[0]"),
         (
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]},
             "messages[1].content[0]",

@@ -7,7 +7,7 @@ import pytest
 from glimmer.frontend.detokenize import StopStrings, TextOptions, TextStream, Vocabulary
 from glimmer.frontend.tokenize import Tokenizer
 from glimmer.shared.messages import TokenLogprob
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 PLENTY = 10**6
@@ -31,7 +31,6 @@ TEXTS = st.text(
 CUTS = st.lists(st.integers(0, 10_000), max_size=30)
 
 
-@settings(deadline=None)
 @given(TEXTS, CUTS)
 def test_any_split_gives_the_same_text_and_never_half_a_character(text: str, at: list[int]) -> None:
     pieces = cut(text.encode(), at)
@@ -54,7 +53,6 @@ def test_an_unfinished_character_is_dropped_at_the_end() -> None:
     assert stream.add([0, 1]) + stream.finish() == "ok"
 
 
-@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, 559), max_size=40))
 def test_random_ids_read_as_the_tokenizers_own_decoder_reads_them(
     tokenizer: Tokenizer, ids: list[int]
@@ -78,7 +76,6 @@ def first_match(text: str, stops: list[str]) -> tuple[int, int] | None:
     return end + negative_length, end
 
 
-@settings(deadline=None)
 @given(
     st.text(alphabet="ab<", max_size=40),
     st.lists(st.text(alphabet="ab<", min_size=1, max_size=6), min_size=1, max_size=4),

@@ -131,6 +131,10 @@ async def test_failures_are_counted(start: Any) -> None:
     found = await families(server)
     assert value(found, "lightllm_request_failure_total") == 1
     assert value(found, "lightllm_request_success_total") == 0
+    assert (await server.post("/generate", {"inputs": 5}))[0] == 400  # before it is a request
+    found = await families(server)
+    assert value(found, "lightllm_request_count_total") == 2
+    assert value(found, "lightllm_request_failure_total") == 2
 
 
 async def test_the_engines_numbers_are_those_of_its_last_heartbeat(server: Any) -> None:

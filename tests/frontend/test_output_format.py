@@ -27,6 +27,12 @@ NAMED = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "
         ({"guided_choice": ["a", "b"]}, "choice", ["a", "b"], "guided_choice"),
         ({"structured_outputs": {"regex": "a"}}, "regex", "a", "structured_outputs.regex"),
         (
+            {"structured_outputs": {"choice": ["a"], "disable_any_whitespace": True}},
+            "choice",
+            ["a"],
+            "structured_outputs.choice",
+        ),
+        (
             {"structured_outputs": {"json_object": True, "json": None}},
             "json_object",
             None,

@@ -17,7 +17,7 @@ from glimmer.frontend.params import (
 from glimmer.frontend.schema import GenerateBody, GenerateParameters, OpenAiBody
 from glimmer.frontend.tokenize import Tokenizer
 from glimmer.shared.config import ServeConfig
-from glimmer.shared.errors import ModelError, RequestError
+from glimmer.shared.errors import ModelError, NotFoundError, RequestError
 from glimmer.shared.model_spec import load_model_spec
 
 EOS = (524, 531, 533)
@@ -302,3 +302,19 @@ def refuses(field: str, make: Any) -> None:
     with pytest.raises(RequestError) as failure:
         make()
     assert failure.value.field == field
+
+
+def test_a_top_p_of_0_leaves_one_token(facts: ModelFacts) -> None:
+    sampling = openai_spec(OpenAiBody(top_p=0), facts, None, -1).sampling
+    assert 0 < sampling.top_p < 1e-6
+    assert sampling.temperature == 1
+
+
+def test_names_of_other_models_are_refused_when_asked(facts: ModelFacts) -> None:
+    openai_spec(OpenAiBody(model="anything"), facts, None, -1)
+    strict = replace(facts, config=ServeConfig(model_name="mine", check_model_name=True))
+    openai_spec(OpenAiBody(model="mine"), strict, None, -1)
+    openai_spec(OpenAiBody(), strict, None, -1)
+    with pytest.raises(NotFoundError) as caught:
+        openai_spec(OpenAiBody(model="anything"), strict, None, -1)
+    assert (caught.value.status, caught.value.field) == (404, "model")

@@ -42,6 +42,12 @@ def said(text: str) -> Json:
     return {"type": "message", "role": "assistant", "content": parts}
 
 
+def test_tools_that_are_no_functions_are_left_out(facts: ModelFacts) -> None:
+    chat = translate(facts, tools=[{"type": "web_search"}, TOOL, {"type": "custom", "name": "c"}])
+    assert [tool["function"]["name"] for tool in chat.tools or []] == ["f"]
+    assert translate(facts, tools=[{"type": "web_search"}]).tools is None
+
+
 def test_items_become_turns(facts: ModelFacts) -> None:
     items = [
         {"role": "developer", "content": "rules"},
@@ -155,7 +161,8 @@ WRONG: list[tuple[Json, str]] = [
     ({"prompt": {"id": "p"}}, "prompt"),
     ({"background": True}, "background"),
     ({"truncation": "auto"}, "truncation"),
-    ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),
     ({"tools": [{**TOOL, "parameters": "x"}]}, "tools[0].parameters"),
     ({"tool_choice": "required"}, "tool_choice"),

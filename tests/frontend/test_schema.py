@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from glimmer.frontend.schema import ChatBody, CompletionBody, GenerateBody, decode_body
 from glimmer.shared.errors import RequestError
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 CHAT = {"messages": [{"role": "user", "content": "x"}]}
@@ -44,7 +44,7 @@ WRONG: list[tuple[type, dict[str, Any], str]] = [
 PARAMETERS: dict[str, list[Any]] = {
     "do_sample": ["yes", 1],
     "temperature": [-0.1, "1", True, 1e30, [1]],
-    "top_p": [0, -1, 1.01, "x"],
+    "top_p": [-1, 1.01, "x"],
     "top_k": [-2, 1.5, 2**40, True],
     "min_p": [-0.1, 1.1],
     "repetition_penalty": [0, -1, 101, 1e-40, 1e-300],
@@ -174,7 +174,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["inputs", "messages", "prompt", *PARAMETERS, *OPENAI]), JSON)
 )

@@ -48,9 +48,7 @@ def test_a_process_that_dies_or_swells_is_replaced() -> None:
         assert one.render({"n": 5}) == "5"
         assert one._process is not None
         os.kill(one._process.pid, signal.SIGKILL)
-        with pytest.raises(RequestError, match="broke down"):
-            one.render({"n": 5})
-        assert one.render({"n": 5}) == "5"
+        assert one.render({"n": 5}) == "5"  # it did not die of this
         with pytest.raises(RequestError, match="MemoryError"):
             one.render({"n": 1 << 40})
         assert one.render({"n": 5}) == "5"

@@ -82,7 +82,8 @@ def test_names_are_translated_and_unknown_ones_dropped() -> None:
     parameters = {
         "stop": ["a"],
         "details": True,
-        "best_of": 7,
+        "best_of": 100,
+        "n": "many",
         "seed": 5,
         "typical_p": 0.9,
         "truncate": 3,

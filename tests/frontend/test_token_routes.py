@@ -27,11 +27,26 @@ async def test_a_text_there_and_back(server: Any, text_ids: IDS) -> None:
     assert await server.post("/detokenize", {"tokens": []}) == (200, {"prompt": ""})
 
 
-async def test_a_chat_is_encoded_as_it_would_be_run(server: Any) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"chat_template_kwargs": {"thinking": False}},
+        {"chat_template_kwargs": {"enable_thinking": None}},
+        {"thinking": {"type": "disabled"}},
+        {"reasoning_effort": "none"},
+        {"thinking": {"type": "enabled", "clear_thinking": False}},
+    ],
+)
+async def test_a_chat_is_encoded_as_it_would_be_run(server: Any, fields: Any) -> None:
     body = {
-        "messages": [{"role": "user", "content": "Hello"}],
+        "messages": [
+            {"role": "user", "content": "Hello"},
+            {"role": "assistant", "content": "b", "reasoning_content": "because"},
+            {"role": "user", "content": "And?"},
+        ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
-        "chat_template_kwargs": {"enable_thinking": False},
+        **fields,
     }
     _, reply = await server.post("/tokenize", body)
     await server.post("/v1/chat/completions", {**body, "max_tokens": 1})

@@ -89,7 +89,7 @@ def test_pages_computed_in_a_step_are_not_read_in_the_same_step() -> None:
     engine.finish()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.integers(1, 24)), min_size=1, max_size=15),
     st.sampled_from([1, 2, 4]),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from glimmer.frontend.parsers.schemas import Schemas
 from glimmer.frontend.parsers.values import argument_type, dump
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 
@@ -158,7 +158,6 @@ VALUES = st.recursive(
 )  # fmt: skip
 
 
-@settings(deadline=None)
 @given(VALUES)
 def test_what_the_template_would_write_is_read_back(value: Any) -> None:
     kinds = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer"}
@@ -169,7 +168,6 @@ def test_what_the_template_would_write_is_read_back(value: Any) -> None:
         assert convert(text, {}) == value
 
 
-@settings(deadline=None)
 @given(st.text(), st.lists(st.sampled_from(["string", "null", "integer", "object", "x"])))
 def test_any_text_is_some_json_under_any_type(text: str, types: list[str]) -> None:
     convert(text, {"type": types})
