@@ -48,9 +48,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a card is skipped where there is none. With `-n 2 --dist loadgroup` the tests of
-    one file run in one process, and those of servers one after another."""
+    one file run in one process, and those of servers one after another, but for those that
+    neither break anything nor measure time: both processes so have as much to do."""
     for item in items:
-        group = "servers" if "e2e" in item.path.parts else str(item.path)
+        patient = item.path.name.startswith("test_demo_")
+        group = "servers" if "e2e" in item.path.parts and not patient else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():

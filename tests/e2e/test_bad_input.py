@@ -361,8 +361,8 @@ def test_edges_of_the_ranges_never_make_a_logprob_that_is_no_number(server: Runn
         {"repetition_penalty": 0.01},
         {"repetition_penalty": 100, "temperature": 0},
         {"temperature": 1.1e-5},
-        {"temperature": 100, "logit_bias": {"5": 1000, "6": -1000}},
-        {"temperature": 1.1e-5, "logit_bias": {"5": 1000}},
+        {"temperature": 2, "logit_bias": {"5": 100, "6": -100}},
+        {"temperature": 1.1e-5, "logit_bias": {"5": 100}},
         {"top_p": 5e-324},
         {"min_p": 1},
         {"presence_penalty": -2, "frequency_penalty": -2},
@@ -379,7 +379,7 @@ def test_edges_of_the_ranges_never_make_a_logprob_that_is_no_number(server: Runn
 
 def test_the_shortest_output_counts_its_end_token_on_generate(server: RunningServer) -> None:
     end = 531  # the tiny model's <|user|>
-    forced = {"logit_bias": {str(end): 1000}, "max_new_tokens": 9}
+    forced = {"logit_bias": {str(end): 100}, "max_new_tokens": 9}
     assert server.token_ids([5, 6], **forced) == [end]
     five = server.token_ids([5, 6], min_new_tokens=5, **forced)
     assert (len(five), five.index(end)) == (5, 4)
