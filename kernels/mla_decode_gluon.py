@@ -21,6 +21,7 @@ from .launch import pdl
 from .mla_absorb import expand_values
 from .mla_decode_split import (
     LOG2E,
+    MOVING,
     NOTHING,
     VARYING,
     SplitPlan,
@@ -177,7 +178,7 @@ def _store(state, out, partials, line, item_line, num_chunks, num_columns, first
         gl.store(partials[2] + item_line + column_ids, total, mask=is_column)
 
 
-@gluon.jit(do_not_specialize=VARYING)
+@gluon.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=MOVING)
 def _attend_kernel(
     queries,
     kv,

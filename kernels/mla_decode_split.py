@@ -26,7 +26,8 @@ _LONG = tl.constexpr(2048)  # chunks of long rows, unless that makes more than t
 _MAX_CHUNKS = 128
 _MAX_PARTIALS = 1024
 # One compiled kernel serves all batches of about a size.
-VARYING = ("num_rows", "most_chunks", "table_stride", "max_columns")
+VARYING = ("num_rows", "least_chunks", "most_chunks", "table_stride", "max_columns")
+MOVING = ("lengths",)  # a slice of a packed tensor: begins anywhere
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _find_token(token, row_ids, rows, num_rows, num_heads):
     return num_chunks, first_column, before
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=MOVING)
 def _merge_kernel(
     partials,
     query_starts,
@@ -210,7 +211,7 @@ def _merge_kernel(
             tl.store(out + line_out + value_ids, result.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=MOVING)
 def _merge_expand_kernel(
     partials,
     query_starts,

@@ -14,6 +14,7 @@ from .launch import pdl
 from .mla_absorb import expand_values
 from .mla_decode_split import (
     LOG2E,
+    MOVING,
     NOTHING,
     VARYING,
     SplitPlan,
@@ -84,7 +85,7 @@ def _attend_chunk(query, kv, table, bounds, seen, scale, kv_strides, dims, SHAPE
     return peak, weight, acc
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=MOVING)
 def _attend_kernel(
     queries,
     kv,

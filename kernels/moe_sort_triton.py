@@ -10,6 +10,7 @@ from .launch import pdl
 
 _ONE_LAUNCH = 2560  # pairs
 _CHUNK = 256
+_VARYING = ("num_pairs", "max_blocks", "num_chunks")  # one compiled kernel serves all
 
 
 @triton.jit
@@ -30,7 +31,7 @@ def _own_blocks(
     tl.store(at, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _sort_kernel(
     ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
@@ -65,7 +66,7 @@ def _sort_kernel(
         done += tl.sum(hit, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _count_kernel(
     ids, counts, num_pairs, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
 ):
@@ -79,7 +80,7 @@ def _count_kernel(
     tl.store(counts + chunk * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(choice, BLOCK_E))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _place_kernel(
     ids, counts, pairs, experts, num_pairs, num_experts, max_blocks, num_chunks,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,

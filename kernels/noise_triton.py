@@ -23,7 +23,7 @@ def _mix(x):
     return x ^ _shift(x, 31)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",), do_not_specialize_on_alignment=("positions",))
 def _uniform_kernel(seeds, positions, rows, out, count, GATHER: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count

@@ -11,7 +11,7 @@ from .sampling_triton import load_logits
 _CHUNK = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_drafts",))
 def _penalise_kernel(
     logits, rows, slots, counts, repetition, frequency, presence, drafts,
     stride, counts_stride, width, num_drafts, CHUNK: tl.constexpr, GROUP: tl.constexpr,
@@ -37,7 +37,7 @@ def _penalise_kernel(
         )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def _count_kernel(rows, ids, slots, pairs, stride, count, MOST: tl.constexpr, BLOCK: tl.constexpr):
     """`pairs` are the counts, two in an int32: there is no atomic addition of 16 bits."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

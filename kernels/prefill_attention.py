@@ -4,6 +4,7 @@ Every backend also gives the log-sum-exp of the scores, so that parts of a long 
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -77,12 +78,22 @@ def _fa3(
     return out, lse
 
 
+@dataclass
+class _FlashInfer:
+    """FlashInfer's wrapper, what it was last planned for (layers of a step share a plan), and
+    whether that plan has left its pinned buffer, which the next one is written to."""
+
+    wrapper: Any
+    copied: torch.cuda.Event
+    planned: object = None
+
+
 @cache
-def _flashinfer_wrapper(device: torch.device, causal: bool) -> tuple[Any, list[object]]:
-    """FlashInfer's wrapper and what it was last planned for: layers of a step share a plan."""
+def _flashinfer_state(device: torch.device, causal: bool) -> _FlashInfer:
     prefill: Any = import_module("flashinfer.prefill")
     workspace = torch.empty(_WORKSPACE, dtype=torch.uint8, device=device)
-    return prefill.BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD"), [None]
+    wrapper = prefill.BatchPrefillWithRaggedKVCacheWrapper(workspace, "NHD")
+    return _FlashInfer(wrapper, torch.cuda.Event())
 
 
 def _flashinfer(
@@ -93,12 +104,13 @@ def _flashinfer(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    wrapper, planned = _flashinfer_wrapper(queries.device, causal)
+    state = _flashinfer_state(queries.device, causal)
     key_lens = row_lens if causal else (len(keys),)
     shape = (row_lens, key_lens, queries.shape[1:], values.shape[2], queries.dtype, scale)
-    if planned[0] != shape:
+    if state.planned != shape:
         indptr = [torch.tensor((0, *lens)).cumsum(0).int() for lens in (row_lens, key_lens)]
-        wrapper.plan(
+        state.copied.synchronize()
+        state.wrapper.plan(
             *indptr,
             queries.shape[1],
             keys.shape[1],
@@ -109,7 +121,8 @@ def _flashinfer(
             q_data_type=queries.dtype,
             kv_data_type=keys.dtype,
         )
-        planned[0] = shape
-    run: Callable[..., tuple[Tensor, Tensor]] = wrapper.run
+        state.copied.record()
+        state.planned = shape
+    run: Callable[..., tuple[Tensor, Tensor]] = state.wrapper.run
     out, lse = run(queries, keys, values.contiguous(), return_lse=True)
-    return out, lse.t() * 0.6931471805599453  # theirs is to the base 2
+    return out, lse.t().contiguous() * 0.6931471805599453  # theirs is to the base 2

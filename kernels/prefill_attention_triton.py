@@ -150,7 +150,10 @@ def launch_attend_rows(
     return out, lse
 
 
-@triton.jit(do_not_specialize=("lse_stride", "first_lse_stride", "second_lse_stride"))
+@triton.jit(
+    do_not_specialize=("lse_stride", "first_lse_stride", "second_lse_stride"),
+    do_not_specialize_on_alignment=("first_lse", "second_lse"),
+)
 def _merge_kernel(
     out,
     lse,
@@ -190,6 +193,7 @@ def launch_merge(
     contiguous, any float types, into `out`, which may be `first` or `second`; log-sum-exps
     [heads, num_tokens] float32, the last dimension contiguous -> that of both."""
     num_tokens, heads, dim = out.shape
+    assert first_lse.stride(1) == second_lse.stride(1) == 1, "read along the tokens"
     lse = torch.empty(heads, num_tokens, dtype=torch.float32, device=out.device)
     _merge_kernel[(num_tokens,)](
         out,

@@ -3,15 +3,23 @@
 The rotated vector keeps its layout: queries and cached keys agree, nothing else reads them.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 
 def rope_angles(positions: Tensor, dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """positions [num_tokens] int64 -> (cos, sin), each [num_tokens, dim / 2] float32."""
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=positions.device) / dim
-    angles = positions.float()[:, None] * (1.0 / theta**exponents)
+    angles = positions.float()[:, None] * _frequencies(dim, theta, positions.device)
     return angles.cos(), angles.sin()
+
+
+@cache
+def _frequencies(dim: int, theta: float, device: torch.device) -> Tensor:
+    """[dim / 2] float32, in radians per token."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=device) / dim
+    return 1.0 / theta**exponents
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleave: bool) -> Tensor:

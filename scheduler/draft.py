@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..shared.config import ServeConfig
+from ..shared.messages import MAX_DRAFT_TOKENS
 from .results import Flight
 
 _PRIOR = 0.7  # assumed acceptance of a draft, given that those before it were, before any was seen
@@ -44,10 +45,11 @@ class DraftPolicy:
 
     def choose(self, num_rows: int, max_tokens: int) -> int:
         """Drafts for each of `num_rows` rows in the next step, which has a budget of
-        `max_tokens`: drafts take at most half of it."""
+        `max_tokens`: drafts take at most half of it, and of what steps with drafts may have."""
         if not self.longest or not num_rows:
             return 0
-        most = min(self.longest, max(0, max_tokens // (2 * num_rows) - 1))
+        tokens = min(max_tokens // 2, MAX_DRAFT_TOKENS)
+        most = min(self.longest, max(0, tokens // num_rows - 1))
         bucket = self._bucket(num_rows)
         self._length = most if self._fixed else bucket.next(self._acceptance[:most])
         return self._length

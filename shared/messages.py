@@ -136,6 +136,11 @@ class PrefillChunk(Part, frozen=True):
     next_id: int = -1
 
 
+# Tokens of a step with drafts, rows x (drafts + 1): the logits of all are kept, 620 KB each at full
+# size, and CUDA graphs are captured up to here.
+MAX_DRAFT_TOKENS = 1024
+
+
 class StepPlan(Message, frozen=True):
     """Scheduler -> every worker rank: what to run next, as changes to the row tables.
 

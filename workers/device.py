@@ -15,12 +15,13 @@ def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device
 
 
 class HostCopy:
-    """Device tensors on their way to the host, in stream order."""
+    """Tensors of `device` on their way to the host, in stream order: with none, it is done when
+    what was launched before is."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
         self._host = list(tensors)
-        if any(tensor.is_cuda for tensor in tensors):
+        if device.type == "cuda":
             self._host = [_start(tensor) for tensor in tensors]
             self._event = torch.cuda.Event()
             self._event.record()
@@ -35,6 +36,13 @@ class HostCopy:
         if self._event is not None:
             self._event.synchronize()
         return self._host
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory of the card did not suffice: torch says so with a type of its own, cuBLAS and
+    Triton in words."""
+    words = ("out of memory", "ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _start(tensor: Tensor) -> Tensor:

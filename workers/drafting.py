@@ -187,9 +187,10 @@ class DraftSteps:
                     inputs, hidden = chunks, hidden[: len(chunks.token_ids)]
                 sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
                 num_tokens = self._settle(plan, state, inputs, ids, sampled, index, hidden, kv)
-        sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
-        counted = torch.cat((ids[: len(chunk_rows)], kept(sampled, num_tokens).flatten()))
-        table.rules.penalties.record(rows, places.owners, counted)
+        if table.rules.penalties.concerns(rows):
+            sampled = ids[len(chunk_rows) :].view(len(plan.decode), num_drafts + 1)
+            counted = torch.cat((ids[: len(chunk_rows)], kept(sampled, num_tokens).flatten()))
+            table.rules.penalties.record(rows, places.owners, counted)
         table.expect_outputs(plan.decode)  # not before: rules of the first outputs ask for it
         return Step(rows, num_tokens, len(chunk_rows), num_drafts)
 

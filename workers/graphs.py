@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..shared.messages import MAX_DRAFT_TOKENS
 from .mtp import Places
 
 _log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 12, *range(16, 65, 8), *range(80, 257, 16))
 _STEP = 32  # above those
 _DRAFT_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)  # times draft lengths
-_MOST_TOKENS = 1024  # of a step with drafts: their logits are kept, 620 KB each at full size
 
 # rows [n] int64, number of drafts, logits [n * (drafts + 1), vocab] float32 to fill: run what
 # comes before sampling. Without drafts it moves the rows on as well and there are no places.
@@ -35,7 +35,7 @@ def batch_sizes(largest: int, num_drafts: int = 0) -> list[int]:
     """Batch sizes to capture, so that little is filled up: ascending."""
     sizes = [*_SIZES, *range(_SIZES[-1] + _STEP, largest + _STEP, _STEP)]
     if num_drafts:
-        largest = min(largest, _MOST_TOKENS // (num_drafts + 1))
+        largest = min(largest, MAX_DRAFT_TOKENS // (num_drafts + 1))
         sizes = list(_DRAFT_SIZES)
     return [size for size in sizes if size < largest] + [largest]
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from ..shared.messages import RowResult, StepPlan, TokenLogprob
 from .device import HostCopy
 from .drafting import Step
@@ -16,7 +18,7 @@ class PendingStep:
     plan: StepPlan
     prompt_logprobs: list[list[TokenLogprob]]
     rows: Sequence[int] = ()  # that sampled
-    copy: HostCopy | None = None  # of what they sampled; None: nothing
+    copy: HostCopy | None = None  # of what they sampled; None: it failed
     sampled: Sampled | None = None  # on rank 0
     drafted: Step | None = None  # with drafts
     results: list[RowResult] = field(default_factory=list)  # once read
@@ -27,21 +29,21 @@ class PendingStep:
         """Whether its result can be read without waiting."""
         return self.copy is None or self.copy.is_done
 
-    def start_copy(self) -> None:
+    def start_copy(self, device: torch.device) -> None:
         """Send to the host what it wants to know: on rank 0 what was sampled and how much of it
         counts, elsewhere nothing but that the step is done."""
         tensors = []
         if self.sampled is not None:
             counts = [] if self.drafted is None else [self.drafted.num_tokens]
             tensors = [*self.sampled.tensors(), *counts]
-        self.copy = HostCopy(tensors)
+        self.copy = HostCopy(tensors, device)
 
     def read(self) -> list[tuple[int, int]]:
         """Wait for the copy and make `results`. -> (row, token) of all tokens that count, in their
         order. Raises FloatingPointError naming a row whose logits are not finite numbers."""
-        if self.copy is None or self.sampled is None:
+        host = self.copy.wait() if self.copy is not None else []
+        if self.sampled is None:
             return []  # nothing was sampled, or not here
-        host = self.copy.wait()
         ids, logprobs = self.sampled.read(host[: len(self.sampled.tensors())])
         if self.drafted is not None:
             self.results, pairs = self.drafted.results(ids, logprobs, host[-1].tolist())

@@ -20,6 +20,7 @@ from ..shared.messages import (
     TokenLogprob,
 )
 from ..shared.model_spec import ModelSpec
+from .device import is_out_of_memory
 from .drafting import DraftSteps
 from .grammars import GrammarRows
 from .graphs import DecodeGraphs
@@ -115,8 +116,9 @@ class ModelRunner:
         step = PendingStep(plan, [])
         try:
             self._compute(plan, step)
-        except torch.OutOfMemoryError as error:
-            if self._ranks.size > 1:  # the others wait for this one
+            step.start_copy(table.device)
+        except RuntimeError as error:
+            if self._ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
                 raise
             step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
         except ValueError:
@@ -138,7 +140,6 @@ class ModelRunner:
             logits, step.rows, step.prompt_logprobs = self._forward(plan)
             if step.rows:
                 self._table.record(step.rows, self._sample(logits, step))
-                step.start_copy()
 
     def finish(self, step: PendingStep) -> StepResult:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
@@ -265,8 +266,6 @@ class ModelRunner:
         step.drafted = self._drafting.run(
             plan, state, self._kv, forward, choose, self._read_pending, self.graphs
         )
-        if step.rows:
-            step.start_copy()
 
     def _masks(self, rows: Sequence[int]) -> Masks | None:
         """Grammar masks, which need the tokens of the steps before on the host."""

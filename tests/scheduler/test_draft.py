@@ -124,6 +124,11 @@ def test_drafts_take_at_most_half_of_a_steps_tokens() -> None:
     assert [fixed.choose(rows, 64) for rows in (1, 4, 8, 16, 31, 64)] == [7, 7, 3, 1, 0, 0]
 
 
+def test_steps_with_drafts_are_no_larger_than_what_workers_prepare_for() -> None:
+    fixed = policy(7, fixed=True)
+    assert [fixed.choose(rows, 9000) for rows in (128, 129, 256, 512, 513)] == [7, 6, 3, 1, 0]
+
+
 def test_drafts_that_were_never_made_are_not_counted() -> None:
     drafts = policy(4, fixed=True)
     drafts.observe(Flight(0, [], [(object(), 0)], 0, 2), [0, 0, 0], MS)  # type: ignore[list-item]

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from glimmer.workers.device import HostCopy, to_device
+from glimmer.workers.device import HostCopy, is_out_of_memory, to_device
+
+CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -10,7 +12,7 @@ def test_there_and_back(device: str) -> None:
     values = [[1, 2, 3], [4, 5, 6]]
     there = to_device(values, torch.int64, device)
     assert (there.device.type, there.dtype) == (device, torch.int64)
-    copy = HostCopy([there, there.float() / 2])
+    copy = HostCopy([there, there.float() / 2], there.device)
     whole, halves = copy.wait()
     assert copy.is_done
     assert whole.tolist() == values
@@ -20,8 +22,25 @@ def test_there_and_back(device: str) -> None:
 @pytest.mark.gpu
 def test_a_copy_is_not_waited_for() -> None:
     for _ in range(2):  # pinned memory is allocated by the first ones, which does wait
-        HostCopy([to_device([7], torch.int64, "cuda") + 1]).wait()
+        HostCopy([to_device([7], torch.int64, "cuda") + 1], CUDA).wait()
     torch.cuda._sleep(500_000_000)  # clock cycles
-    copy = HostCopy([to_device([7], torch.int64, "cuda") + 1])
+    copy = HostCopy([to_device([7], torch.int64, "cuda") + 1], CUDA)
     assert not copy.is_done
+    nothing = HostCopy([], CUDA)
+    assert not nothing.is_done
     assert copy.wait()[0].tolist() == [8]
+    assert nothing.wait() == []
+    assert nothing.is_done
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_lack_of_memory_has_many_words(error: RuntimeError, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
