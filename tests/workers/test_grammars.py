@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs
 import pytest
 import torch
 from engine import Engine
@@ -20,6 +19,8 @@ from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.grammars import GrammarRows
 from grammar_files import GrammarFiles
 from schemas import random_schema
+
+jsonschema_rs = pytest.importorskip("jsonschema_rs")  # a machine with a card may lack it
 
 EOS = (524, 531, 533)
 THINK_END, TOOL_CALL = 546, 547
