@@ -1,22 +1,32 @@
 """Tensor parallelism changes no token; a size that does not fit is refused."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from glimmer.shared.errors import ConfigError
-from glimmer.shared.messages import Ready, Shutdown
+from glimmer.shared.messages import (
+    PrefillChunk,
+    Ready,
+    RowAdmit,
+    Shutdown,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+)
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.parallel import Ranks, check_split, join_ranks
+from guessable import make_guessable
 
 PROMPTS = [[(7 * i + n) % 150 for i in range(n)] for n in (1, 30, 75)]
 GREEDY = SamplingParams(max_new_tokens=10, num_logprobs=2, num_prompt_logprobs=1)
 RANDOM = SamplingParams(max_new_tokens=10, temperature=1.0, seed=3, presence_penalty=0.5)
-
-
+OUTPUTS = 24
+CLOSE = 0.3  # logarithmic: how far ahead a token may be that the other side does not choose
 TWO_CARDS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 
 
@@ -50,6 +60,67 @@ def test_ranks_in_processes_give_the_tokens_of_one(
                     assert x.logprob == pytest.approx(y.logprob, abs=5e-5)
     group.send(Shutdown(0))
     assert group.exit_codes() == [0] * tp
+
+
+@dataclasses.dataclass
+class Reply:
+    """What one prompt got."""
+
+    outputs: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+
+
+def generate(
+    run: Callable[[StepPlan], StepResult], prompts: Sequence[list[int]], drafts: int
+) -> tuple[list[Reply], int]:
+    """`OUTPUTS` greedy tokens of each prompt, all rows with `drafts` drafts in each step, and the
+    steps it took."""
+    params = SamplingParams(max_new_tokens=OUTPUTS, num_logprobs=2)
+    rows, pages = list(range(len(prompts))), 16
+    admits = [RowAdmit(r, params, [r * pages + n for n in range(pages)], 0, 0, []) for r in rows]
+    chunks = [PrefillChunk(r, 0, prompts[r], sample=True) for r in rows]
+    plan = StepPlan(0, 0, [], admits, [], chunks, [], drafts)
+    replies = [Reply() for _ in rows]
+    steps = 0
+    while min(len(reply.outputs) for reply in replies) < OUTPUTS:
+        for reply, found in zip(replies, run(plan).rows, strict=True):
+            reply.outputs += found.token_ids[: OUTPUTS - len(reply.outputs)]
+            reply.logprobs += found.logprobs[: OUTPUTS - len(reply.logprobs)]
+        plan = StepPlan(0, 0, [], [], [], [], rows, drafts)
+        steps += 1
+    run(StepPlan(0, 0, rows, [], [], [], []))
+    return replies, steps
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+@pytest.mark.parametrize("device", [
+    pytest.param("cpu", marks=pytest.mark.slow),
+    pytest.param("cuda", marks=[pytest.mark.gpu, TWO_CARDS]),
+])  # fmt: skip
+def test_ranks_in_bfloat16_part_from_one_only_where_it_is_close(
+    tmp_path: Path,
+    make_runner: Any,
+    start_group: Any,
+    gap_where_parted: Any,
+    drafts: int,
+    device: str,
+) -> None:
+    """Sums of two halves are rounded elsewhere. On cards with CUDA graphs, as it is served."""
+    make_guessable(tmp_path)
+    mtp = {"mtp_mode": "eagle_with_att", "mtp_step": drafts} if drafts else {}
+    values = {"device": device, "data_type": "bfloat16", "page_size": 16, **mtp}
+    alone, _ = generate(make_runner(tmp_path, **values).run, PROMPTS, drafts)
+    group = start_group(tmp_path, tp=2, **values)
+    group.wait_for(Ready, 2, at="launcher")  # which hears of progress while kernels are compiled
+    together, steps = generate(group.run, PROMPTS, drafts)
+    gaps = [gap_where_parted(a, b) for a, b in zip(alone, together, strict=True)]
+    print(f"{device}, {drafts} drafts: {steps} steps, tokens part by {gaps}")
+    assert all(gap is None or gap < CLOSE for gap in gaps)
+    for a, b in zip(alone, together, strict=True):
+        assert a.logprobs[0].logprob == pytest.approx(b.logprobs[0].logprob, abs=CLOSE)
+    assert steps < OUTPUTS if drafts else steps == OUTPUTS
+    group.send(Shutdown(0))
+    assert group.exit_codes() == [0, 0]
 
 
 def test_shares_cover_everything_once() -> None:
