@@ -34,50 +34,122 @@ def distinct_experts(spec: ModelSpec, tokens: int) -> float:
     return spec.num_experts * (1 - (1 - share) ** tokens)
 
 
-def decode_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int) -> float:
-    """One decode step of `rows` rows with `context` cached tokens each."""
+def decode_seconds(
+    spec: ModelSpec, gpu: Gpu, rows: int, context: int, drafts: int = 0, is_chained: bool = False
+) -> float:
+    """One decode step of `rows` rows with `context` cached tokens each. With `drafts` each row
+    verifies so many and then makes as many: passes of one layer and the head, of which the first
+    sees all the step's tokens, the others (unless chained) one per row."""
+    tokens = rows * (drafts + 1)
+    core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
+    main = _blocks_seconds(spec, gpu, tokens, tokens) + spec.num_layers * core
+    later = rows, _cached_seconds(spec, gpu, rows, context, 1)
+    return main + _draft_seconds(spec, gpu, (tokens, core), later, rows, drafts, is_chained)
+
+
+def prefill_seconds(
+    spec: ModelSpec,
+    gpu: Gpu,
+    tokens: int,
+    prompts: int = 1,
+    drafts: int = 0,
+    is_chained: bool = False,
+) -> float:
+    """`prompts` fresh prompts of `tokens` tokens in one pass, one token sampled of each, and
+    `drafts` made for it."""
+    every, core = prompts * tokens, _fresh_seconds(spec, gpu, tokens, prompts)
+    main = _blocks_seconds(spec, gpu, every, prompts) + spec.num_layers * core
+    later = prompts, _cached_seconds(spec, gpu, prompts, tokens, 1)
+    return main + _draft_seconds(spec, gpu, (every, core), later, prompts, drafts, is_chained)
+
+
+def mixed_seconds(
+    spec: ModelSpec,
+    gpu: Gpu,
+    rows: int,
+    context: int,
+    tokens: int,
+    drafts: int = 0,
+    is_chained: bool = False,
+) -> float:
+    """A decode step of `rows` rows that also runs a whole prompt of `tokens` tokens."""
+    verified = rows * (drafts + 1)
+    core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
+    core += _fresh_seconds(spec, gpu, tokens, 1)
+    main = _blocks_seconds(spec, gpu, verified + tokens, verified + 1) + spec.num_layers * core
+    alone = _cached_seconds(spec, gpu, rows, context, 1) + _cached_seconds(spec, gpu, 1, tokens, 1)
+    first, later = (verified + tokens, core), (rows + 1, alone)
+    return main + _draft_seconds(spec, gpu, first, later, rows + 1, drafts, is_chained)
+
+
+def _draft_seconds(
+    spec: ModelSpec,
+    gpu: Gpu,
+    first: tuple[int, float],
+    later: tuple[int, float],
+    rows: int,
+    drafts: int,
+    is_chained: bool,
+) -> float:
+    """Passes of the draft layer that make `drafts` drafts for each of `rows` rows; `first` and
+    `later` are their tokens and what attention's core takes."""
+    join = 2 * spec.hidden_size * spec.hidden_size
+    seconds = 0.0
+    for place in range(drafts):
+        tokens, core = first if place == 0 or is_chained else later
+        seconds += _block(gpu, join, join, tokens) + _attention_seconds(spec, gpu, tokens) + core
+        seconds += _moe_seconds(spec, gpu, tokens) + _head_seconds(spec, gpu, rows)
+    return seconds
+
+
+def _cached_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int, queries: int) -> float:
+    """Attention's core in one layer: `queries` tokens of each row over its cached ones."""
     per_token = 2 * spec.num_heads * (spec.latent_dim + spec.kv_lora_rank)
     cache = rows * context * spec.latent_dim * _BYTES
-    core = max(cache / gpu.bandwidth, rows * context * per_token / gpu.flops)
-    return _blocks_seconds(spec, gpu, rows, rows) + spec.num_layers * core
+    return max(cache / gpu.bandwidth, rows * queries * context * per_token / gpu.flops)
 
 
-def prefill_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, prompts: int = 1) -> float:
-    """`prompts` fresh prompts of `tokens` tokens in one pass, one token sampled of each."""
+def _fresh_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, prompts: int) -> float:
+    """Attention's core in one layer, of whole prompts."""
     pairs = prompts * tokens * (tokens + 1) / 2
-    core = 2 * pairs * spec.num_heads * (spec.qk_head_dim + spec.v_head_dim) / gpu.flops
-    return _blocks_seconds(spec, gpu, prompts * tokens, prompts) + spec.num_layers * core
-
-
-def mixed_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int, tokens: int) -> float:
-    """A decode step of `rows` rows that also runs a whole prompt of `tokens` tokens."""
-    alone = _blocks_seconds(spec, gpu, rows, rows), _blocks_seconds(spec, gpu, tokens, 1)
-    attention = decode_seconds(spec, gpu, rows, context) + prefill_seconds(spec, gpu, tokens)
-    return attention - sum(alone) + _blocks_seconds(spec, gpu, rows + tokens, rows + 1)
+    return 2 * pairs * spec.num_heads * (spec.qk_head_dim + spec.v_head_dim) / gpu.flops
 
 
 def _blocks_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, sampled: int) -> float:
     """Everything but attention's core, for `tokens` tokens in one pass."""
-    hidden, heads = spec.hidden_size, spec.num_heads
-    attention = hidden * (spec.q_lora_rank + spec.latent_dim)
-    attention += spec.q_lora_rank * heads * spec.qk_head_dim
-    attention += spec.kv_lora_rank * heads * (spec.qk_nope_head_dim + spec.v_head_dim)
-    attention += heads * spec.v_head_dim * hidden
-    dense = 3 * hidden * spec.intermediate_size
-    expert = 3 * hidden * spec.moe_intermediate_size
-    shared = spec.num_shared_experts
-    head = hidden * spec.vocab_size
-    router = hidden * spec.num_experts
-
-    def block(read: float, used: float, count: int) -> float:
-        return max(_BYTES * read / gpu.bandwidth, 2 * used * count / gpu.flops)
-
-    read = (distinct_experts(spec, tokens) + shared) * expert + 2 * router
-    moe = block(read, (spec.num_experts_per_token + shared) * expert + router, tokens)
+    dense = 3 * spec.hidden_size * spec.intermediate_size
     moe_layers = spec.num_layers - spec.first_dense_layers
     return (
-        spec.num_layers * block(attention, attention, tokens)
-        + spec.first_dense_layers * block(dense, dense, tokens)
-        + moe_layers * moe
-        + block(head, head, sampled)
+        spec.num_layers * _attention_seconds(spec, gpu, tokens)
+        + spec.first_dense_layers * _block(gpu, dense, dense, tokens)
+        + moe_layers * _moe_seconds(spec, gpu, tokens)
+        + _head_seconds(spec, gpu, sampled)
     )
+
+
+def _attention_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
+    """One layer's projections."""
+    hidden, heads = spec.hidden_size, spec.num_heads
+    weights = hidden * (spec.q_lora_rank + spec.latent_dim)
+    weights += spec.q_lora_rank * heads * spec.qk_head_dim
+    weights += spec.kv_lora_rank * heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+    weights += heads * spec.v_head_dim * hidden
+    return _block(gpu, weights, weights, tokens)
+
+
+def _moe_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
+    """One layer's router and experts."""
+    expert = 3 * spec.hidden_size * spec.moe_intermediate_size
+    shared, router = spec.num_shared_experts, spec.hidden_size * spec.num_experts
+    read = (distinct_experts(spec, tokens) + shared) * expert + 2 * router
+    return _block(gpu, read, (spec.num_experts_per_token + shared) * expert + router, tokens)
+
+
+def _head_seconds(spec: ModelSpec, gpu: Gpu, sampled: int) -> float:
+    head = spec.hidden_size * spec.vocab_size
+    return _block(gpu, head, head, sampled)
+
+
+def _block(gpu: Gpu, read: float, used: float, tokens: int) -> float:
+    """A block that reads `read` weights once and uses `used` of them for each token."""
+    return max(_BYTES * read / gpu.bandwidth, 2 * used * tokens / gpu.flops)

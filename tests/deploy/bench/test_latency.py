@@ -39,8 +39,56 @@ def test_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert result["experts"] >= 1
 
 
+@pytest.mark.parametrize("mode", ["eagle_with_att", "vanilla_with_att"])
+def test_steps_with_and_without_drafts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    """Half of the first drafts are said to be right, a quarter of the second ones."""
+    path = tmp_path / "out.json"
+    flags = ["--decode", "1x20", "6x20", "--mixed", "2x30+50", "--prefill", "1x9", "--drafts", "0",
+             "2", "--steps", "16", "--repeats", "1", "--json", str(path)]  # fmt: skip
+    drafts = ["--mtp_mode", mode, "--mtp_step", "2", "--mtp_forced_acceptance", "0.5", "0.25"]
+    assert main([*flags, *drafts, "--load_format", "dummy", *SERVER]) == 0
+    assert "in drafts" in capsys.readouterr().out
+    results = json.loads(path.read_text())["results"]
+    assert [r["drafts"] for r in results] == [0, 2] * 4
+    for result in results:
+        experts, passes = result["experts"], result["draft_experts"]
+        if result["kind"] == "prefill":
+            assert (result["tokens_per_row"], passes) == (0, [])
+            continue
+        each = result["tokens_per_row"]
+        if result["kind"] == "decode":
+            tokens = result["rows"] * each
+            assert result["tokens_per_s"] == pytest.approx(tokens / result["ms"] * 1e3)
+            assert len(passes) == result["drafts"]
+            least = 2 if result["rows"] * (result["drafts"] + 1) == 1 else 2.1
+            assert least <= experts <= 8
+            assert all(2 <= n <= 8 for n in passes)
+        assert each == (1 if not result["drafts"] else pytest.approx(1.75, abs=0.35))
+
+
+def test_prompts_can_be_text(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    assert main(["--decode", "2x40", "--text", "--steps", "1", "--json", str(path), *SERVER]) == 0
+    [result] = json.loads(path.read_text())["results"]
+    assert result["ms"] > 0
+
+
 @pytest.mark.parametrize(
-    "flags", [["--decode", "8"], ["--mixed", "2x8"], ["--prefill", "0x5"], ["--steps", "0"]]
+    "flags",
+    [
+        ["--decode", "8"],
+        ["--mixed", "2x8"],
+        ["--prefill", "0x5"],
+        ["--steps", "0"],
+        ["--drafts", "1"],
+        ["--drafts", "3", "--mtp_mode", "eagle_with_att", "--mtp_step", "2"],
+        ["--decode", "1x2100"],
+        ["--decode", "--mixed", "8x9+9", "--running_max_req_size", "8"],
+        ["--decode", "9x9", "--running_max_req_size", "8"],
+    ],
+    ids=str,
 )
 def test_bad_flags_are_named(flags: list[str]) -> None:
     with pytest.raises(UsageError):

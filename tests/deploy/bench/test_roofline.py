@@ -31,6 +31,26 @@ def test_decode(card: str, rows: int, context: int, ms: float) -> None:
     assert decode_seconds(FLASH, gpu, rows, context) * 1e3 == pytest.approx(ms, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("rows", "is_chained", "ms"), [(1, False, 6.32), (1, True, 6.45), (32, False, 22.2)]
+)
+def test_verifying_and_making_three_drafts(rows: int, is_chained: bool, ms: float) -> None:
+    gpu = gpu_of("H100")
+    assert gpu is not None
+    seconds = decode_seconds(FLASH, gpu, rows, 1024, 3, is_chained)
+    assert seconds * 1e3 == pytest.approx(ms, rel=0.01)
+
+
+def test_drafts_beside_a_prompt_cost_what_they_add() -> None:
+    """Its tokens read all experts anyhow: what is left are passes of one layer and the head."""
+    gpu = gpu_of("H100")
+    assert gpu is not None
+    plain, drafted = (mixed_seconds(FLASH, gpu, 8, 1024, 4096, drafts) for drafts in (0, 3))
+    assert 0.001 < drafted - plain < 0.004
+    alone = [prefill_seconds(FLASH, gpu, 4096, 1, drafts) for drafts in (0, 3)]
+    assert 0.001 < alone[1] - alone[0] < 0.003
+
+
 @pytest.mark.parametrize(("tokens", "ms"), [(1024, 22.5), (8192, 108.8), (32768, 925)])
 def test_prefill(tokens: int, ms: float) -> None:
     gpu = gpu_of("H100")

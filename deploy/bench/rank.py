@@ -1,0 +1,208 @@
+"""One rank in this process, and the steps that a benchmark gives it: plans as the scheduler makes
+them, the next one launched before the last one's tokens are read. What is measured is in
+`latency.py`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+
+from ...shared.config import ServeConfig
+from ...shared.errors import UsageError
+from ...shared.messages import PrefillChunk, RowAdmit, StepPlan, StepResult
+from ...shared.model_spec import ModelSpec
+from ...shared.sampling import SamplingParams
+
+_COUNTED_STEPS = 8  # whose experts are counted
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What steps did: seconds from one's tokens to the next one's, so one entry less than steps,
+    and tokens that a decode row got in a step, on average."""
+
+    seconds: list[float]
+    tokens_per_row: float
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Distinct experts that a layer reads in a decode step: on average over the main model's MoE
+    layers, and in each pass of the draft layer; both on average over steps."""
+
+    main: float = 0.0
+    drafts: list[float] = field(default_factory=list)
+
+
+class Bench:
+    """A rank and the plans it is given. Rows 0 to n-1 are used, pages one after the other. With
+    `num_drafts` each decode row verifies so many drafts in each step and makes as many.
+
+    `steps` is how many a row may decode until it is given back. Prompts are cut from `text`;
+    empty: of random ids.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        spec: ModelSpec,
+        runtime_dir: Path,
+        steps: int,
+        text: Sequence[int] = (),
+    ) -> None:
+        from ...workers.startup import load_runner
+
+        self._console = Console(stderr=True)
+        self.runner = load_runner(config, 0, 0, runtime_dir, self._report)
+        self.config = config
+        self.is_chained = config.mtp_mode == "vanilla_with_att"
+        self.num_drafts = 0
+        self._num_moe_layers = spec.num_layers - spec.first_dense_layers
+        self._vocab = spec.num_token_ids if spec.num_token_ids < 1 << 61 else spec.vocab_size
+        self._steps = steps + _COUNTED_STEPS + 1
+        self._text = text
+
+    def prefill(self, rows: int, tokens: int) -> float:
+        """Fill `rows` rows with prompts of `tokens` tokens, as many per step as the budget lets.
+        -> seconds until the last first token is there. Raises UsageError for what has no room."""
+        budget = self.config.batch_max_tokens or tokens
+        chunk = min(self.config.chunked_prefill_size or budget, budget)
+        pages = self._pages_per_row(tokens)
+        self._check_room(rows, rows * pages, pages)
+        ids = self._prompts(rows, tokens, rows + tokens)
+        params = SamplingParams(max_new_tokens=1 << 20)
+        plans = []
+        done = [0] * rows
+        while min(done) < tokens:
+            admits, chunks, left = [], [], budget
+            for row in range(rows):
+                begin = done[row]
+                end = done[row] = min(tokens, begin + min(chunk, left))
+                left -= end - begin
+                if begin == 0 < end:
+                    own = list(range(row * pages, (row + 1) * pages))
+                    admits.append(RowAdmit(row, params, own, 0, 0, []))
+                if begin < end:
+                    following = -1 if end == tokens else ids[row][end]
+                    known = ids[row][begin:end]
+                    chunks.append(PrefillChunk(row, begin, known, end == tokens, following))
+            plans.append(self._plan(admits, chunks))
+        started = time.perf_counter()
+        self._run(plans)
+        return time.perf_counter() - started
+
+    def decode(self, rows: int, steps: int) -> Steps:
+        """Decode all rows until `steps` steps are timed."""
+        return self._run([self._plan(decode=list(range(rows))) for _ in range(steps + 1)])
+
+    def mixed(self, rows: int, context: int, tokens: int, steps: int) -> Steps:
+        """Steps that decode all rows, of `context` tokens at first, beside a whole prompt of
+        `tokens` tokens, each time a new one. Raises UsageError as `prefill` does."""
+        first = rows * self._pages_per_row(context)
+        own = list(range(first, first - (-tokens // self.config.page_size)))
+        self._check_room(rows + 1, first + len(own), len(own))
+        plans = []
+        for step in range(steps + 1):
+            [ids] = self._prompts(1, tokens, step)
+            admit = RowAdmit(rows, SamplingParams(max_new_tokens=1), own, 0, 0, [])
+            chunk = PrefillChunk(rows, 0, ids, sample=True)
+            freed = [rows] if step else []
+            plans.append(self._plan([admit], [chunk], list(range(rows)), freed))
+        return self._run(plans)
+
+    def count_experts(self, rows: int) -> Experts:
+        """Decode all rows for some steps and look at their routing."""
+        from ...workers.model.routing import count_distinct, recorded_routing
+
+        graphs, self.runner.graphs = self.runner.graphs, None  # whose routing cannot be seen
+        with recorded_routing() as seen:
+            self.decode(rows, _COUNTED_STEPS - 1)
+        self.runner.graphs = graphs
+        return average_experts(
+            count_distinct(seen), self._num_moe_layers, self.num_drafts, _COUNTED_STEPS
+        )
+
+    def free(self, rows: int) -> None:
+        """Give all rows back."""
+        self.runner.run(self._plan(freed=list(range(rows))))
+
+    def _pages_per_row(self, tokens: int) -> int:
+        longest = tokens + self._steps * (self.num_drafts + 1)
+        return -(-longest // self.config.page_size)
+
+    def _check_room(self, rows: int, pages: int, longest: int) -> None:
+        """`rows` rows with `pages` pages in all, `longest` of them one row's."""
+        size, limit = self.config.page_size, self.config.max_req_total_len
+        if limit is not None and longest > -(-limit // size) + 1:  # as `pages_per_row` has it
+            raise UsageError(
+                f"a row would grow to {longest * size} tokens, --max_req_total_len is {limit}: "
+                "take fewer --steps or shorter rows"
+            )
+        if pages > self.runner.num_pages or rows > self.runner.num_rows:
+            raise UsageError(
+                f"{rows} rows with {pages * size:,} KV tokens have no room: there are "
+                f"{self.runner.num_rows} rows and {self.runner.num_pages * size:,} KV tokens"
+            )
+
+    def _prompts(self, rows: int, tokens: int, seed: int) -> list[list[int]]:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        if not self._text:
+            return torch.randint(0, self._vocab, (rows, tokens), generator=generator).tolist()
+        text = [*self._text] * (1 + tokens // len(self._text))
+        last = len(text) - tokens + 1
+        begins = torch.randint(0, last, (rows,), generator=generator).tolist()
+        return [text[begin : begin + tokens] for begin in begins]
+
+    def _plan(
+        self,
+        admits: Sequence[RowAdmit] = (),
+        chunks: Sequence[PrefillChunk] = (),
+        decode: Sequence[int] = (),
+        freed: Sequence[int] = (),
+    ) -> StepPlan:
+        drafts = self.num_drafts
+        return StepPlan(0, 0, list(freed), list(admits), [], list(chunks), list(decode), drafts)
+
+    def _run(self, plans: Sequence[StepPlan]) -> Steps:
+        """Launch each plan before the one ahead of it is read, as a worker does."""
+        times, results = [], []
+        ahead = None
+        for plan in plans:
+            step = self.runner.launch(plan)
+            if ahead is not None:
+                results.append(self.runner.finish(ahead))
+                times.append(time.perf_counter())
+            ahead = step
+        if ahead is not None:
+            results.append(self.runner.finish(ahead))
+            times.append(time.perf_counter())
+        counts = [n for pair in zip(plans, results, strict=True) for n in decoded(*pair)]
+        return Steps([b - a for a, b in pairwise(times)], mean(counts) if counts else 0.0)
+
+    def _report(self, stage: str, done: int, total: int) -> None:
+        if not done or done == total:
+            self._console.print(f"{time.monotonic():.1f} {stage} {done}/{total}", style="dim")
+
+
+def decoded(plan: StepPlan, result: StepResult) -> list[int]:
+    """How many tokens each decode row of the plan got. Raises RuntimeError if the step failed."""
+    if result.error:
+        raise RuntimeError(result.error)
+    behind = len(result.rows) - len(plan.decode)  # chunks come first
+    return [len(row.token_ids) for row in result.rows[behind:]]
+
+
+def average_experts(counts: Sequence[int], layers: int, passes: int, steps: int) -> Experts:
+    """counts: of every routing in `steps` steps, in their order, each step's `layers` of the main
+    model first and then `passes` of the draft layer."""
+    width = layers + passes
+    assert len(counts) == width * steps, f"{len(counts)} routings in {steps} steps of {width}"
+    main = [n for i, n in enumerate(counts) if i % width < layers]
+    drafts = [mean(counts[layers + place :: width]) for place in range(passes)]
+    return Experts(mean(main) if main else 0.0, drafts)
