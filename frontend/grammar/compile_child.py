@@ -50,11 +50,12 @@ class Setup(msgspec.Struct):
 
 
 class Order(msgspec.Struct):
-    """Compile `source` into file `name`."""
+    """Compile `source`, a `GrammarSource` as JSON, into file `name`. MessagePack could not hold
+    all integers that a schema may have."""
 
     number: int
     name: str
-    source: GrammarSource
+    source: bytes
 
 
 class Answer(msgspec.Struct):
@@ -90,10 +91,10 @@ class Library:
 
     def compile(self, order: Order) -> Answer:
         """Compile, try and store one grammar; runs in a process of its own."""
-        form = order.source.format
-        field = form.field if form else order.source.fields[0]
+        source = msgspec.json.decode(order.source, type=GrammarSource)
+        field = source.format.field if source.format else source.fields[0]
         try:
-            text = to_ebnf(order.source, self.tags)
+            text = to_ebnf(source, self.tags)
             compiler = self.xgrammar.GrammarCompiler(
                 self.info, max_threads=self.setup.threads, cache_enabled=False
             )

@@ -77,7 +77,7 @@ class GrammarCompiler:
             if len(self._compiling) >= _MAX_WAITING:
                 raise OverloadedError("too many grammars wait to be compiled", retry_after_s=1.0)
             if name not in self._compiling:
-                task = asyncio.create_task(self._make(name, source))
+                task = asyncio.create_task(self._make(name, source, encoded))
                 self._compiling[name] = task
                 task.add_done_callback(lambda done: self._made(name, done))
             self._keep(name, await asyncio.shield(self._compiling[name]))
@@ -116,11 +116,11 @@ class GrammarCompiler:
 
     # --- one grammar -----------------------------------------------------------------------
 
-    async def _make(self, name: str, source: GrammarSource) -> int:
+    async def _make(self, name: str, source: GrammarSource, encoded: bytes) -> int:
         async with self._slots:
             for _ in range(2):  # once more if the process died: perhaps another one's fault
                 try:
-                    answer = await self._ask(name, source)
+                    answer = await self._ask(name, encoded)
                 except _Lost:
                     continue
                 if answer.error:
@@ -145,14 +145,14 @@ class GrammarCompiler:
                 total -= self._sizes.pop(old)
                 (self.directory / old).unlink(missing_ok=True)
 
-    async def _ask(self, name: str, source: GrammarSource) -> Answer:
+    async def _ask(self, name: str, encoded: bytes) -> Answer:
         async with self._starting:
             writer = self._writer or await self._start()
         self._numbers += 1
         number = self._numbers
         answer = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            _write(writer, _encode(Order(number, name, source)))
+            _write(writer, _encode(Order(number, name, encoded)))
             result: Answer = await answer
             return result
         finally:

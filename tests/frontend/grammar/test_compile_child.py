@@ -47,7 +47,8 @@ class Process:
     def order(self, kind: Any, source: Any = None) -> int:
         self._number += 1
         form = OutputFormat(kind, source, "field")
-        order = Order(self._number, f"name{self._number}", GrammarSource(form))
+        encoded = msgspec.json.encode(GrammarSource(form))
+        order = Order(self._number, f"name{self._number}", encoded)
         send(self.link, msgspec.msgpack.encode(order))
         return self._number
 
