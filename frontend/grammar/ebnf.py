@@ -6,7 +6,7 @@ right-linear rules, one per state (`regex.py`).
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .problems import SourceError
 
@@ -28,7 +28,10 @@ class Rules:
         self._bodies: dict[str, list[str]] = {}
         self._names: dict[tuple[str, ...], str] = {}  # by alternatives
         self._reserved = 0
-        self.shared: dict[str, str] = {}  # rules of general use, by what they match
+        self._keyed: dict[str, str] = {}  # names by keys
+
+    def __len__(self) -> int:
+        return self._reserved
 
     def reserve(self) -> str:
         """A name for a rule that is defined later (recursion)."""
@@ -49,6 +52,14 @@ class Rules:
         if key not in self._names:
             self._names[key] = self.define(self.reserve(), key)
         return self._names[key]
+
+    def once(self, key: str, write: Callable[[str], Iterable[str]]) -> str:
+        """The rule that `write` makes when it is given its name, perhaps to refer to itself. Made
+        once for each `key`, which has to tell all that it depends on."""
+        if key not in self._keyed:
+            name = self._keyed[key] = self.reserve()
+            self.define(name, write(name))
+        return self._keyed[key]
 
     def text(self, root: list[str]) -> str:
         """The whole grammar, which begins with one of `root`. Raises SourceError if it goes on for

@@ -6,7 +6,6 @@ none that are not declared unless `additionalProperties` says so. What it cannot
 `oneOf` is read as `anyOf`; unknown formats are annotations, as the standard has them.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from . import numbers
@@ -65,27 +64,25 @@ class SchemaWriter:
         """Any JSON value."""
 
         def write(name: str) -> Alternatives:
-            self._rules.shared["value"] = name
             items = f'"[" ({name} ({literal(", ")} {name})*)? "]"'
             found = [self.any_object(), self._rules.add([items]), self.any_string()]
             return [*found, self._number(), *map(literal, ("true", "false", "null"))]
 
-        return self._once("value", write)
+        return self._rules.once("value", write)
 
     def any_object(self) -> str:
         """Any JSON object."""
 
-        def write(name: str) -> Alternatives:
-            self._rules.shared["object"] = name
+        def write(_: str) -> Alternatives:
             pair = f"{self.any_string()} {literal(': ')} {self.any_value()}"
             return [f'"{{" ({pair} ({literal(", ")} {pair})*)? "}}"']
 
-        return self._once("object", write)
+        return self._rules.once("object", write)
 
     def any_string(self) -> str:
         """Any JSON string."""
 
-        return self._once("string", lambda _: [f"{QUOTE} {self._string_rest()}"])
+        return self._rules.once("string", lambda _: [f"{QUOTE} {self._string_rest()}"])
 
     def _string_rest(self) -> str:
         """The rest of any string and the quote after it."""
@@ -93,17 +90,10 @@ class SchemaWriter:
         def write(name: str) -> Alternatives:
             return [QUOTE, f"{char_class(PLAIN)} {name}", f"{ANY_ESCAPE} {name}"]
 
-        return self._once("string rest", write)
+        return self._rules.once("string rest", write)
 
     def _number(self) -> str:
-        return self._once("number", lambda _: [numbers.NUMBER])
-
-    def _once(self, key: str, write: Callable[[str], Alternatives]) -> str:
-        if key not in self._rules.shared:
-            name = self._rules.reserve()
-            self._rules.shared[key] = name
-            self._rules.define(name, write(name))
-        return self._rules.shared[key]
+        return self._rules.once("number", lambda _: [numbers.NUMBER])
 
     # --- references and combinations -------------------------------------------------------
 
@@ -248,8 +238,7 @@ class SchemaWriter:
         fixed = len(items) if most is None else most
         if most is None and other is not None:
             fixed = max(least, len(items))
-            rest = self._rules.reserve()
-            self._rules.define(rest, [end, f"{comma} {other} {rest}"])
+            rest = self._rest(end, other)
             after = rest if fixed else self._rules.add([end, f"{other} {rest}"])
         else:
             after = end
@@ -300,8 +289,7 @@ class SchemaWriter:
         after = [end]  # what may follow once a property was written
         begin = [end]  # the same while there is none
         if other is not None:
-            rest = self._rules.reserve()
-            self._rules.define(rest, [end, f"{comma} {other} {rest}"])
+            rest = self._rest(end, other)
             after, begin = [rest], [end, f"{other} {rest}"]
         for pair, required in reversed(pairs):
             following = self._rules.add(after)
@@ -323,21 +311,25 @@ class SchemaWriter:
             return end
         rest = end
         if most is None:
-            rest = self._rules.reserve()
-            self._rules.define(rest, [end, f"{comma} {other} {rest}"])
+            rest = self._rest(end, other)
         count = max(1, least) if most is None else most
         for index in range(count - 1, -1, -1):
             step = f"{comma} {other} {rest}" if index else f"{other} {rest}"
             rest = self._rules.add([step, end] if index >= least else [step])
         return rest
 
+    def _rest(self, end: str, other: str) -> str:
+        """`end`, or first any number of `other`, each after a comma."""
+        return self._rules.once(
+            f"rest {end} {other}", lambda name: [end, f"{literal(', ')} {other} {name}"]
+        )
+
     def _other_key(self, names: list[str]) -> str:
         """A key that is none of `names`, and the quote after it. Without escapes, so that no
         name has a second spelling."""
         if not names:
             return self._string_rest()
-        free = self._rules.reserve()
-        self._rules.define(free, [QUOTE, f"{char_class(PLAIN)} {free}"])
+        free = self._rules.once("key", lambda name: [QUOTE, f"{char_class(PLAIN)} {name}"])
         return self._key_state(names, free)
 
     def _key_state(self, names: list[str], free: str) -> str:

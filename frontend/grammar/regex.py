@@ -50,22 +50,29 @@ class PatternWriter:
 
     def write(self, pattern: str, end: str) -> str:
         """A rule for `pattern` followed by `end` (an EBNF expression). Raises SourceError."""
+        key = f"pattern {self._write_chars} {end} {pattern}"
+        return self._rules.once(key, lambda _: self._pattern(pattern, end))
+
+    def repeat_chars(self, ranges: Ranges, least: int, most: int | None, end: str) -> str:
+        """A rule for `least` to `most` (None: any number) characters followed by `end`."""
+        node = [(op.IN, [(op.RANGE, pair) for pair in ranges])]
+        count = (least, op.MAXREPEAT if most is None else most, node)
+        key = f"characters {self._write_chars} {end} {count}"
+        return self._rules.once(
+            key, lambda _: self._counted(self._repeat(count, self._state([end])))
+        )
+
+    def _pattern(self, pattern: str, end: str) -> Alternatives:
         try:
             tree = reader.parse(pattern)
             if tree.state.flags & ~re.UNICODE:
                 raise SourceError("flags are not supported in a pattern")
             nodes = _without_anchors(_without_anchors(tree, 0, _BEGINS), -1, _ENDS)
-            return self._state(self._build(nodes, self._state([end])))
+            return self._counted(self._build(nodes, self._state([end])))
         except re.error as error:
             raise SourceError(f"is not a valid pattern: {error}") from None
         except (RecursionError, OverflowError):
             raise SourceError("is nested too deeply or repeats too often") from None
-
-    def repeat_chars(self, ranges: Ranges, least: int, most: int | None, end: str) -> str:
-        """A rule for `least` to `most` (None: any number) characters followed by `end`."""
-        node = [(op.IN, [(op.RANGE, pair) for pair in ranges])]
-        most = op.MAXREPEAT if most is None else most
-        return self._state(self._repeat((least, most, node), self._state([end])))
 
     def _state(self, alternatives: Alternatives) -> str:
         alternatives = self._counted(alternatives)

@@ -34,7 +34,6 @@ class CallWriter:
 
     def __init__(self, rules: Rules, tags: Mapping[str, int]) -> None:
         self._rules = rules
-        self._text = ""
         self._tags = {tag: token(tags[tag]) for tag in TAGS}
 
     def call(self, function: Json, where: str) -> str:
@@ -45,10 +44,7 @@ class CallWriter:
 
     def free_text(self) -> str:
         """Any text without tags."""
-        if not self._text:
-            self._text = self._rules.reserve()
-            self._rules.define(self._text, ['""', f"{char_class(ANY_CHAR)} {self._text}"])
-        return self._text
+        return self._rules.once("text", lambda name: ['""', f"{char_class(ANY_CHAR)} {name}"])
 
     def _arguments(self, parameters: Json, where: str) -> str:
         writer = SchemaWriter(self._rules, parameters)
@@ -71,8 +67,8 @@ class CallWriter:
             pair = self._pair(writer, literal(name), declared[name], f"{where}/properties/{name}")
             parts.append(pair if name in required else f"({pair})?")
         if extra and not properties:
-            free = self._rules.reserve()
-            self._rules.define(free, [f"{char_class(_KEY)} {free}", char_class(_KEY)])
+            key = char_class(_KEY)
+            free = self._rules.once("argument", lambda name: [f"{key} {name}", key])
             pair = self._pair(writer, free, extra, f"{where}/additionalProperties")
             parts.append(f"({pair})*")
         return self._rules.add([" ".join(parts) or '""'])

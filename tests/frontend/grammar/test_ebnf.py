@@ -26,6 +26,13 @@ def test_sets_of_characters() -> None:
     assert intersect(chars("ab"), chars("cd")) == []
 
 
+def test_rules_that_refer_to_themselves_are_made_once_a_key() -> None:
+    rules = Rules()
+    written = [rules.once(key, lambda name: ['"."', f'"a" {name}']) for key in ("x", "y", "x")]
+    assert (written[0] == written[2], written[0] == written[1], len(rules)) == (True, False, 2)
+    assert f'"a" {written[0]}' in rules.text([written[0]])
+
+
 def test_whatever_could_be_syntax_is_escaped() -> None:
     assert literal('a "]\\é\U0001f600') == '"a \\u0022\\u005d\\u005c\\u00e9\\U0001f600"'
     assert char_class([(0x2D, 0x2D), (0x5D, 0x5E), (0x61, 0x7A)]) == "[\\u002d\\u005d-\\u005ea-z]"
