@@ -93,5 +93,12 @@ def _source(
         return None if form is None else GrammarSource(form)
     if calls == "must":
         form = None
-    bare = tuple({"name": f["name"], "parameters": f.get("parameters") or {}} for f in functions)
+    bare = tuple(
+        {"name": f["name"], "parameters": f.get("parameters") or {}, "strict": _is_strict(f)}
+        for f in functions
+    )
     return GrammarSource(form, calls, parallel, bare, tuple(fields))
+
+
+def _is_strict(function: Json) -> bool:
+    return function.get("strict") is True

@@ -8,7 +8,7 @@ right-linear rules, one per state (`regex.py`).
 import re
 from collections.abc import Callable, Iterable
 
-from .problems import SourceError
+from .problems import SourceError, TooLargeError
 
 MAX_RULES = 20_000
 SURROGATES = (0xD800, 0xDFFF)
@@ -37,7 +37,7 @@ class Rules:
         """A name for a rule that is defined later (recursion)."""
         self._reserved += 1
         if self._reserved > MAX_RULES:
-            raise SourceError(f"needs more than {MAX_RULES} grammar rules")
+            raise TooLargeError(f"needs more than {MAX_RULES} grammar rules")
         return f"r{self._reserved}"
 
     def define(self, name: str, alternatives: Iterable[str]) -> str:

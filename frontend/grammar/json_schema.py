@@ -6,21 +6,22 @@ none that are not declared unless `additionalProperties` says so. What it cannot
 `oneOf` is read as `anyOf`; unknown formats are annotations, as the standard has them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from . import numbers
+from .document import Document
 from .ebnf import ANY_CHAR, Rules, char_class, chars, complement, intersect, literal
 from .keywords import (
     MAX_CHOICES,
     MAX_COUNT,
     TYPES,
-    check_keywords,
     counts,
     is_of_type,
     limits,
     types_of,
 )
-from .merge import ANNOTATIONS, Json, Schema, merge
+from .merge import ANNOTATIONS, Json, Schema
 from .problems import SourceError
 from .regex import Alternatives, PatternWriter
 from .strings import ANY_ESCAPE, FORMATS, PLAIN, QUOTE, dump, string_chars
@@ -29,32 +30,38 @@ MAX_DEPTH = 200
 
 
 class SchemaWriter:
-    """Writes one schema document's parts into `rules`. Raises SourceError."""
+    """Writes one schema document's parts into `rules`. Raises SourceError; with `widen`, which
+    each schema is put through before it is written, for what is too large only."""
 
-    def __init__(self, rules: Rules, document: Any) -> None:
+    def __init__(
+        self, rules: Rules, document: Any, widen: Callable[[Any], Schema] | None = None
+    ) -> None:
         self._rules = rules
-        self._document = document
+        self.document = Document(document, widen)
         self._by_pointer: dict[str, str] = {}
         self._entered: list[str] = []  # $refs followed since the last character was written
 
     def value(self, schema: Any, where: str = "#", depth: int = 0) -> str:
         """An expression for the JSON values that are valid under `schema`."""
         if depth > MAX_DEPTH:
-            raise SourceError(f"nested deeper than {MAX_DEPTH}", where)
+            self.document.refuse(f"nested deeper than {MAX_DEPTH}", where)
+            return self.any_value()
+        schema = self.document.opened(schema, where)
         if schema is True or schema == {}:
             return self.any_value()
         if schema is False:
             raise SourceError("matches nothing", where)
-        if not isinstance(schema, dict):
-            raise SourceError("a schema must be an object or a boolean", where)
-        check_keywords(schema, where)
         if "$ref" in schema:
             return self._reference(schema, where, depth)
-        for key in ("allOf", "anyOf", "oneOf"):
+        if "allOf" in schema:
+            return self.value(self.document.all_of(schema, where), where, depth + 1)
+        for key in ("anyOf", "oneOf"):
             if key in schema:
-                return self._combined(schema, key, where, depth)
+                parts = self.document.branches(schema, key, where)
+                found = [self.value(part, place, depth + 1) for place, part in parts.items()]
+                return self._rules.add(found) if found else self.any_value()
         if "const" in schema or "enum" in schema:
-            return self._choice(schema, where)
+            return self._rules.add([literal(dump(v)) for v in self.choices(schema, where)])
         found = [self._typed(kind, schema, where, depth) for kind in types_of(schema, where)]
         if not found:
             raise SourceError("matches nothing", where)
@@ -99,83 +106,36 @@ class SchemaWriter:
 
     def _reference(self, schema: Json, where: str, depth: int) -> str:
         pointer = schema["$ref"]
-        target = self.resolve(pointer, where)
+        target = self.document.resolve(pointer, where)
         others = {k: v for k, v in schema.items() if k != "$ref" and k not in ANNOTATIONS}
         if pointer in self._entered or len(self._entered) > MAX_DEPTH:
-            raise SourceError(f"$ref {pointer!r:.80} leads back to itself", where)
+            self.document.refuse(f"$ref {pointer!r:.80} leads back to itself", where)
+            return self.any_value()
         self._entered.append(pointer)
         try:
             key = pointer if not others else f"{pointer} {dump(others)}"
             if key not in self._by_pointer:
                 name = self._by_pointer[key] = self._rules.reserve()
-                merged = merge(target, others, where)
+                merged = self.document.merge(target, others, where)
                 self._rules.define(name, [self.value(merged, pointer, depth + 1)])
             return self._by_pointer[key]
         finally:
             self._entered.pop()
 
-    def resolve(self, pointer: Any, where: str) -> Schema:
-        """What a $ref points at, within the document."""
-        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
-            raise SourceError(f"$ref {pointer!r:.80} must point into the schema itself", where)
-        node = self._document
-        for part in pointer.split("/")[1:]:
-            part = part.replace("~1", "/").replace("~0", "~")
-            try:
-                node = node[int(part)] if isinstance(node, list) else node[part]
-            except (KeyError, IndexError, ValueError, TypeError):
-                raise SourceError(f"$ref {pointer!r:.80} points at nothing", where) from None
-        if not isinstance(node, dict | bool):
-            raise SourceError(f"$ref {pointer!r:.80} points at no schema", where)
-        return node
-
-    def _combined(self, schema: Json, key: str, where: str, depth: int) -> str:
-        parts = schema[key]
-        if not isinstance(parts, list) or not parts:
-            raise SourceError(f"{key} must be a list of schemas", where)
-        others = {k: v for k, v in schema.items() if k != key and k not in ANNOTATIONS}
-        rest: Schema = others
-        if key == "allOf":
-            for number, part in enumerate(parts):
-                rest = merge(rest, self._inlined(part, where), f"{where}/allOf/{number}")
-            return self.value(rest, where, depth + 1)
-        found = []
-        for number, part in enumerate(parts):
-            place = f"{where}/{key}/{number}"
-            merged = merge(self._inlined(part, place), rest, place) if rest else part
-            if merged is not False:
-                found.append(self.value(merged, place, depth + 1))
-        if not found:
-            raise SourceError("matches nothing", where)
-        return self._rules.add(found)
-
-    def _inlined(self, schema: Any, where: str) -> Schema:
-        """The schema without a $ref at its top."""
-        seen: list[Any] = []
-        while isinstance(schema, dict) and "$ref" in schema:
-            pointer = schema["$ref"]
-            if pointer in seen:
-                raise SourceError(f"$ref {pointer!r:.80} leads back to itself", where)
-            seen.append(pointer)
-            others = {k: v for k, v in schema.items() if k != "$ref" and k not in ANNOTATIONS}
-            schema = merge(self.resolve(pointer, where), others, where)
-        if not isinstance(schema, dict | bool):
-            raise SourceError("a schema must be an object or a boolean", where)
-        return schema
-
-    def _choice(self, schema: Json, where: str) -> str:
-        values = [schema["const"]] if "const" in schema else schema["enum"]
+    def choices(self, schema: Json, where: str) -> list[Any]:
+        """The values that const and enum allow."""
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
         if not isinstance(values, list):
             raise SourceError("enum must be a list", where)
         if len(values) > MAX_CHOICES:
             raise SourceError(f"enum must hold at most {MAX_CHOICES} values", where)
-        if "const" in schema and "enum" in schema:
-            values = [value for value in values if value in schema["enum"]]
+        if "const" in schema:
+            values = [value for value in values if value == schema["const"]]
         kinds = types_of(schema, where) if "type" in schema else TYPES
         values = [value for value in values if any(is_of_type(value, kind) for kind in kinds)]
         if not values:
             raise SourceError("matches nothing", where)
-        return self._rules.add([literal(dump(value)) for value in values])
+        return values
 
     # --- types -------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from ..parsers.schemas import usual_types
 from .problems import SourceError
 
 Json = dict[str, Any]
@@ -25,8 +26,9 @@ _TIGHTER: dict[str, Callable[..., Any]] = {
 }
 
 
-def merge(a: Schema, b: Schema, where: str) -> Schema:
-    """What satisfies both. Raises SourceError for keywords that cannot be put together."""
+def merge(a: Schema, b: Schema, where: str, relaxed: bool = False) -> Schema:
+    """What satisfies both. Raises SourceError for keywords that cannot be put together, or takes
+    `a`'s if `relaxed`."""
     if isinstance(a, bool) or isinstance(b, bool):
         if a is False or b is False:
             return False
@@ -36,27 +38,30 @@ def merge(a: Schema, b: Schema, where: str) -> Schema:
         if key not in merged or key in ANNOTATIONS:
             merged[key] = value
         elif merged[key] != value:
-            merged[key] = _both(key, merged[key], value, where)
+            merged[key] = _both(key, merged[key], value, where, relaxed)
     return merged
 
 
-def _both(key: str, a: Any, b: Any, where: str) -> Any:
+def _both(key: str, a: Any, b: Any, where: str, relaxed: bool) -> Any:
     try:
         if key in _TIGHTER:
             return _TIGHTER[key](a, b)
         if key == "required":
             return list(dict.fromkeys([*a, *b]))
         if key == "type":
-            return _common_types(a, b)
+            return _common_types(*map(usual_types, (a, b))) if relaxed else _common_types(a, b)
         if key == "enum":
             return [value for value in a if value in b]
         if key == "properties":
-            common = {name: merge(a[name], b[name], where) for name in a.keys() & b.keys()}
+            common = {n: merge(a[n], b[n], where, relaxed) for n in a.keys() & b.keys()}
             return {**a, **b, **common}
         if key in ("items", "additionalProperties"):
-            return merge(a, b, where)
-    except (TypeError, AttributeError):
-        raise SourceError(f"{key} has a wrong type", where) from None
+            return merge(a, b, where, relaxed)
+    except (TypeError, ValueError, AttributeError):
+        if not relaxed:
+            raise SourceError(f"{key} has a wrong type", where) from None
+    if relaxed:
+        return a
     raise SourceError(f"two different {key} cannot be put together", where)
 
 
@@ -64,6 +69,8 @@ def _common_types(a: Any, b: Any) -> list[str]:
     first = [a] if isinstance(a, str) else list(a)
     second = [b] if isinstance(b, str) else list(b)
     common = [kind for kind in first if kind in second]
-    if "integer" in first + second and "number" in first + second and "integer" not in common:
+    if "integer" not in common and (
+        ("integer" in first and "number" in second) or ("number" in first and "integer" in second)
+    ):
         common.append("integer")
     return common

@@ -26,7 +26,7 @@ class OutputFormat(msgspec.Struct, frozen=True):
 
 class GrammarSource(msgspec.Struct, frozen=True):
     """All that decides a grammar: the text's format and the calls that may or must be made.
-    `functions` are {name, parameters}, and `fields` where each was declared."""
+    `functions` are {name, parameters, strict}, and `fields` where each was declared."""
 
     format: OutputFormat | None
     calls: Calls = "no"

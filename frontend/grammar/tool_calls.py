@@ -4,17 +4,21 @@
 
 The tags are tokens of their own, which text cannot spell. String parameters are plain text, all
 others JSON by their schema; required ones are there, in the order in which they are declared.
+Schemas of strict functions hold to the letter or are refused, others are widened (`widen.py`).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+from .document import Document
 from .ebnf import ANY_CHAR, Rules, char_class, literal, token
 from .json_schema import MAX_DEPTH, SchemaWriter
-from .merge import ANNOTATIONS, Json, merge
+from .keywords import counts, types_of
+from .merge import ANNOTATIONS, Json
 from .problems import SourceError
 from .regex import plain_chars
 from .strings import dump
+from .widen import widen
 
 TAGS = (
     "<tool_call>",
@@ -37,21 +41,26 @@ class CallWriter:
         self._tags = {tag: token(tags[tag]) for tag in TAGS}
 
     def call(self, function: Json, where: str) -> str:
-        """A rule for one call of a function {name, parameters}. Raises SourceError."""
+        """A rule for one call of a function {name, parameters, strict}. Raises SourceError."""
         begin, end = self._tags["<tool_call>"], self._tags["</tool_call>"]
-        arguments = self._arguments(function.get("parameters") or {}, where)
+        parameters = function.get("parameters") or {}
+        writer = SchemaWriter(self._rules, parameters, None if function.get("strict") else widen)
+        objects = _objects(writer.document, parameters, where)
+        if not objects:
+            raise SourceError("type must be object", where)
+        arguments = self._rules.add([self._arguments(writer, o, at) for at, o in objects])
         return self._rules.add([f"{begin} {literal(function['name'])} {arguments} {end}"])
 
     def free_text(self) -> str:
         """Any text without tags."""
         return self._rules.once("text", lambda name: ['""', f"{char_class(ANY_CHAR)} {name}"])
 
-    def _arguments(self, parameters: Json, where: str) -> str:
-        writer = SchemaWriter(self._rules, parameters)
-        schema = _flatten(writer, parameters, where)
+    def _arguments(self, writer: SchemaWriter, schema: Json, where: str) -> str:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict) or not isinstance(required, list):
             raise SourceError("properties must be an object and required a list", where)
+        if counts(schema, "Properties", where) != (0, None):
+            writer.document.refuse("minProperties and maxProperties are not supported here", where)
         extra = schema.get("additionalProperties")
         for name in required:
             if not isinstance(name, str):
@@ -74,68 +83,74 @@ class CallWriter:
         return self._rules.add([" ".join(parts) or '""'])
 
     def _pair(self, writer: SchemaWriter, key: str, schema: Any, where: str) -> str:
-        value = self._value(writer, schema, where, 0)
+        value = self._value(writer, schema, where)
         tags = self._tags
         name = f"{tags['<arg_key>']} {key} {tags['</arg_key>']}"
         return self._rules.add([f"{name} {tags['<arg_value>']} {value} {tags['</arg_value>']}"])
 
-    def _value(self, writer: SchemaWriter, schema: Any, where: str, depth: int) -> str:
-        """The text of one value: strings as they are, everything else as JSON."""
-        if depth > MAX_DEPTH:
-            raise SourceError("$ref leads back to itself", where)
+    def _value(
+        self, writer: SchemaWriter, schema: Any, where: str, entered: frozenset[str] = frozenset()
+    ) -> str:
+        """The text of one value: strings as they are, everything else as JSON. `entered`: $refs
+        that led here."""
+        document = writer.document
+        schema = document.opened(schema, where)
         if not isinstance(schema, dict) or not schema.keys() - ANNOTATIONS:
             return writer.value(schema, where) if schema is False else self.free_text()
         if "$ref" in schema:
+            pointer = schema["$ref"]
             others = {k: v for k, v in schema.items() if k != "$ref" and k not in ANNOTATIONS}
-            target = merge(writer.resolve(schema["$ref"], where), others, where)
-            return self._value(writer, target, where, depth + 1)
+            target = document.merge(document.resolve(pointer, where), others, where)
+            if pointer in entered:
+                document.refuse(f"$ref {pointer!r:.80} leads back to itself", where)
+                return self.free_text()
+            return self._value(writer, target, where, entered | {pointer})
+        if "allOf" in schema:
+            return self._value(writer, document.all_of(schema, where), where, entered)
         for key in ("anyOf", "oneOf"):
-            if isinstance(schema.get(key), list) and schema[key]:
-                rest = {k: v for k, v in schema.items() if k != key and k not in ANNOTATIONS}
-                parts = [merge(part, rest, where) if rest else part for part in schema[key]]
-                found = [self._value(writer, part, where, depth + 1) for part in parts]
-                return self._rules.add(found)
+            if key in schema:
+                parts = document.branches(schema, key, where)
+                found = [self._value(writer, part, at, entered) for at, part in parts.items()]
+                return self._any_of(found or [self.free_text()])
         if "enum" in schema or "const" in schema:
-            return self._choice(writer, schema, where)
+            values = writer.choices(schema, where)
+            return self._rules.add([literal(v if isinstance(v, str) else dump(v)) for v in values])
         return self._typed(writer, schema, where)
 
-    def _choice(self, writer: SchemaWriter, schema: Json, where: str) -> str:
-        writer.value(schema, where)  # refuses what is wrong with it
-        values = [schema["const"]] if "const" in schema else schema["enum"]
-        texts = [value if isinstance(value, str) else dump(value) for value in values]
-        return self._rules.add([literal(text) for text in texts])
-
     def _typed(self, writer: SchemaWriter, schema: Json, where: str) -> str:
-        kinds = schema.get("type")
-        kinds = kinds if isinstance(kinds, list) else [kinds]
+        kinds = types_of(schema, where)
         if "string" not in kinds:
             return writer.value(schema, where)
-        limits = ("minLength", "maxLength", "pattern", "format")
         text = self.free_text()
-        if any(key in schema for key in limits):
+        if any(key in schema for key in ("minLength", "maxLength", "pattern", "format")):
             text = writer.text(schema, where, '""', plain_chars)
         others = [kind for kind in kinds if kind != "string"]
-        if not others:
+        if not others or text == self.free_text():
             return text
-        return self._rules.add([text, writer.value({**schema, "type": others}, where)])
+        return self._any_of([text, writer.value({**schema, "type": others}, where)])
+
+    def _any_of(self, found: list[str]) -> str:
+        return self.free_text() if self.free_text() in found else self._rules.add(found)
 
 
-def _flatten(writer: SchemaWriter, schema: Any, where: str) -> Json:
-    """The object schema of a function's parameters, a $ref or allOf at its top resolved."""
+def _objects(document: Document, schema: Any, where: str) -> list[tuple[str, Json]]:
+    """The object schemas of a function's parameters, and where they are: one, or those of an
+    anyOf that are about objects."""
     for _ in range(MAX_DEPTH):
+        schema = document.opened(schema, where)
         if not isinstance(schema, dict):
-            raise SourceError("parameters must be an object schema", where)
+            return []
         if "$ref" in schema:
             others = {k: v for k, v in schema.items() if k != "$ref"}
-            schema = merge(writer.resolve(schema["$ref"], where), others, where)
-        elif isinstance(schema.get("allOf"), list):
-            whole: Any = {k: v for k, v in schema.items() if k != "allOf"}
-            for part in schema["allOf"]:
-                whole = merge(whole, part, where)
-            schema = whole
+            target = document.resolve(schema["$ref"], where)
+            if target is True:  # it leads nowhere, so nothing is known of the arguments
+                target = {"additionalProperties": True}
+            schema = document.merge(target, others, where)
+        elif "allOf" in schema:
+            schema = document.all_of(schema, where)
+        elif key := next((key for key in ("anyOf", "oneOf") if key in schema), ""):
+            parts = document.branches(schema, key, where)
+            return [pair for at, part in parts.items() for pair in _objects(document, part, at)]
         else:
-            kind = schema.get("type", "object")
-            if kind != "object" and kind != ["object"]:
-                raise SourceError("type must be object", where)
-            return schema
+            return [(where, schema)] if "object" in types_of(schema, where) else []
     raise SourceError("$ref leads back to itself", where)

@@ -22,6 +22,13 @@ _NAMES = {  # what schemas in the wild call the types
 _MAX_REFERENCES = 16  # that lead to one another
 
 
+def usual_types(declared: Any) -> list[str]:
+    """A schema's type or types by their usual names: all if it has another one, such as "any"."""
+    names = declared if isinstance(declared, list) else [declared]
+    found = [_NAMES.get(name.lower(), "") if isinstance(name, str) else "" for name in names]
+    return list(_ORDER if "" in found else dict.fromkeys(found))
+
+
 class Schemas:
     """All schemas of one document, by reference into it; `root` is the document."""
 

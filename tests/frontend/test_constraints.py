@@ -79,12 +79,32 @@ async def test_the_choice_of_tools_decides_the_grammar(server: Any) -> None:
     assert await name(tool_choice=named, parallel_tool_calls=True) == f
 
 
+def tool(name: str, parameters: Any, **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters, **fields}}
+
+
+UNIQUE = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+
+
+async def test_one_unusual_tool_does_not_spoil_the_others(server: Any) -> None:
+    tools = [*TOOLS, tool("odd", UNIQUE), tool("dict", {"type": "dict", "properties": {}})]
+    named = {"type": "function", "function": {"name": "odd"}}
+    for fields in ({"tool_choice": "required"}, {"parallel_tool_calls": False}, JSON):
+        status, reply = await server.post(CHAT, body(tools=tools, **fields))
+        assert (status, server.engine.submits[-1].grammar is None) == (200, False), reply
+    assert (await server.post(CHAT, body(tools=tools, tool_choice=named)))[0] == 200
+    tools.append(tool("exact", UNIQUE, strict=True))
+    status, reply = await server.post(CHAT, body(tools=tools, tool_choice="required"))
+    assert (status, reply["error"]["param"]) == (400, "tools[4].function.parameters")
+    assert "#/properties/a: uniqueItems is not supported" in reply["error"]["message"]
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": 'root ::= "a"', "tools": TOOLS}, "guided_grammar"),
     (
         {
             "tools": [
-                {"type": "function", "function": {"name": "f", "parameters": {"required": 1}}}
+                {"type": "function", "function": {"name": "f", "parameters": {"type": "null"}}}
             ],
             "tool_choice": "required",
         },

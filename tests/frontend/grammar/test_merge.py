@@ -45,3 +45,28 @@ def test_merge(a: Any, b: Any, both: Any) -> None:
 def test_what_cannot_be_merged_is_refused(a: Any, b: Any) -> None:
     with pytest.raises(SourceError, match="#/x"):
         merge(a, b, "#/x")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "left"),
+    [
+        ({"pattern": "a", "minLength": 1}, {"pattern": "b", "minLength": 2}, ("a", 2)),
+        ({"pattern": "a", "minLength": 1}, {"minLength": "x"}, ("a", 1)),
+    ],
+)
+def test_relaxed_the_first_of_two_is_left(a: Any, b: Any, left: tuple[str, int]) -> None:
+    merged = merge(a, b, "#", relaxed=True)
+    assert isinstance(merged, dict)
+    assert (merged["pattern"], merged["minLength"]) == left
+
+
+def test_relaxed_types_go_by_any_name() -> None:
+    for a, b, both in (
+        ("float", "number", ["number"]),
+        (["dict", "none"], "object", ["object"]),
+        ("any", ["str"], ["string"]),
+        ("list", "dict", []),
+    ):
+        assert merge({"type": a}, {"type": b}, "#", relaxed=True) == {"type": both}
+    inside = {"properties": {"x": {"const": 1}}}, {"properties": {"x": {"const": 2}}}
+    assert merge(*inside, "#", relaxed=True) == inside[0]

@@ -8,7 +8,7 @@ from glimmer.frontend.grammar.source import FieldError, GrammarSource, OutputFor
 from grammar_walk import TAG_IDS, Walk
 
 TOOLS = ({"name": "f", "parameters": {}}, {"name": "g", "parameters": {}})
-BROKEN = {"name": "h", "parameters": {"type": "object", "required": 1}}
+BROKEN = {"name": "h", "parameters": {"type": "object", "required": 1}, "strict": True}
 FIELDS = ("tools[0].function.parameters", "tools[1].function.parameters")
 
 

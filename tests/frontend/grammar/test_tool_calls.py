@@ -4,11 +4,15 @@ import json
 import re
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from glimmer.frontend.grammar.ebnf import Rules
 from glimmer.frontend.grammar.problems import SourceError
 from glimmer.frontend.grammar.tool_calls import CallWriter
+from glimmer.frontend.parsers.schemas import Schemas
+from glimmer.frontend.parsers.values import argument_type
 from grammar_walk import TAG_IDS, Walk
+from schemas import random_schema
 
 PAIR = re.compile(r"<arg_key>(.*?)</arg_key><arg_value>(.*?)</arg_value>", re.DOTALL)
 WEATHER = {
@@ -31,15 +35,17 @@ WEATHER = {
 }
 
 
-def write(parameters: Any, name: str = "f") -> str:
+def write(parameters: Any, name: str = "f", strict: bool = False) -> str:
     rules = Rules()
-    call = CallWriter(rules, TAG_IDS).call({"name": name, "parameters": parameters}, "#")
-    return rules.text([call])
+    function = {"name": name, "parameters": parameters, "strict": strict}
+    return rules.text([CallWriter(rules, TAG_IDS).call(function, "#")])
 
 
-def calls(parameters: Any, walk: Walk, count: int = 40) -> list[dict[str, str]]:
+def calls(
+    parameters: Any, walk: Walk, count: int = 40, strict: bool = False
+) -> list[dict[str, str]]:
     """Arguments of random calls, as texts; each call has been checked as a whole."""
-    text, found = write(parameters), []
+    text, found = write(parameters, strict=strict), []
     for seed in range(count):
         out = walk(text, seed)
         if out is not None:
@@ -118,8 +124,120 @@ def test_nullable_strings_enums_and_type_lists(walk: Walk) -> None:
         ({"properties": {"a": {"$ref": "#/properties/a"}}}, "leads back"),
         ({"$ref": "#"}, "leads back"),
         ({"properties": {"a": {"type": "string", "maxLength": 10**6}}}, "maxLength"),
+        ({"patternProperties": {"^x": {}}}, "patternProperties"),
+        ({"type": "object", "minProperties": 1}, "minProperties"),
+        ({"properties": {"a": {"type": "float"}}}, "type must be among"),
+        ({"anyOf": [{"type": "null"}, {"type": "string"}]}, "type must be object"),
     ],
 )
-def test_wrong_parameters_are_refused(parameters: Any, problem: str) -> None:
+def test_wrong_parameters_of_strict_functions_are_refused(parameters: Any, problem: str) -> None:
     with pytest.raises(SourceError, match=problem):
+        write(parameters, strict=True)
+
+
+@pytest.mark.parametrize("parameters", [{"type": "array"}, {"$ref": "#"}, {"type": "string"}])
+def test_parameters_that_are_no_object_are_always_refused(parameters: Any) -> None:
+    with pytest.raises(SourceError, match=r"type must be object|leads back"):
         write(parameters)
+
+
+UNUSUAL: dict[str, Any] = {  # a parameter's schema, and what all values of it must look like
+    "unique items": ({"type": "array", "items": {"type": "null"}, "uniqueItems": True}, list),
+    "names": ({"type": "object", "propertyNames": {"pattern": "^x"}, "maxProperties": 2}, dict),
+    "names by pattern": ({"patternProperties": {"^.*$": {"type": "integer"}}}, dict),
+    "multiple of": ({"type": "integer", "multipleOf": 5, "minimum": 1, "maximum": 9}, int),
+    "not": ({"type": "boolean", "not": {"const": True}}, bool),
+    "if": ({"type": "string", "if": {"minLength": 3}, "then": {"pattern": "^a"}}, str),
+    "format": ({"type": "string", "format": "iri-reference"}, str),
+    "look-ahead": ({"type": "string", "pattern": "^(?=.*x).+$"}, str),
+    "letters": ({"type": "string", "pattern": r"^\p{L}+$", "maxLength": 9}, str),
+    "both": ({"type": "string", "pattern": "^[a-z]+$", "maxLength": 9}, str),
+    "long": ({"type": "string", "maxLength": 10**30}, str),
+    "float": ({"type": "float", "minimum": 0, "exclusiveMinimum": True}, (int, float)),
+    "dict": ({"type": "dict", "properties": {"a": {"type": "any"}}, "required": ["a"]}, dict),
+    "tuple": ({"type": "tuple", "items": {"type": "int"}, "maxItems": 2}, list),
+    "nothing": ({"type": "integer", "minimum": 9, "maximum": 1}, int),
+    "tuples of old": ({"type": "array", "items": [{"type": "null"}], "maxItems": 1}, list),
+    "elsewhere": ({"type": "object", "properties": {"a": {"$ref": "http://x/y"}}}, dict),
+    "all of": ({"allOf": [{"$ref": "#/$defs/mode"}], "default": "on"}, str),
+    "two patterns": ({"type": "string", "allOf": [{"pattern": "^a$"}, {"pattern": "^b$"}]}, str),
+    "no type": ({"maxLength": 3}, str),
+}
+
+
+def value_of(parameters: Any, arguments: dict[str, str], key: str) -> Any:
+    """As the reader of calls understands it."""
+    return json.loads(argument_type(Schemas(parameters), key).to_json(arguments[key]))
+
+
+@pytest.mark.parametrize("case", UNUSUAL)
+def test_what_no_grammar_holds_is_left_out_and_the_rest_enforced(case: str, walk: Walk) -> None:
+    schema, kind = UNUSUAL[case]
+    parameters = {
+        "type": "dict",
+        "$defs": {"mode": {"type": "string", "enum": ["on", "off"]}},
+        "properties": {"x": schema, "mode": {"type": "string", "enum": ["on", "off"]}},
+        "required": ["x", "mode"],
+        "not": {"required": ["y"]},
+    }
+    for arguments in calls(parameters, walk, 20):
+        assert list(arguments) == ["x", "mode"]
+        assert value_of(parameters, arguments, "mode") in ("on", "off")
+        value = value_of(parameters, arguments, "x")
+        if not schema.keys() & {"maxLength"} or schema.get("type"):
+            assert isinstance(value, kind), arguments
+        if case == "both":
+            assert re.fullmatch("[a-z]+", value)
+        if case == "multiple of":
+            assert 1 <= value <= 9
+        if case == "names by pattern":
+            assert all(isinstance(number, int) for number in value.values())
+        if case == "all of":
+            assert value in ("on", "off")  # without quotes, as the reader expects them
+
+
+def test_patterns_that_match_anywhere_leave_room(walk: Walk) -> None:
+    schema = {"properties": {"x": {"type": "string", "pattern": "^https?://"}}, "required": ["x"]}
+    assert any(len(arguments["x"]) > 8 for arguments in calls(schema, walk))
+
+
+def test_parameters_may_have_branches(walk: Walk) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b"]}},
+        "required": ["kind"],
+        "anyOf": [
+            {"properties": {"a": {"type": "integer"}}, "required": ["a"]},
+            {"$ref": "#/$defs/B"},
+            {"type": "null"},
+        ],
+        "$defs": {"B": {"properties": {"b": {"type": "boolean"}}, "required": ["b"]}},
+    }
+    for strict in (False, True):
+        found = {tuple(arguments) for arguments in calls(schema, walk, strict=strict)}
+        assert found == {("kind", "a"), ("kind", "b")}
+
+
+def test_parameters_of_which_nothing_is_known_may_be_anything(walk: Walk) -> None:
+    text = write({"$ref": "http://example.org/parameters.json"})
+    assert any(PAIR.search(walk(text, seed) or "") for seed in range(30))
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_random_schemas_are_kept_to_and_understood(first: int, walk: Walk) -> None:
+    """Of strict functions, and of others that say what no grammar can hold besides."""
+    for seed in range(first, first + 20):
+        schema = random_schema(seed, free_keys=False)
+        definitions = schema.pop("$defs")
+        parameters = {"$defs": definitions, "properties": {"v": schema}, "required": ["v"]}
+        validator = jsonschema_rs.validator_for(parameters)
+        odd = {**parameters, "properties": {"v": {**schema, "not": {"const": "?"}, "if": {}}}}
+        for given, strict in ((parameters, True), (odd, False)):
+            if not strict and "'pattern'" in str(parameters):
+                continue  # some of those are left out
+            text = write(given, strict=strict)
+            found = [PAIR.findall(out) for n in range(3) if (out := walk(text, n))]
+            for pairs in found:
+                value = value_of(given, dict(pairs), "v")
+                assert validator.is_valid({"v": value}), f"{pairs} under {schema}"
+            assert found
