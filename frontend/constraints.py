@@ -50,7 +50,8 @@ async def constraint_for(
     if source.calls != "no" and any(tag not in ids for tag in TAGS):
         raise wrong("tool_choice", "this model's vocabulary has no tool-call tokens")
     if not spec.sampling.stop_token_ids:
-        raise wrong("ignore_eos", "cannot be combined with tool_choice or parallel_tool_calls")
+        enforced = "tool_choice, parallel_tool_calls or strict tools"
+        raise wrong("ignore_eos", f"cannot be combined with {enforced}")
     grammar = await frontend.grammars.compile(source)
     think, answer = ids.get("<think>"), ids.get("</think>")
     if prompt_ids and prompt_ids[-1] == think and answer is not None:
@@ -82,7 +83,10 @@ def _source(
             raise wrong("tool_choice", "'required' needs tools")
         calls = "must"
     elif (functions and tool_choice == "auto") and (
-        form is not None or callable_tools is not None or not parallel
+        form is not None
+        or callable_tools is not None
+        or not parallel
+        or any(_is_strict(function) for function in functions)
     ):
         if form is not None and form.kind == "ebnf":
             raise wrong(form.field, "cannot be combined with tools")

@@ -99,6 +99,31 @@ async def test_one_unusual_tool_does_not_spoil_the_others(server: Any) -> None:
     assert "#/properties/a: uniqueItems is not supported" in reply["error"]["message"]
 
 
+async def test_a_strict_tool_is_enforced_wherever_it_may_be_called(server: Any) -> None:
+    tools = [*TOOLS, tool("exact", TOOL, strict=True)]
+
+    async def grammar(**fields: Any) -> Any:
+        status, reply = await server.post(CHAT, body(**fields))
+        assert status == 200, reply
+        return server.engine.submits[-1].grammar
+
+    auto = await grammar(tools=tools)
+    assert (auto.start_id, CALL in auto.banned_ids) == (ANSWER, True)
+    assert (await grammar(tools=tools, tool_choice="auto")).name == auto.name
+    assert (await grammar(tools=tools, parallel_tool_calls=False)).name != auto.name
+    assert await grammar(tools=tools, tool_choice="none") is None
+    for lax in (False, None):
+        assert await grammar(tools=[*TOOLS, tool("exact", TOOL, strict=lax)]) is None
+    status, reply = await server.post(CHAT, body(tools=tools, ignore_eos=True))
+    assert (status, reply["error"]["param"]) == (400, "ignore_eos")
+    status, reply = await server.post(CHAT, body(tools=[tool("f", UNIQUE, strict=True)]))
+    assert (status, reply["error"]["param"]) == (400, "tools[0].function.parameters")
+    response = {"model": "m", "input": "Hi", "max_output_tokens": 16}
+    flat = {"type": "function", "name": "f", "parameters": TOOL, "strict": True}
+    assert (await server.post("/v1/responses", {**response, "tools": [flat]}))[0] == 200
+    assert server.engine.submits[-1].grammar is not None
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guided_grammar": 'root ::= "a"', "tools": TOOLS}, "guided_grammar"),
     (
