@@ -97,11 +97,13 @@ def _source(
         return None if form is None else GrammarSource(form)
     if calls == "must":
         form = None
-    bare = tuple(
-        {"name": f["name"], "parameters": f.get("parameters") or {}, "strict": _is_strict(f)}
-        for f in functions
-    )
-    return GrammarSource(form, calls, parallel, bare, tuple(fields))
+    bare = []
+    for f in functions:
+        # Agents mark tools as strict by habit: of one that need not be called, what no grammar
+        # can hold is no reason to refuse the request.
+        exact = _is_strict(f) and calls == "must"
+        bare.append({"name": f["name"], "parameters": f.get("parameters") or {}, "strict": exact})
+    return GrammarSource(form, calls, parallel, tuple(bare), tuple(fields))
 
 
 def _is_strict(function: Json) -> bool:

@@ -253,7 +253,7 @@ async def test_a_format_is_enforced_and_its_errors_are_named(server: Any) -> Non
     status, reply = await server.post(PATH, body({"type": "nothing"}))
     assert status == 400
     assert reply["error"]["message"].startswith("output_config.format.schema: ")
-    bad = {"name": "f", "input_schema": {"type": "object", "properties": []}}
+    bad = {"name": "f", "strict": True, "input_schema": {"type": "object", "properties": []}}
     status, reply = await server.post(
         PATH, {**HELLO, "tools": [bad], "tool_choice": {"type": "any"}}
     )
