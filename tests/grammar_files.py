@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from glimmer.frontend.detokenize import Vocabulary
 from glimmer.frontend.grammar.compile_child import Library, Order, Setup
 from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
@@ -28,6 +29,6 @@ class GrammarFiles:
         """Any source's."""
         self._count += 1
         name = f"grammar{self._count}"
-        answer = self._library.compile(Order(self._count, name, source))
+        answer = self._library.compile(Order(self._count, name, msgspec.json.encode(source)))
         assert not answer.error, answer
         return Grammar(name, str(self._directory / name), **fields)
