@@ -41,7 +41,9 @@ class PendingStep:
     def read(self) -> list[tuple[int, int]]:
         """Wait for the copy and make `results`. -> (row, token) of all tokens that count, in their
         order. Raises FloatingPointError naming a row whose logits are not finite numbers."""
-        host = self.copy.wait() if self.copy is not None else []
+        if self.copy is None:
+            return []  # it may have failed after it sampled
+        host = self.copy.wait()
         if self.sampled is None:
             return []  # nothing was sampled, or not here
         ids, logprobs = self.sampled.read(host[: len(self.sampled.tensors())])

@@ -60,7 +60,7 @@ class ModelRunner:
         self._ranks = ranks
         self.graphs: DecodeGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
-        self._has_failed = False  # the step before
+        self._ran_out = False  # of memory, in the step before
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
         # Positions of drafts may lie behind a row's pages.
         extra_pages = -(-2 * config.mtp_step // config.page_size)
@@ -104,28 +104,29 @@ class ModelRunner:
     def launch(self, plan: StepPlan) -> PendingStep:
         """Start one step: row changes, forward pass, sampling. Exceptions as in `run`. A step for
         which memory does not suffice has an error instead, and so may the next one; the scheduler
-        then frees all rows that they had."""
-        table = self._table
+        then frees all rows that they had, and forgets what their pages hold."""
         self._check_pages(plan)
-        table.apply(plan)
         if self.grammars is not None:
             for row in plan.freed:
                 self.grammars.free(row)
             for admit in plan.admitted:
                 self.grammars.admit(admit)
         step = PendingStep(plan, [])
+        ran_out = False
         try:
+            self._table.apply(plan)
             self._compute(plan, step)
-            step.start_copy(table.device)
+            step.start_copy(self._table.device)
         except RuntimeError as error:
             if self._ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
                 raise
+            ran_out = True
             step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
         except ValueError:
-            if not self._has_failed:
+            if not self._ran_out:
                 raise
             step.error = "the step before failed"  # this plan was made without knowing
-        self._has_failed = bool(step.error) and not self._has_failed
+        self._ran_out = ran_out
         if step.error:
             _log.error("step %d: %s", plan.step, step.error)
             if self._table.device.type == "cuda":
