@@ -92,13 +92,13 @@ def needs(keys: Sequence[tuple[str, Shape]], table: Table) -> list[tuple[str, Sh
 
 def tune(op: str, shape: Shape, num_tokens: int, deadline: float = float("inf")) -> Choice | None:
     """The fastest tile that was tried, on operands made here; None: past the deadline (of
-    `time.monotonic()`), or no memory for them."""
+    `time.monotonic()`), no memory for them, or no tile that runs."""
     if time.monotonic() > deadline:
         return None
     try:
         calls = _OPERANDS[op](shape, num_tokens)
         tile = default(op, shape, num_tokens)
-        best = Choice(tile, _time(calls(tile)))
+        best = Choice(tile, _try(op, calls, tile))
         for span, parts in alternatives(op, tile):
             for part in parts:
                 tile = replaced(best.tile, span, part)
@@ -109,7 +109,7 @@ def tune(op: str, shape: Shape, num_tokens: int, deadline: float = float("inf"))
     except torch.OutOfMemoryError:
         _log.warning("no memory to tune %s %s", op, shape)
         return None
-    return best
+    return best if best.us < float("inf") else None
 
 
 def replaced(tile: Tile, span: slice, part: Tile) -> Tile:
@@ -215,7 +215,8 @@ def _try(op: str, calls: Calls, tile: Tile) -> float:
     try:
         return _time(calls(tile))
     except Exception as error:
-        _log.debug("%s cannot have the tile %s: %s", op, tile, error)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        _log.info("%s cannot have the tile %s: %s", op, tile, reason)
         return float("inf")
 
 

@@ -130,6 +130,27 @@ def test_alternatives_are_whole_tiles(op: str, num_tokens: int) -> None:
             assert len(whole) == len(choices.FIELDS[op]) or (op, whole) == ("linear_few", ())
 
 
+@pytest.mark.parametrize("runs", [{(4, 512, 4): 3.0, (2, 2048, 4): 2.0}, {}])
+def test_a_tile_that_fails_is_said_and_loses(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, runs: dict[object, float]
+) -> None:
+    """Whatever the compiler or the card has against it, and be it the default one."""
+
+    def measure(tile: tune.Tile) -> float:
+        if tile not in runs:
+            raise RuntimeError(f"no {tile}\nand why")
+        return runs[tile]
+
+    caplog.set_level("INFO", tune._log.name)
+    monkeypatch.setitem(tune._OPERANDS, "linear_one", lambda *_: lambda tile: tile)
+    monkeypatch.setattr(tune, "_time", measure)
+    default = tune.default(*ONE, 1)
+    assert default not in runs
+    assert tune.tune(*ONE, 1) == (Choice((2, 2048, 4), 2.0) if runs else None)
+    assert f"linear_one cannot have the tile {default}: RuntimeError: no {default}" in caplog.text
+    assert "why" not in caplog.text
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("op", "shape", "num_tokens"), [(*ONE, 1), (*FEW, 8), (*MOE, 16)])
 def test_the_card_is_measured(
