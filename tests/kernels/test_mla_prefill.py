@@ -129,7 +129,7 @@ def test_kernels_match_whatever_the_segments(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["fa3", "triton"])
+@pytest.mark.parametrize("backend", ["fa3", "flashinfer", "triton"])
 @pytest.mark.parametrize(
     ("counts", "lengths"),
     [([1], [1]), ([100, 1, 517, 64], [100, 1, 517, 64]), ([300, 77, 5], [1300, 77, 70])],

@@ -53,6 +53,14 @@ def test_merge_equals_the_reference() -> None:
     torch.testing.assert_close(lse, expected_lse, atol=1e-5, rtol=1e-5)
 
 
+def test_merge_refuses_sums_that_do_not_lie_along_the_tokens() -> None:
+    a, b = torch.randn(2, 5, 3, 12, device=DEVICE)
+    lse = torch.randn(3, 5, device=DEVICE)
+    for first, second in ((lse.t().contiguous().t(), lse), (lse, lse.t().contiguous().t())):
+        with pytest.raises(AssertionError, match="along the tokens"):
+            launch_merge(a, a, first, b, second)
+
+
 def test_every_head_gets_the_rotary_part() -> None:
     keys, latents = torch.zeros(6, 3, 9, device=DEVICE), torch.randn(6, 11, device=DEVICE)
     launch_spread_rope(keys, latents, 4)
