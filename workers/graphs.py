@@ -68,9 +68,9 @@ class DecodeGraphs:
         self._filled: list[int] = []  # row numbers in the buffer
 
     @property
-    def num_graphs(self) -> int:
-        """How many there will be."""
-        return sum(map(len, self.sizes.values())) * (1 if self._finish is None else 2)
+    def num_steps(self) -> int:
+        """How many kinds of steps there are graphs for."""
+        return sum(map(len, self.sizes.values()))
 
     def run_largest(self) -> None:
         """The largest steps without graphs, for nobody: to measure what they need."""
@@ -98,9 +98,8 @@ class DecodeGraphs:
         torch.cuda.synchronize()
         taken = free - torch.cuda.mem_get_info()[0]
         seconds = time.monotonic() - started
-        _log.info(
-            "captured %d CUDA graphs in %.1f s, %.2f GB", self.num_graphs, seconds, taken / 1e9
-        )
+        count = len(self._before) + len(self._after)
+        _log.info("captured %d CUDA graphs in %.1f s, %.2f GB", count, seconds, taken / 1e9)
 
     def covers(self, num_rows: int, num_drafts: int = 0) -> bool:
         """Whether a decode step of so many rows, with so many drafts each, has graphs."""

@@ -18,7 +18,9 @@ from .host import available_memory
 _HOST_SHARE = 0.5  # of free memory: the other processes and the page cache live there too
 _HOST_LIMIT = 2 << 30  # bytes; a CPU decodes too slowly to fill more
 _GPU_MARGIN = 512 << 20  # bytes for what steps of other shapes need beyond the measured peak
-_GRAPH_BYTES = 8 << 20  # the driver's memory for one captured step, beside its buffers
+# The driver's memory for one captured graph, beside its buffers: of the whole model, or of what
+# comes after sampling, which is the draft layer at most.
+_GRAPH_BYTES, _AFTER_BYTES = 8 << 20, 2 << 20
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +103,10 @@ def measure_peak(run: Callable[[], object]) -> int:
     return max(0, peak)
 
 
-def graph_allowance(step_bytes: int, num_graphs: int) -> int:
-    """Bytes that `num_graphs` CUDA graphs with one common pool will take, if their largest step
-    needs `step_bytes` when it runs by itself."""
-    return step_bytes + num_graphs * _GRAPH_BYTES
+def graph_allowance(step_bytes: int, num_steps: int, has_drafts: bool = False) -> int:
+    """Bytes that CUDA graphs of `num_steps` steps with one common pool will take, if the largest
+    step needs `step_bytes` when it runs by itself. With drafts a step has two graphs."""
+    return step_bytes + num_steps * (_GRAPH_BYTES + (_AFTER_BYTES if has_drafts else 0))
 
 
 def _empty_cache() -> None:

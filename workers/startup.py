@@ -107,7 +107,8 @@ def _make_ready(
         rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
         graphs = runner.prepare_graphs(rows)
         graphs.run_largest()
-        graph_bytes = graph_allowance(measure_peak(graphs.run_largest), graphs.num_graphs)
+        peak, has_drafts = measure_peak(graphs.run_largest), config.mtp_mode is not None
+        graph_bytes = graph_allowance(peak, graphs.num_steps, has_drafts)
     _log.info(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )

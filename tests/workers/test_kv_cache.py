@@ -123,6 +123,13 @@ def test_the_guides_script_gets_380000_tokens_on_80_gb(tiny_model: Path, guide: 
     assert count_pages(spec, drafting, torch.bfloat16, step, graphs) < pages
 
 
+def test_graphs_of_drafts_take_little() -> None:
+    """The guide's server with four drafts: 87 kinds of steps, each cut in two by sampling."""
+    alone, drafting = graph_allowance(GB, 32), graph_allowance(GB, 87, has_drafts=True)
+    assert alone == GB + (256 << 20)
+    assert drafting == GB + (870 << 20)
+
+
 def test_mem_fraction_keeps_a_share_of_the_whole_card(tiny_model: Path, guide: Any) -> None:
     config = dataclasses.replace(guide, mem_fraction=0.9)
     free, total = torch.cuda.mem_get_info()
