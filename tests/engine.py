@@ -49,12 +49,13 @@ class Engine:
     long runs of right ones, whatever the draft layer is.
     """
 
+    may_fail = False  # requests may end with an error
+
     def __init__(self, model_dir: Path, runtime_dir: Path, **changes: Any) -> None:
         config = ServeConfig(model_dir=str(model_dir), **{**SETTLED, **changes})
         self.runner = load_runner(config, 0, 0, runtime_dir, lambda *_: None)
         self.core = Scheduler(config)
         self.core.step(0, [Ready("worker", 0, 0, self.runner.num_pages)])
-        self.may_fail = False  # requests may end with an error
         self._reset()
 
     def _reset(self) -> None:
