@@ -117,7 +117,7 @@ def test_limits_end_the_child_alone(tokenizer: Tokenizer, tmp_path: Path) -> Non
     assert answers[number].field == ""
     enums = [{"enum": [f"value {n} of {part}" for n in range(9000)]} for part in range(7)]
     large = process.ask("json_schema", {"anyOf": enums})
-    assert "MB (--grammar_memory_mb)" in large.error
+    assert "--grammar_" in large.error  # whichever limit a busy machine meets first
     assert process.ask("json_object").error == ""
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
     process.close()
