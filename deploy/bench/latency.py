@@ -57,7 +57,8 @@ def measure(bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Names
     ]
     found = []
     for function, shape in measured:
-        for bench.num_drafts in args.drafts:
+        for num_drafts in args.drafts:
+            bench.num_drafts = num_drafts
             found.append(function(bench, spec, gpu, args, *shape))
     return found
 

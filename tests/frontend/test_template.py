@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from glimmer.frontend import template
 from glimmer.frontend.template import Renderer, check_template
 from glimmer.shared.errors import RequestError
 from transformers import AutoTokenizer
@@ -43,12 +44,17 @@ def test_failures_name_the_messages_and_the_next_prompt_works() -> None:
         assert one.render({"x": 1}) == "1"
 
 
-def test_a_process_that_dies_or_swells_is_replaced() -> None:
+def test_a_process_that_dies_or_swells_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with renderer("{{ ('x' * n) | length }}") as one:
         assert one.render({"n": 5}) == "5"
         assert one._process is not None
         os.kill(one._process.pid, signal.SIGKILL)
         assert one.render({"n": 5}) == "5"  # it did not die of this
+        with monkeypatch.context() as patched:
+            patched.setattr(template, "receive", lambda link: b"")  # as if it died again and again
+            with pytest.raises(RequestError, match="broke down"):
+                one.render({"n": 5})
+        assert one.render({"n": 5}) == "5"
         with pytest.raises(RequestError, match="MemoryError"):
             one.render({"n": 1 << 40})
         assert one.render({"n": 5}) == "5"

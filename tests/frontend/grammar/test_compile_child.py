@@ -115,9 +115,15 @@ def test_limits_end_the_child_alone(tokenizer: Tokenizer, tmp_path: Path) -> Non
     assert answers[quick].error == ""
     assert "--grammar_" in answers[number].error
     assert answers[number].field == ""
+    assert process.ask("json_object").error == ""
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
+    process.close()
+
+
+def test_memory_ends_the_child_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    process = Process(tokenizer, tmp_path, memory_mb=24, timeout_s=60)
     enums = [{"enum": [f"value {n} of {part}" for n in range(9000)]} for part in range(7)]
-    large = process.ask("json_schema", {"anyOf": enums})
-    assert "--grammar_" in large.error  # whichever limit a busy machine meets first
+    assert "MB (--grammar_memory_mb)" in process.ask("json_schema", {"anyOf": enums}).error
     assert process.ask("json_object").error == ""
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".new"]
     process.close()
