@@ -1,16 +1,19 @@
-# `make demo` serves the bundled model, `make test` runs every check. Both set up .venv first.
+# `make demo` serves the bundled model, `make test` runs every check. Both set up .venv first;
+# `make gpu` takes the Python that is there, which a GPU machine has torch for.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 PATHS := .
+FULL_SIZE := tests/workers/test_full_size.py
 
-.PHONY: help demo test check format docs clean
+.PHONY: help demo test gpu check format docs clean
 
 help:
 	@echo "make demo [ONCE=1]  serve the bundled model and ask it a first question"
 	@echo "make test           formatting, lint, types, spelling, tests"
 	@echo "make check          the same without the tests"
+	@echo "make gpu            tests that need a card (PYTHON=... for one that is not python3)"
 	@echo "make format         fix formatting and lint where that is automatic"
 	@echo "make docs           regenerate docs/configuration.md"
 
@@ -30,6 +33,16 @@ demo: $(INSTALLED)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Two processes, the second one whatever became of the first: the full-size model wants the whole
+# card, and what other tests leave on it stays until their process ends.
+gpu:
+	mkdir -p $(VENV)/src
+	ln -sfn "$(CURDIR)" $(VENV)/src/glimmer
+	export PYTHONPATH="$(CURDIR)/$(VENV)/src$${PYTHONPATH:+:$$PYTHONPATH}"; failed=0; \
+	for part in "--ignore=$(FULL_SIZE)" $(FULL_SIZE); do \
+	    $(PYTHON) -m pytest -m gpu $$part || failed=1; \
+	done; exit $$failed
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check $(PATHS)

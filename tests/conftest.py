@@ -46,6 +46,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu` only files that have such tests, and folders that have such files, are
+    imported: a machine with a card may lack what the others need (clients, plugins)."""
+    if config.getoption("markexpr") != "gpu":
+        return None
+    files = collection_path.rglob("test_*.py") if collection_path.is_dir() else [collection_path]
+    return None if any("mark.gpu" in file.read_text() for file in files) else True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a card is skipped where there is none. With `-n 2 --dist loadgroup` the tests of
     one file run in one process, and those of servers one after another, but for those that

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
+
+with contextlib.suppress(ImportError):  # a machine with a card may lack it
+    import psutil
 
 FAKES = Path(__file__).with_name("fakes")
 WAIT_S = 30.0
@@ -44,7 +46,7 @@ class FakeServer:
         assert self.process.stdout is not None
         return self.process.stdout.readline()
 
-    def children(self, mark: str = "") -> list[psutil.Process]:
+    def children(self, mark: str = "") -> "list[psutil.Process]":
         """Child processes whose command line has `mark`, such as "fake_worker"."""
         found = []
         for child in psutil.Process(self.pid).children(recursive=True):

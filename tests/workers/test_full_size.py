@@ -1,4 +1,8 @@
-"""GLM-4.7-Flash at full size with random weights on one card: it fits, and is what it should be."""
+"""GLM-4.7-Flash at full size with random weights on one card: it fits, and is what it should be.
+
+To be run in a process of its own, as `make gpu` does: its KV cache takes all that is free, and
+other tests leave things on the card (libraries' workspaces, kernels) until their process ends.
+"""
 
 from pathlib import Path
 from typing import Any

@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from glimmer.shared.config import ServeConfig
@@ -31,6 +30,7 @@ def test_an_asked_capacity_is_kept(tiny_model: Path, config_of: Any) -> None:
 
 
 def test_host_memory_is_taken_when_pages_are_written(tiny_model: Path, config_of: Any) -> None:
+    psutil = pytest.importorskip("psutil")
     config = config_of(tiny_model)
     before = psutil.Process().memory_info().rss
     kv = allocate_kv(10_000, load_model_spec(tiny_model), config, torch.float32)
