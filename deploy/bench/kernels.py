@@ -173,7 +173,9 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
 
 
 def heads(o: Operands, rows: int) -> Iterator[Case]:
-    """What turns hidden states into tokens."""
+    """What turns hidden states into tokens, where nobody asks for more than the likeliest."""
+    from ...kernels.sampling import greedy
+
     s, torch = o.spec, o.torch
     x, head = o.random(rows, s.hidden_size), o.weight(s.vocab_size, s.hidden_size)
     out = torch.empty(rows, s.vocab_size, device="cuda")
@@ -181,7 +183,7 @@ def heads(o: Operands, rows: int) -> Iterator[Case]:
                [lambda: torch.mm(x, head.T, out_dtype=torch.float32, out=out)] * 2,
                _BYTES * head.numel() + 4 * out.numel(), 2 * head.numel() * rows, 1)  # fmt: skip
     logits = [o.random(rows, s.vocab_size, dtype=torch.float32) for _ in range(2)]
-    yield Case("argmax", f"{rows}x{s.vocab_size}", [partial(torch.argmax, g, -1) for g in logits],
+    yield Case("greedy", f"{rows}x{s.vocab_size}", [partial(greedy, part) for part in logits],
                4 * out.numel(), 0, 1)  # fmt: skip
 
 
@@ -207,6 +209,7 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     """What a decode step does between the projections."""
     from ...kernels.mla_absorb import absorb_queries, expand_values
     from ...kernels.mla_decode import mla_decode
+    from ...kernels.mla_decode_split import FUSED_TOKENS
     from ...kernels.rope import rope_angles
     from ...kernels.rope_write import rope_write
 
@@ -234,16 +237,21 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
                [partial(absorb_queries, queries, w) for w in ups],
                _BYTES * count, 2 * count * rows, layers)  # fmt: skip
     absorbed = o.random(rows, s.num_heads, s.latent_dim)
-    seen = rows * context
-    yield Case("mla_decode", f"{rows}x{context}",
-               [partial(mla_decode, absorbed, kv[:, i], table, starts, lengths, 1, 1 << 17,
-                        s.kv_lora_rank, s.softmax_scale, "triton") for i in range(copies)],
-               _BYTES * seen * s.latent_dim,
-               2 * seen * s.num_heads * (s.latent_dim + s.kv_lora_rank),
-               layers)  # fmt: skip
+    seen, read = rows * context, _BYTES * rows * context * s.latent_dim
+    operations = 2 * seen * s.num_heads * (s.latent_dim + s.kv_lora_rank)
+    decode = [
+        partial(mla_decode, absorbed, kv[:, i], table, starts, lengths, 1, 1 << 17, s.kv_lora_rank,
+                s.softmax_scale, "triton") for i in range(copies)
+    ]  # fmt: skip
     downs = [o.random(s.num_heads, s.v_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
-    latent_out = o.random(rows, s.num_heads, s.kv_lora_rank)
     count = downs[0].numel()
+    if rows <= FUSED_TOKENS:  # the up-projection is part of it
+        calls = [partial(decode[i % copies], w_uv=w) for i, w in enumerate(downs)]
+        yield Case("mla_decode, expanded", f"{rows}x{context}", list(calls),
+                   read + _BYTES * count, operations + 2 * count * rows, layers)  # fmt: skip
+        return
+    yield Case("mla_decode", f"{rows}x{context}", list(decode), read, operations, layers)
+    latent_out = o.random(rows, s.num_heads, s.kv_lora_rank)
     yield Case("expand_values", f"{rows} tokens",
                [partial(expand_values, latent_out, w) for w in downs],
                _BYTES * count, 2 * count * rows, layers)  # fmt: skip

@@ -37,4 +37,9 @@ def test_every_op_is_timed(model_dir: Path, tmp_path: Path) -> None:
     for step in ("decode 1", "decode 4", "prefill 100"):
         ops = {r["op"] for r in results if r["step"] == step}
         assert {"add_rms_norm", "qkv_a", "q_b", "o", "route", "moe", "dense mlp"} <= ops
+    ops = {
+        step: {r["op"] for r in results if r["step"] == step} for step in ("decode 1", "decode 4")
+    }
+    assert {"mla_decode, expanded", "lm_head", "greedy"} <= ops["decode 1"]
+    assert {"mla_decode", "expand_values", "lm_head", "greedy"} <= ops["decode 4"]
     assert all(r["us"] > 0 for r in results)
