@@ -19,6 +19,27 @@ def test_there_and_back(device: str) -> None:
     assert halves.tolist() == [[0.5, 1, 1.5], [2, 2.5, 3]]
 
 
+def test_nothing_to_copy_is_done_when_the_card_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that samples nothing has not run because it was launched."""
+
+    class Event:
+        waited = False
+
+        def record(self) -> None: ...
+
+        def query(self) -> bool:
+            return self.waited
+
+        def synchronize(self) -> None:
+            self.waited = True
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    copy = HostCopy([], CUDA)
+    assert not copy.is_done
+    assert copy.wait() == []
+    assert copy.is_done
+
+
 @pytest.mark.gpu
 def test_a_copy_is_not_waited_for() -> None:
     for _ in range(2):  # pinned memory is allocated by the first ones, which does wait
