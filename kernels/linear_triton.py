@@ -76,10 +76,13 @@ def few_tile(n: int, k_size: int) -> tuple[int, ...]:
     return min(4, max(1, triton.next_power_of_2(k_size) // 64)), 16, 64, 4
 
 
-def linear_one(x: Tensor, weight: Tensor, config: tuple[int, ...]) -> Tensor:
-    """x [1, k], weight [n, k] -> [1, n]; config: rows, columns, warps of a tile."""
+def linear_one(
+    x: Tensor, weight: Tensor, config: tuple[int, ...], out: Tensor | None = None
+) -> Tensor:
+    """x [1, k], weight [n, k] -> [1, n], in `out` if given; config: rows, columns, warps of a
+    tile."""
     n, k_size = weight.shape
-    out = x.new_empty(1, n)
+    out = x.new_empty(1, n) if out is None else out
     rows, columns, warps = config
     _one_kernel[(triton.cdiv(n, rows),)](
         x, weight, out, n, K=k_size, BLOCK_N=rows,
@@ -88,12 +91,14 @@ def linear_one(x: Tensor, weight: Tensor, config: tuple[int, ...]) -> Tensor:
     return out
 
 
-def linear_few(x: Tensor, weight: Tensor, config: tuple[int, ...]) -> Tensor:
-    """x [num_tokens <= 64, k], weight [n, k] -> [num_tokens, n]; config: slices, rows, columns of
-    a slice, stages. A program has as many warps as slices. (8, 16, 64, 4) is more than the shared
-    memory of an H100 from 33 tokens on."""
+def linear_few(
+    x: Tensor, weight: Tensor, config: tuple[int, ...], out: Tensor | None = None
+) -> Tensor:
+    """x [num_tokens <= 64, k], weight [n, k] -> [num_tokens, n], in `out` if given; config: slices,
+    rows, columns of a slice, stages. A program has as many warps as slices. (8, 16, 64, 4) is more
+    than the shared memory of an H100 from 33 tokens on."""
     n, k_size = weight.shape
-    out = x.new_empty(len(x), n)
+    out = x.new_empty(len(x), n) if out is None else out
     slices, rows, columns, stages = config
     _few_kernel[(triton.cdiv(n, rows),)](
         x, weight, out, len(x), n, k_size, x.stride(0), SLICES=slices, BLOCK_N=rows,

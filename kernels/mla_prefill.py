@@ -102,6 +102,7 @@ def _fast(
         return queries.new_empty(*queries.shape[:2], kv_b.shape[1] - nope)
     keys, values = _packed(latents, kv_b, nope)
     output, lse = attend_rows(queries, keys, values, query_starts, query_lens, True, scale, backend)
+    del keys, values  # before there are those of a prefix
     for row, (span, prefix) in enumerate(zip(spans, prefix_lens, strict=True)):
         if prefix:
             _fold_prefix(
@@ -134,24 +135,31 @@ def _fold_prefix(
     from .prefill_attention_triton import launch_merge
 
     page_size = kv.shape[1]
-    nope = queries.shape[2] - (kv.shape[2] - kv_b.shape[2])
     step = max(1, _FAST_SEGMENT // page_size)
     running = output
     for begin in range(0, -(-prefix // page_size), step):
         tokens = slice(0, prefix - begin * page_size)
         cached = kv[pages[begin : begin + step]].flatten(0, 1)[tokens]
-        keys, values = _packed(cached, kv_b, nope)
-        part, part_lse = attend_rows(
-            queries, keys, values, None, (len(queries),), False, scale, backend
-        )
         if (begin + step) * page_size >= prefix:
             target = output
         elif running is output:
             target = torch.empty_like(output, dtype=torch.float32)
         else:
             target = running
-        lse = launch_merge(target, running, lse, part, part_lse)
+        # No name keeps what a segment needed while the next one makes its own.
+        lse = launch_merge(
+            target, running, lse, *_attend_all(queries, cached, kv_b, scale, backend)
+        )
         running = target
+
+
+def _attend_all(
+    queries: Tensor, cached: Tensor, kv_b: Tensor, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Attention of all queries to all of `cached` [tokens, latent_dim] -> as `attend_rows`."""
+    nope = queries.shape[2] - (cached.shape[1] - kv_b.shape[2])
+    keys, values = _packed(cached, kv_b, nope)
+    return attend_rows(queries, keys, values, None, (len(queries),), False, scale, backend)
 
 
 def _packed(latents: Tensor, kv_b: Tensor, nope: int) -> tuple[Tensor, Tensor]:

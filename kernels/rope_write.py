@@ -19,26 +19,25 @@ def rope_write(
     kv: Tensor,
     slots: Tensor,
     interleave: bool,
-    keep_latents: bool,
-) -> Tensor | None:
-    """Rotates the last part of every query in place and writes the tokens' latents into kv.
+    latents: Tensor | None = None,
+) -> None:
+    """Rotates the last part of every query in place and writes the tokens' latents into kv, and
+    into `latents` [num_tokens, kv_lora_rank + rope] if that is given.
 
     queries [num_tokens, heads, nope + rope], contiguous
     kv_a [num_tokens, kv_lora_rank + rope], rows may be strided: compressed KV and key, raw
     kv_norm [kv_lora_rank]; angles: (cos, sin), each [num_tokens, rope / 2] float32, contiguous
     kv [num_pages, page_size, kv_lora_rank + rope] (one layer, may be strided over pages)
     slots [num_tokens] int64, all different: page * page_size + offset
-    -> the latents [num_tokens, kv_lora_rank + rope] if wanted, else None.
     """
     if queries.is_cuda:
         from .rope_write_triton import launch_rope_write
 
-        latents = torch.empty_like(kv_a, memory_format=torch.contiguous_format)
-        kept = latents if keep_latents else None
-        launch_rope_write(queries, kv_a, kv_norm, eps, angles, kv, slots, kept, interleave)
-        return kept
-    latents = rope_write_reference(queries, kv_a, kv_norm, eps, angles, kv, slots, interleave)
-    return latents if keep_latents else None
+        launch_rope_write(queries, kv_a, kv_norm, eps, angles, kv, slots, latents, interleave)
+        return
+    written = rope_write_reference(queries, kv_a, kv_norm, eps, angles, kv, slots, interleave)
+    if latents is not None:
+        latents.copy_(written)
 
 
 def rope_write_reference(

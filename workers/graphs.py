@@ -7,10 +7,12 @@ grammar masks and penalties differ from step to step. With drafts a step therefo
 before and after sampling.
 """
 
+import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,8 +42,25 @@ def batch_sizes(largest: int, num_drafts: int = 0) -> list[int]:
     return [size for size in sizes if size < largest] + [largest]
 
 
+@contextlib.contextmanager
+def captures() -> Iterator[Any]:
+    """Makes graphs: gives the memory pool that all of them share, since only one runs at a time."""
+    started = time.monotonic()
+    free, _ = torch.cuda.mem_get_info()
+    gc.collect()
+    gc.freeze()  # each capture collects garbage, and there is much to look through
+    try:
+        yield torch.cuda.graph_pool_handle()
+    finally:
+        gc.unfreeze()
+    torch.cuda.synchronize()
+    taken = free - torch.cuda.mem_get_info()[0]
+    seconds = time.monotonic() - started
+    _log.info("captured CUDA graphs in %.1f s, %.2f GB", seconds, taken / 1e9)
+
+
 class DecodeGraphs:
-    """The graphs of one rank. All share one memory pool: only one runs at a time."""
+    """The graphs of one rank's decode steps."""
 
     def __init__(
         self,
@@ -77,29 +96,17 @@ class DecodeGraphs:
         for num_drafts, sizes in self.sizes.items():
             self._run(sizes[-1], num_drafts)
 
-    def capture(self, report: Callable[[int, int], None]) -> None:
+    def capture(self, pool: Any, report: Callable[[int, int], None]) -> None:
         """Capture all, largest first (the smaller ones then fit into its memory).
         `report(done, total)` is called after each."""
-        started = time.monotonic()
-        free, _ = torch.cuda.mem_get_info()
-        self._pool = torch.cuda.graph_pool_handle()
-        gc.collect()
-        gc.freeze()  # each capture collects garbage, and there is much to look through
+        self._pool = pool
         keys = [(size, k) for k, sizes in self.sizes.items() for size in sizes]
         keys.sort(key=lambda key: key[0] * (key[1] + 1), reverse=True)
-        try:
-            for done, key in enumerate(keys):
-                self._run(*key)  # compiles and sizes workspaces, which a capture must not
-                torch.cuda.synchronize()
-                self._capture(*key)
-                report(done + 1, len(keys))
-        finally:
-            gc.unfreeze()
-        torch.cuda.synchronize()
-        taken = free - torch.cuda.mem_get_info()[0]
-        seconds = time.monotonic() - started
-        count = len(self._before) + len(self._after)
-        _log.info("captured %d CUDA graphs in %.1f s, %.2f GB", count, seconds, taken / 1e9)
+        for done, key in enumerate(keys):
+            self._run(*key)  # compiles and sizes workspaces, which a capture must not
+            torch.cuda.synchronize()
+            self._capture(*key)
+            report(done + 1, len(keys))
 
     def covers(self, num_rows: int, num_drafts: int = 0) -> bool:
         """Whether a decode step of so many rows, with so many drafts each, has graphs."""

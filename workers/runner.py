@@ -5,7 +5,7 @@ plan; rank 0's tokens are everybody's.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,10 +23,11 @@ from ..shared.model_spec import ModelSpec
 from .device import is_out_of_memory
 from .drafting import DraftSteps
 from .grammars import GrammarRows
-from .graphs import DecodeGraphs
+from .graphs import DecodeGraphs, captures
 from .inputs import StepInputs, build_inputs, decode_inputs
 from .kv_cache import allocate_kv, pages_per_row
-from .model.glm4_moe_lite import ModelWeights, compute_logits, forward, hidden_states
+from .layer_graphs import LayerGraphs
+from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
 from .mtp import Places
 from .parallel import Ranks
 from .pending import PendingStep
@@ -59,6 +60,7 @@ class ModelRunner:
         self._model = model
         self._ranks = ranks
         self.graphs: DecodeGraphs | None = None
+        self.layer_graphs: LayerGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
         self._ran_out = False  # of memory, in the step before
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
@@ -91,8 +93,8 @@ class ModelRunner:
     def allocate_pages(self, num_pages: int) -> None:
         """Make the KV pages, in place of those there were."""
         self.num_pages = num_pages
-        self._kv = torch.empty(0)  # the old ones go first
-        self._kv = allocate_kv(num_pages + 1, self._spec, self._config, self._model.embedding.dtype)
+        self.kv = torch.empty(0)  # the old ones go first
+        self.kv = allocate_kv(num_pages + 1, self._spec, self._config, self._model.embedding.dtype)
         self._table.page_table[self._table.scratch_row] = num_pages
 
     def run(self, plan: StepPlan) -> StepResult:
@@ -152,18 +154,19 @@ class ModelRunner:
         return StepResult(plan.epoch, plan.step, step.results, step.prompt_logprobs)
 
     @torch.inference_mode()
-    def prepare_graphs(self, largest: int) -> DecodeGraphs:
-        """Graphs for decode steps of up to `largest` rows, in use once they are captured."""
+    def prepare_graphs(self, largest: int, most_tokens: int) -> tuple[DecodeGraphs, LayerGraphs]:
+        """Graphs of decode steps of up to `largest` rows and of other steps of up to `most_tokens`
+        tokens, in use once they are captured."""
         table, drafting = self._table, self._drafting
 
         def decode(rows: Tensor, num_drafts: int, logits: Tensor) -> tuple[Tensor, Places] | None:
             if drafting is not None:
                 state = drafting.state(self.num_pages)
-                return drafting.verify(rows, num_drafts, state, self._kv, logits)
+                return drafting.verify(rows, num_drafts, state, self.kv, logits)
             if not torch.cuda.is_current_stream_capturing():  # a graph keeps what was planned last
                 self._plan_attention([table.scratch_row] * len(rows))
             inputs = decode_inputs(rows, table, self._backends[1], self._planned)
-            hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
+            hidden, _ = hidden_states(self._model, inputs, self.kv, self._spec, self._ranks)
             compute_logits(self._model, hidden, self._spec, self._ranks, logits)
             table.lengths.index_add_(0, rows, torch.ones_like(rows))
             table.lengths[table.scratch_row :].zero_()
@@ -172,7 +175,7 @@ class ModelRunner:
         def finish(rows: Tensor, num_drafts: int, ids: Tensor, hidden: Tensor) -> Tensor:
             assert drafting is not None
             state = drafting.state(self.num_pages)
-            return drafting.finish(rows, num_drafts, ids, hidden, state, self._kv)
+            return drafting.finish(rows, num_drafts, ids, hidden, state, self.kv)
 
         self.graphs = DecodeGraphs(
             decode,
@@ -183,7 +186,17 @@ class ModelRunner:
             self._config.mtp_step if drafting is not None else 0,
             table.device,
         )
-        return self.graphs
+        self.layer_graphs = LayerGraphs(self._model, self._spec, self._ranks, most_tokens)
+        return self.graphs, self.layer_graphs
+
+    def capture_graphs(self, report: Callable[[int, int], None]) -> None:
+        """Capture what `prepare_graphs` prepared, for the KV pages there are now."""
+        graphs, layers = self.graphs, self.layer_graphs
+        assert graphs is not None
+        assert layers is not None
+        with torch.inference_mode(), captures() as pool:
+            graphs.capture(pool, report)
+            layers.capture(pool, self.kv, report)
 
     def _check_pages(self, plan: StepPlan) -> None:
         parts = [(a.row, a.pages) for a in plan.admitted]
@@ -209,7 +222,7 @@ class ModelRunner:
         if self._planned is not None and plan.decode:
             self._plan_attention(plan.decode)
             inputs.groups[-1] = replace(inputs.groups[-1], planned=self._planned)
-        hidden = forward(self._model, inputs, self._kv, self._spec, self._ranks)
+        hidden, _ = self._hidden_states(inputs)
         pairs = zip(plan.prefill, inputs.chunk_spans, strict=True)
         found = [self._prompt_logprobs(chunk, hidden[span]) for chunk, span in pairs]
         rows = [chunk.row for chunk in plan.prefill] + plan.decode
@@ -220,6 +233,12 @@ class ModelRunner:
             return None, sampling, found
         logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
         return logits, sampling, found
+
+    def _hidden_states(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
+        graphs = self.layer_graphs
+        if graphs is not None and graphs.covers(len(inputs.token_ids)):
+            return graphs.run(inputs, self.kv, self.num_pages * self.page_size)
+        return hidden_states(self._model, inputs, self.kv, self._spec, self._ranks)
 
     def _plan_attention(self, rows: Sequence[int]) -> None:
         """Before a step that decodes these rows: what runs attention may want to know lengths."""
@@ -252,7 +271,7 @@ class ModelRunner:
         assert self._drafting is not None
 
         def forward(inputs: StepInputs) -> tuple[Tensor, Tensor]:
-            states = hidden_states(self._model, inputs, self._kv, self._spec, self._ranks)
+            states = self._hidden_states(inputs)
             pairs = zip(plan.prefill, inputs.chunk_spans, strict=True)
             step.prompt_logprobs = [self._prompt_logprobs(c, states[0][span]) for c, span in pairs]
             return states
@@ -265,7 +284,7 @@ class ModelRunner:
 
         state = self._drafting.state(self.num_pages)
         step.drafted = self._drafting.run(
-            plan, state, self._kv, forward, choose, self._read_pending, self.graphs
+            plan, state, self.kv, forward, choose, self._read_pending, self.graphs
         )
 
     def _masks(self, rows: Sequence[int]) -> Masks | None:

@@ -101,21 +101,32 @@ def _make_ready(
     tune_asked(level, cache, lambda done, total: report("tuning kernels", done, total))
     report("measuring memory", 0, 0)
     step_bytes = measure_peak(lambda: run_largest_step(runner, config))
-    graph_bytes, graphs = 0, None
+    graph_bytes, has_graphs = 0, not config.disable_cudagraph and dtype != torch.float32
     # In 32 bits the ops are the references, some of which wait for the device.
-    if not config.disable_cudagraph and dtype != torch.float32:
-        rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
-        graphs = runner.prepare_graphs(rows)
-        graphs.run_largest()
-        peak, has_drafts = measure_peak(graphs.run_largest), config.mtp_mode is not None
-        graph_bytes = graph_allowance(peak, graphs.num_steps, has_drafts)
+    if has_graphs:
+        graph_bytes = _prepare_graphs(runner, config)
     _log.info(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )
     runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
     warm_up(runner)
-    if graphs is not None:
-        graphs.capture(lambda done, total: report("capturing CUDA graphs", done, total))
+    if has_graphs:
+        runner.capture_graphs(lambda done, total: report("capturing CUDA graphs", done, total))
+
+
+def _prepare_graphs(runner: ModelRunner, config: ServeConfig) -> int:
+    """-> bytes that the CUDA graphs will take."""
+    rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
+    tokens = config.batch_max_tokens or config.max_req_total_len or 1
+    graphs, layers = runner.prepare_graphs(rows, tokens)
+
+    def run_largest() -> None:
+        graphs.run_largest()
+        layers.run_largest(runner.kv)
+
+    run_largest()
+    steps = graphs.num_steps + len(layers.sizes)
+    return graph_allowance(measure_peak(run_largest), steps, config.mtp_mode is not None)
 
 
 def num_threads(spec: ModelSpec, tp: int) -> int:

@@ -228,7 +228,7 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     moved = _BYTES * (2 * queries.numel() + 2 * kv_a.numel())
     yield Case("rope_write", f"{rows} tokens",
                [partial(rope_write, queries, kv_a, norm, 1e-6, angles, kv[:, i], slots,
-                        s.rope_interleave, False) for i in range(copies)],
+                        s.rope_interleave) for i in range(copies)],
                moved, 0, layers)  # fmt: skip
     ups = [o.weight(s.num_heads * s.qk_nope_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     ups = [up.view(s.num_heads, s.qk_nope_head_dim, s.kv_lora_rank) for up in ups]

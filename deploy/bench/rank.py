@@ -118,10 +118,12 @@ class Bench:
         """Decode all rows for some steps and look at their routing."""
         from ...workers.model.routing import count_distinct, recorded_routing
 
-        graphs, self.runner.graphs = self.runner.graphs, None  # whose routing cannot be seen
+        runner = self.runner
+        graphs = runner.graphs, runner.layer_graphs
+        runner.graphs = runner.layer_graphs = None  # their routing cannot be seen
         with recorded_routing() as seen:
             self.decode(rows, _COUNTED_STEPS - 1)
-        self.runner.graphs = graphs
+        runner.graphs, runner.layer_graphs = graphs
         return average_experts(
             count_distinct(seen), self._num_moe_layers, self.num_drafts, _COUNTED_STEPS
         )

@@ -132,7 +132,7 @@ def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: A
     ("place", "is_known"),
     [
         ("glimmer.workers.penalties.PenaltyCounts._grow", False),  # while rows change
-        ("glimmer.workers.runner.forward", False),
+        ("glimmer.workers.runner.hidden_states", False),
         ("glimmer.workers.pending.HostCopy", True),  # when all is done
     ],
 )
@@ -170,7 +170,7 @@ def test_memory_may_fail_again_at_once(
     runner = make_runner(tiny_model)
     new = plan([admit(0, [0])], [PrefillChunk(0, 0, [3, 1, 4], sample=True)])
     with monkeypatch.context() as patched:
-        patched.setattr("glimmer.workers.runner.forward", full)
+        patched.setattr("glimmer.workers.runner.hidden_states", full)
         assert [bool(runner.run(new).error) for _ in range(2)] == [True, True]
     behind = plan(prefill=[PrefillChunk(0, 3, [1], sample=True)])
     assert runner.run(behind).error == "the step before failed"
@@ -200,7 +200,7 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 
     modules = ("rows", "rules", "penalties", "inputs", "drafting", "sampler")
     places = [f"{module}.to_device" for module in modules]
-    places += ["runner.forward", "runner.hidden_states", "sampler.uniform", "pending.HostCopy"]
+    places += ["runner.hidden_states", "runner.build_inputs", "sampler.uniform", "pending.HostCopy"]
     for place in places:
         path = f"glimmer.workers.{place}"
         monkeypatch.setattr(path, fail_sometimes(resolve_name(path)))
@@ -219,11 +219,15 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 @pytest.mark.parametrize("least", [(1 << 20) + 512, 512])  # bytes: of large blocks, of all
 def test_a_full_card_fails_a_step_alone(tiny_model: Path, make_runner: Any, least: int) -> None:
     """What is not there for large tensors is missed in the forward pass, and for small ones before
-    it. Prompts run without graphs, the steps behind them with."""
-    runner = make_runner(tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8)
+    it. A prompt of so many tokens runs without graphs, the steps behind it with."""
+    runner = make_runner(
+        tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8,
+        max_req_total_len=4096, batch_max_tokens=4096,
+    )  # fmt: skip
     assert runner.graphs.covers(1)
-    chunk = PrefillChunk(0, 0, [7 * i % 150 for i in range(1500)], sample=True)
-    new = [admit(0, list(range(25)), presence_penalty=1.0)]
+    assert not runner.layer_graphs.covers(2500)
+    chunk = PrefillChunk(0, 0, [7 * i % 150 for i in range(2500)], sample=True)
+    new = [admit(0, list(range(41)), presence_penalty=1.0)]
 
     def generate() -> list[Any]:
         steps = [plan(new, [chunk], freed=[0]), *[plan(decode=[0])] * 4]

@@ -18,7 +18,7 @@ from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.checkpoint import INDEX_FILE, check_draft, check_weights
 from glimmer.workers.inputs import build_inputs
 from glimmer.workers.kv_cache import allocate_kv
-from glimmer.workers.model.glm4_moe_lite import ModelWeights, forward
+from glimmer.workers.model.glm4_moe_lite import ModelWeights, hidden_states
 from glimmer.workers.model.routing import count_distinct, recorded_routing
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
@@ -258,7 +258,7 @@ def test_random_routing_spreads_and_numbers_stay_finite_at_every_depth(
         plan = StepPlan(0, 0, [], [] if begin else admits, [], chunks, [])
         table.apply(plan)
         with recorded_routing() as seen:
-            hidden = forward(model, build_inputs(plan, table), kv, spec, Ranks())
+            hidden, _ = hidden_states(model, build_inputs(plan, table), kv, spec, Ranks())
         table.advance(list(range(32)), [end - begin] * 32)
     assert hidden.isfinite().all()
     assert hidden.float().std() > 0.5

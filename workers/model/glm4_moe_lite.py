@@ -43,31 +43,48 @@ class ModelWeights:
     head: Tensor  # [ceil(vocab / ranks), hidden]: this rank's rows, zeros behind the last
     nextn: "NextnWeights | None" = None  # the draft layer, with --mtp_mode
 
-
-def forward(
-    model: ModelWeights, inputs: StepInputs, kv: Tensor, spec: ModelSpec, ranks: Ranks
-) -> Tensor:
-    """Run the step's tokens, writing their latents into kv [pages, layers, page_size, latent_dim].
-    -> final normed hidden states [num_tokens, hidden] in the model's float type."""
-    return hidden_states(model, inputs, kv, spec, ranks)[0]
+    def norm_after(self, number: int) -> Tensor:
+        """Weight of the norm that reads what layer `number` leaves."""
+        layers = self.layers
+        return layers[number + 1].input_norm if number + 1 < len(layers) else self.norm
 
 
 def hidden_states(
     model: ModelWeights, inputs: StepInputs, kv: Tensor, spec: ModelSpec, ranks: Ranks
 ) -> tuple[Tensor, Tensor]:
-    """`forward`, and the final hidden states before their norm, too: a draft layer may want
-    either."""
-    residual = embedding(inputs.token_ids, model.embedding)
-    angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
-    eps = spec.rms_norm_eps
-    x = rms_norm(residual, model.layers[0].input_norm, eps)
+    """Run the step's tokens, writing their latents into kv [pages, layers, page_size, latent_dim].
+    -> final hidden states [num_tokens, hidden] in the model's float type, normed and before that
+    norm: a draft layer may want either."""
+    x, residual, angles = embed(model, inputs.token_ids, inputs.positions, spec)
     for number, layer in enumerate(model.layers):
-        if number:
-            x, residual = add_rms_norm(x, residual, layer.input_norm, eps)
         x = attention(x, layer.attention, inputs, angles, kv[:, number], spec, ranks)
-        x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
-        x = mlp(x, layer.mlp, spec, ranks)
-    return add_rms_norm(x, residual, model.norm, eps)
+        x, residual = behind_attention(x, residual, layer, model.norm_after(number), spec, ranks)
+    return x, residual
+
+
+def embed(
+    model: ModelWeights, token_ids: Tensor, positions: Tensor, spec: ModelSpec
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """What comes before the first attention: token_ids, positions [num_tokens] int64 -> (what it
+    reads, residual stream), both [num_tokens, hidden], and the angles of all layers."""
+    residual = embedding(token_ids, model.embedding)
+    x = rms_norm(residual, model.layers[0].input_norm, spec.rms_norm_eps)
+    return x, residual, rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
+
+
+def behind_attention(
+    x: Tensor,
+    residual: Tensor,
+    layer: LayerWeights,
+    next_norm: Tensor,
+    spec: ModelSpec,
+    ranks: Ranks,
+) -> tuple[Tensor, Tensor]:
+    """The rest of a layer, from attention's output x and the residual stream, both [num_tokens,
+    hidden] -> the two behind it: the first normed for what reads it next."""
+    x, residual = add_rms_norm(x, residual, layer.mlp_norm, spec.rms_norm_eps)
+    x = mlp(x, layer.mlp, spec, ranks)
+    return add_rms_norm(x, residual, next_norm, spec.rms_norm_eps)
 
 
 def compute_logits(

@@ -4,6 +4,7 @@ Two equal ways to attend, chosen per row and step in `inputs.py`: up-projected (
 own keys) and absorbed (queries go down into latent space).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,31 +47,65 @@ def attention(
 ) -> Tensor:
     """x [num_tokens, hidden] -> the same shape, summed over ranks. Writes the tokens' latents
     into kv [num_pages, page_size, latent_dim], this layer's pages."""
+    latents = None
+    if not all(group.absorbed for group in inputs.groups):
+        latents = x.new_empty(len(x), spec.latent_dim)
+    queries = project(x, weights, inputs.slots, angles, kv, spec, latents)
+    values = attend(queries, latents, weights.kv_b, inputs.groups, kv, spec)
+    return output(values, weights, ranks)
+
+
+def project(
+    x: Tensor,
+    weights: AttentionWeights,
+    slots: Tensor,
+    angles: tuple[Tensor, Tensor],
+    kv: Tensor,
+    spec: ModelSpec,
+    latents: Tensor | None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """What comes before attention, token by token: x [num_tokens, hidden] -> queries [num_tokens,
+    heads, qk_head_dim], in `out` if given. Writes the tokens' latents into kv at `slots`
+    [num_tokens] int64 and, if given, into `latents` [num_tokens, latent_dim]."""
     q_latent, kv_a = torch.split(
         linear(x, weights.qkv_a), [spec.q_lora_rank, spec.latent_dim], dim=-1
     )
-    queries = linear(rms_norm(q_latent, weights.q_norm, LATENT_NORM_EPS), weights.q_b)
+    flat = None if out is None else out.flatten(1)
+    queries = linear(rms_norm(q_latent, weights.q_norm, LATENT_NORM_EPS), weights.q_b, flat)
     queries = queries.view(len(x), -1, spec.qk_head_dim)
-    latents = rope_write(
-        queries,
-        kv_a,
-        weights.kv_norm,
-        LATENT_NORM_EPS,
-        angles,
-        kv,
-        inputs.slots,
-        spec.rope_interleave,
-        keep_latents=not all(group.absorbed for group in inputs.groups),
-    )
+    eps, interleave = LATENT_NORM_EPS, spec.rope_interleave
+    rope_write(queries, kv_a, weights.kv_norm, eps, angles, kv, slots, interleave, latents)
+    return queries
+
+
+def attend(
+    queries: Tensor,
+    latents: Tensor | None,
+    kv_b: Tensor,
+    groups: Sequence[AttentionGroup],
+    kv: Tensor,
+    spec: ModelSpec,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Attention of queries [num_tokens, heads, qk_head_dim] -> [num_tokens, heads, v_head_dim], in
+    `out` if given. Latents [num_tokens, latent_dim] are for groups that are not absorbed."""
     parts = []
-    for group in inputs.groups:
+    for group in groups:
+        span = group.span
         if latents is None or group.absorbed:
-            part = _absorbed(queries[group.span], weights.kv_b, kv, group, spec)
+            part = _absorbed(queries[span], kv_b, kv, group, spec)
         else:
-            span = group.span
-            part = _up_projected(queries[span], latents[span], weights.kv_b, kv, group, spec)
+            part = _up_projected(queries[span], latents[span], kv_b, kv, group, spec)
         parts.append(part)
-    values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(parts) == 1 and out is None:
+        return parts[0]
+    return torch.cat(parts, out=out)
+
+
+def output(values: Tensor, weights: AttentionWeights, ranks: Ranks) -> Tensor:
+    """What comes behind attention: values [num_tokens, heads, v_head_dim] -> [num_tokens, hidden],
+    summed over ranks."""
     return ranks.all_reduce(linear(values.flatten(1), weights.o))
 
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from ...kernels.rms_norm import add_rms_norm, rms_norm
+from ...kernels.rms_norm import rms_norm
 from ...kernels.rope import rope_angles
 from ...kernels.sampling import greedy
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
 from ..parallel import Ranks
-from .glm4_moe_lite import LayerWeights, compute_logits
+from .glm4_moe_lite import LayerWeights, behind_attention, compute_logits
 from .mla import attention
-from .moe import mlp
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,7 @@ def nextn_states(
     angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
     x = rms_norm(residual, layer.input_norm, eps)
     x = attention(x, layer.attention, inputs, angles, kv, spec, ranks)
-    x, residual = add_rms_norm(x, residual, layer.mlp_norm, eps)
-    x = mlp(x, layer.mlp, spec, ranks)
-    return add_rms_norm(x, residual, nextn.norm, eps)
+    return behind_attention(x, residual, layer, nextn.norm, spec, ranks)
 
 
 def draft_ids(nextn: NextnWeights, normed: Tensor, spec: ModelSpec, ranks: Ranks) -> Tensor:

@@ -8,7 +8,7 @@ from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.inputs import build_inputs
-from glimmer.workers.model.glm4_moe_lite import compute_logits, forward
+from glimmer.workers.model.glm4_moe_lite import compute_logits, hidden_states
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
 from glimmer.workers.weights import random_weights
@@ -16,7 +16,7 @@ from glimmer.workers.weights import random_weights
 PROMPTS = [[5, 6, 7, 8, 9], [1], [2, 3, 4, 2, 3, 4, 2, 3, 4]]
 
 
-def hidden_states(path: Path, rows: list[int]) -> list[torch.Tensor]:
+def states_of(path: Path, rows: list[int]) -> list[torch.Tensor]:
     """Of the prompts with these numbers, run in one step."""
     spec = load_model_spec(path)
     model = random_weights(spec, Ranks(), torch.float32, "cpu")
@@ -27,7 +27,7 @@ def hidden_states(path: Path, rows: list[int]) -> list[torch.Tensor]:
     chunks = [PrefillChunk(row, 0, PROMPTS[row], sample=True) for row in rows]
     inputs = build_inputs(StepPlan(0, 0, [], [], [], chunks, []), table)
     kv = torch.zeros(12, spec.num_layers, 4, spec.latent_dim)
-    hidden = forward(model, inputs, kv, spec, Ranks())
+    hidden, _ = hidden_states(model, inputs, kv, spec, Ranks())
     written = {int(s) for s in (kv[:, -1].abs().sum(-1).flatten() > 0).nonzero()}
     assert written == set(inputs.slots.tolist())
     logits = compute_logits(model, hidden, spec, Ranks())
@@ -37,9 +37,9 @@ def hidden_states(path: Path, rows: list[int]) -> list[torch.Tensor]:
 
 
 def test_rows_do_not_see_each_other(tiny_model: Path) -> None:
-    together = hidden_states(tiny_model, [0, 1, 2])
+    together = states_of(tiny_model, [0, 1, 2])
     for row in range(3):
-        alone = hidden_states(tiny_model, [row])[0]
+        alone = states_of(tiny_model, [row])[0]
         torch.testing.assert_close(together[row], alone, atol=2e-5, rtol=1e-4)
-    swapped = hidden_states(tiny_model, [2, 0])
+    swapped = states_of(tiny_model, [2, 0])
     torch.testing.assert_close(swapped[0], together[2], atol=2e-5, rtol=1e-4)
