@@ -40,7 +40,7 @@ def test_counts() -> None:
     slots = torch.tensor([1, -1, 0, 2], dtype=torch.int32)
     rows = torch.tensor([0, 0, 1, 2, 2, 2, 3, 3])
     ids = torch.tensor([6, 7, 2, 9, 9, 8, -1, 0])
-    on_device = counts.to(DEVICE)
+    on_device = counts.to(DEVICE, copy=True)
     launch_count(rows.to(DEVICE), ids.to(DEVICE), slots.to(DEVICE), on_device)
     penalties.count(rows, ids, slots, counts)
     assert on_device.tolist() == counts.tolist()
