@@ -12,6 +12,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import counters, pdl
 
+_PROGRAMS = 528  # at most, where the slices make them: four for each multiprocessor
+
 
 @triton.jit
 def _route_kernel(
@@ -113,7 +115,7 @@ def launch_route(
     block_k = min(block_k, max(16, triton.next_power_of_2(hidden)))
     blocks = triton.cdiv(num_tokens, block_t)
     chunks = triton.cdiv(hidden, block_k)
-    splits = max(1, min(chunks, 132 // blocks))
+    splits = max(1, min(chunks, _PROGRAMS // blocks))
     steps = triton.next_power_of_2(triton.cdiv(chunks, splits))  # few variants
     splits = triton.cdiv(chunks, steps)
     partial = weights

@@ -56,7 +56,7 @@ def test_equal_scores_go_to_the_lowest_expert() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("hidden", "experts", "k", "num_tokens"),
-    [(2048, 64, 4, t) for t in (1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 1000, 8192)]
+    [(2048, 64, 4, t) for t in (1, 2, 3, 7, 16, 17, 33, 64, 100, 256, 512, 768, 1000, 2048, 8192)]
     + [(*dims, t) for dims in ((128, 8, 2), (104, 16, 4), (1024, 256, 8)) for t in (1, 33)],
 )
 def test_on_the_card(hidden: int, experts: int, k: int, num_tokens: int) -> None:
