@@ -12,8 +12,6 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import counters, pdl
 
-_PROGRAMS = 528  # at most, where the slices make them: four for each multiprocessor
-
 
 @triton.jit
 def _route_kernel(
@@ -115,7 +113,8 @@ def launch_route(
     block_k = min(block_k, max(16, triton.next_power_of_2(hidden)))
     blocks = triton.cdiv(num_tokens, block_t)
     chunks = triton.cdiv(hidden, block_k)
-    splits = max(1, min(chunks, _PROGRAMS // blocks))
+    # Two small programs on each multiprocessor of an H100, or one of the others.
+    splits = max(1, min(chunks, (264 if block_t == 16 else 132) // blocks))
     steps = triton.next_power_of_2(triton.cdiv(chunks, splits))  # few variants
     splits = triton.cdiv(chunks, steps)
     partial = weights
