@@ -125,7 +125,7 @@ class Engine:
     def _hint(self) -> None:
         if not self.hints:
             return
-        drafting = self.runner._drafting
+        drafting = self.runner.drafting
         assert drafting is not None, "hints are drafts"
         state = drafting.state(0)
         for request in self.core._running:

@@ -7,11 +7,7 @@ grammar masks and penalties differ from step to step. With drafts a step therefo
 before and after sampling.
 """
 
-import contextlib
-import gc
-import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +16,6 @@ from torch import Tensor
 from ..shared.messages import MAX_DRAFT_TOKENS
 from .mtp import Places
 
-_log = logging.getLogger(__name__)
 _SIZES = (1, 2, 4, 8, 12, *range(16, 65, 8), *range(80, 257, 16))
 _STEP = 32  # above those
 _DRAFT_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)  # times draft lengths
@@ -40,23 +35,6 @@ def batch_sizes(largest: int, num_drafts: int = 0) -> list[int]:
         largest = min(largest, MAX_DRAFT_TOKENS // (num_drafts + 1))
         sizes = list(_DRAFT_SIZES)
     return [size for size in sizes if size < largest] + [largest]
-
-
-@contextlib.contextmanager
-def captures() -> Iterator[Any]:
-    """Makes graphs: gives the memory pool that all of them share, since only one runs at a time."""
-    started = time.monotonic()
-    free, _ = torch.cuda.mem_get_info()
-    gc.collect()
-    gc.freeze()  # each capture collects garbage, and there is much to look through
-    try:
-        yield torch.cuda.graph_pool_handle()
-    finally:
-        gc.unfreeze()
-    torch.cuda.synchronize()
-    taken = free - torch.cuda.mem_get_info()[0]
-    seconds = time.monotonic() - started
-    _log.info("captured CUDA graphs in %.1f s, %.2f GB", seconds, taken / 1e9)
 
 
 class DecodeGraphs:

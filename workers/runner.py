@@ -5,7 +5,7 @@ plan; rank 0's tokens are everybody's.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -23,8 +23,8 @@ from ..shared.model_spec import ModelSpec
 from .device import is_out_of_memory
 from .drafting import DraftSteps
 from .grammars import GrammarRows
-from .graphs import DecodeGraphs, captures
-from .inputs import StepInputs, build_inputs, decode_inputs
+from .graphs import DecodeGraphs
+from .inputs import StepInputs, build_inputs
 from .kv_cache import allocate_kv, pages_per_row
 from .layer_graphs import LayerGraphs
 from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
@@ -56,9 +56,9 @@ class ModelRunner:
         epoch: int = 0,
     ) -> None:
         self.epoch = epoch
-        self._spec = spec
-        self._model = model
-        self._ranks = ranks
+        self.spec = spec
+        self.model = model
+        self.ranks = ranks
         self.graphs: DecodeGraphs | None = None
         self.layer_graphs: LayerGraphs | None = None
         self._pending: list[PendingStep] = []  # not read yet, oldest first
@@ -66,7 +66,7 @@ class ModelRunner:
         self.grammars = GrammarRows(spec.vocab_size) if ranks.rank == 0 else None  # it samples
         # Positions of drafts may lie behind a row's pages.
         extra_pages = -(-2 * config.mtp_step // config.page_size)
-        self._table = RowTable(
+        self.table = RowTable(
             config.running_max_req_size or 1,
             pages_per_row(spec, config) + extra_pages,
             config.page_size,
@@ -74,15 +74,15 @@ class ModelRunner:
             config.device,
         )
         self._config = config
-        self.num_rows, self.page_size = self._table.scratch_row, config.page_size
-        self._drafting: DraftSteps | None = None
+        self.num_rows, self.page_size = self.table.scratch_row, config.page_size
+        self.drafting: DraftSteps | None = None
         if config.mtp_mode is not None:
-            self._drafting = DraftSteps(model, spec, config, ranks, self._table, self.grammars)
+            self.drafting = DraftSteps(model, spec, config, ranks, self.table, self.grammars)
         self._backends = config.llm_prefill_att_backend[0], config.llm_decode_att_backend[0]
         heads = model.layers[0].attention.kv_b.shape[0]
-        self._planned = flashinfer_decode(
-            self._backends[1] if self._drafting is None else "auto",  # drafts have several queries
-            self._table.page_table,
+        self.planned = flashinfer_decode(
+            self._backends[1] if self.drafting is None else "auto",  # drafts have several queries
+            self.table.page_table,
             config.page_size,
             model.embedding.new_empty(0, heads, spec.latent_dim),
             spec.kv_lora_rank,
@@ -94,8 +94,8 @@ class ModelRunner:
         """Make the KV pages, in place of those there were."""
         self.num_pages = num_pages
         self.kv = torch.empty(0)  # the old ones go first
-        self.kv = allocate_kv(num_pages + 1, self._spec, self._config, self._model.embedding.dtype)
-        self._table.page_table[self._table.scratch_row] = num_pages
+        self.kv = allocate_kv(num_pages + 1, self.spec, self._config, self.model.embedding.dtype)
+        self.table.page_table[self.table.scratch_row] = num_pages
 
     def run(self, plan: StepPlan) -> StepResult:
         """Run one step to its end. Any exception means that this rank's state is no longer that
@@ -116,11 +116,11 @@ class ModelRunner:
         step = PendingStep(plan, [])
         ran_out = False
         try:
-            self._table.apply(plan)
+            self.table.apply(plan)
             self._compute(plan, step)
-            step.start_copy(self._table.device)
+            step.start_copy(self.table.device)
         except RuntimeError as error:
-            if self._ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
+            if self.ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
                 raise
             ran_out = True
             step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
@@ -131,18 +131,18 @@ class ModelRunner:
         self._ran_out = ran_out
         if step.error:
             _log.error("step %d: %s", plan.step, step.error)
-            if self._table.device.type == "cuda":
+            if self.table.device.type == "cuda":
                 torch.cuda.empty_cache()  # what the frames of the traceback held is free by now
         self._pending.append(step)
         return step
 
     def _compute(self, plan: StepPlan, step: PendingStep) -> None:
-        if self._drafting is not None and (plan.prefill or plan.decode):
+        if self.drafting is not None and (plan.prefill or plan.decode):
             self._run_with_drafts(plan, step)
         elif plan.prefill or plan.decode:
             logits, step.rows, step.prompt_logprobs = self._forward(plan)
             if step.rows:
-                self._table.record(step.rows, self._sample(logits, step))
+                self.table.record(step.rows, self._sample(logits, step))
 
     def finish(self, step: PendingStep) -> StepResult:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
@@ -152,51 +152,6 @@ class ModelRunner:
         if step.error:
             return StepResult(plan.epoch, plan.step, [], error=step.error)
         return StepResult(plan.epoch, plan.step, step.results, step.prompt_logprobs)
-
-    @torch.inference_mode()
-    def prepare_graphs(self, largest: int, most_tokens: int) -> tuple[DecodeGraphs, LayerGraphs]:
-        """Graphs of decode steps of up to `largest` rows and of other steps of up to `most_tokens`
-        tokens, in use once they are captured."""
-        table, drafting = self._table, self._drafting
-
-        def decode(rows: Tensor, num_drafts: int, logits: Tensor) -> tuple[Tensor, Places] | None:
-            if drafting is not None:
-                state = drafting.state(self.num_pages)
-                return drafting.verify(rows, num_drafts, state, self.kv, logits)
-            if not torch.cuda.is_current_stream_capturing():  # a graph keeps what was planned last
-                self._plan_attention([table.scratch_row] * len(rows))
-            inputs = decode_inputs(rows, table, self._backends[1], self._planned)
-            hidden, _ = hidden_states(self._model, inputs, self.kv, self._spec, self._ranks)
-            compute_logits(self._model, hidden, self._spec, self._ranks, logits)
-            table.lengths.index_add_(0, rows, torch.ones_like(rows))
-            table.lengths[table.scratch_row :].zero_()
-            return None
-
-        def finish(rows: Tensor, num_drafts: int, ids: Tensor, hidden: Tensor) -> Tensor:
-            assert drafting is not None
-            state = drafting.state(self.num_pages)
-            return drafting.finish(rows, num_drafts, ids, hidden, state, self.kv)
-
-        self.graphs = DecodeGraphs(
-            decode,
-            finish if drafting is not None else None,
-            table.scratch_row,
-            self._spec.vocab_size,
-            largest,
-            self._config.mtp_step if drafting is not None else 0,
-            table.device,
-        )
-        self.layer_graphs = LayerGraphs(self._model, self._spec, self._ranks, most_tokens)
-        return self.graphs, self.layer_graphs
-
-    def capture_graphs(self, report: Callable[[int, int], None]) -> None:
-        """Capture what `prepare_graphs` prepared, for the KV pages there are now."""
-        graphs, layers = self.graphs, self.layer_graphs
-        assert graphs is not None
-        assert layers is not None
-        with torch.inference_mode(), captures() as pool:
-            graphs.capture(pool, report)
-            layers.capture(pool, self.kv, report)
 
     def _check_pages(self, plan: StepPlan) -> None:
         parts = [(a.row, a.pages) for a in plan.admitted]
@@ -210,18 +165,18 @@ class ModelRunner:
     ) -> tuple[Tensor | None, Sequence[int], list[list[TokenLogprob]]]:
         """-> logits of the rows that sample (None: not on this rank), these rows, and
         log-probabilities of the plan's chunks."""
-        table = self._table
+        table = self.table
         if not plan.prefill and self.graphs is not None and self.graphs.covers(len(plan.decode)):
             for row in plan.decode:
                 table.check_room(row, 1)
-            self._plan_attention(self.graphs.filled_up(plan.decode))
+            self.plan_attention(self.graphs.filled_up(plan.decode))
             decoded = self.graphs.replay(plan.decode)
             table.count(plan.decode, [1] * len(plan.decode))
-            return decoded if self._ranks.rank == 0 else None, plan.decode, []
+            return decoded if self.ranks.rank == 0 else None, plan.decode, []
         inputs = build_inputs(plan, table, self._backends)
-        if self._planned is not None and plan.decode:
-            self._plan_attention(plan.decode)
-            inputs.groups[-1] = replace(inputs.groups[-1], planned=self._planned)
+        if self.planned is not None and plan.decode:
+            self.plan_attention(plan.decode)
+            inputs.groups[-1] = replace(inputs.groups[-1], planned=self.planned)
         hidden, _ = self._hidden_states(inputs)
         pairs = zip(plan.prefill, inputs.chunk_spans, strict=True)
         found = [self._prompt_logprobs(chunk, hidden[span]) for chunk, span in pairs]
@@ -231,21 +186,21 @@ class ModelRunner:
         sampling = inputs.sampling_rows
         if not sampling:
             return None, sampling, found
-        logits = compute_logits(self._model, hidden[inputs.sampling_index], self._spec, self._ranks)
+        logits = compute_logits(self.model, hidden[inputs.sampling_index], self.spec, self.ranks)
         return logits, sampling, found
 
     def _hidden_states(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         graphs = self.layer_graphs
         if graphs is not None and graphs.covers(len(inputs.token_ids)):
             return graphs.run(inputs, self.kv, self.num_pages * self.page_size)
-        return hidden_states(self._model, inputs, self.kv, self._spec, self._ranks)
+        return hidden_states(self.model, inputs, self.kv, self.spec, self.ranks)
 
-    def _plan_attention(self, rows: Sequence[int]) -> None:
+    def plan_attention(self, rows: Sequence[int]) -> None:
         """Before a step that decodes these rows: what runs attention may want to know lengths."""
-        if self._planned is not None and rows:
-            counts = self._table.num_tokens
+        if self.planned is not None and rows:
+            counts = self.table.num_tokens
             lengths = [counts[row] + 1 if row < len(counts) else 1 for row in rows]
-            self._planned.plan(rows, lengths, self._model.embedding.dtype)
+            self.planned.plan(rows, lengths, self.model.embedding.dtype)
 
     def _sample(
         self,
@@ -257,18 +212,16 @@ class ModelRunner:
         """-> ids [len(step.rows)] int64 on every rank."""
         rows = step.rows
         if logits is None:
-            ids = torch.empty(len(rows), dtype=torch.int64, device=self._table.device)
+            ids = torch.empty(len(rows), dtype=torch.int64, device=self.table.device)
         else:
             masks = self._masks(rows) if places is None else masks
             where = places or (None, None, None)
-            step.sampled = sample(
-                logits, rows, self._table, self._spec.num_token_ids, masks, *where
-            )
+            step.sampled = sample(logits, rows, self.table, self.spec.num_token_ids, masks, *where)
             ids = step.sampled.ids
-        return self._ranks.broadcast(ids)
+        return self.ranks.broadcast(ids)
 
     def _run_with_drafts(self, plan: StepPlan, step: PendingStep) -> None:
-        assert self._drafting is not None
+        assert self.drafting is not None
 
         def forward(inputs: StepInputs) -> tuple[Tensor, Tensor]:
             states = self._hidden_states(inputs)
@@ -282,8 +235,8 @@ class ModelRunner:
             step.rows = rows
             return self._sample(logits, step, masks, places)
 
-        state = self._drafting.state(self.num_pages)
-        step.drafted = self._drafting.run(
+        state = self.drafting.state(self.num_pages)
+        step.drafted = self.drafting.run(
             plan, state, self.kv, forward, choose, self._read_pending, self.graphs
         )
 
@@ -309,6 +262,6 @@ class ModelRunner:
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
         def logits_of(states: Tensor) -> Tensor | None:
-            return compute_logits(self._model, states, self._spec, self._ranks)
+            return compute_logits(self.model, states, self.spec, self.ranks)
 
-        return prompt_logprobs(self._table, chunk, hidden, logits_of)
+        return prompt_logprobs(self.table, chunk, hidden, logits_of)

@@ -12,9 +12,10 @@ from ..shared.cache_dir import user_cache_dir
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
+from .capture import capture_graphs, prepare_graphs
 from .checkpoint import check_draft, check_weights
 from .host import usable_cores
-from .kv_cache import count_pages, graph_allowance, measure_peak
+from .kv_cache import count_pages, measure_peak
 from .parallel import check_split, join_ranks, rank_device
 from .runner import ModelRunner
 from .warm_up import run_largest_step, run_usual_steps, warm_up
@@ -104,29 +105,14 @@ def _make_ready(
     graph_bytes, has_graphs = 0, not config.disable_cudagraph and dtype != torch.float32
     # In 32 bits the ops are the references, some of which wait for the device.
     if has_graphs:
-        graph_bytes = _prepare_graphs(runner, config)
+        graph_bytes = prepare_graphs(runner, config)
     _log.info(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )
     runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
     warm_up(runner)
     if has_graphs:
-        runner.capture_graphs(lambda done, total: report("capturing CUDA graphs", done, total))
-
-
-def _prepare_graphs(runner: ModelRunner, config: ServeConfig) -> int:
-    """-> bytes that the CUDA graphs will take."""
-    rows = min(config.graph_max_batch_size, config.running_max_req_size or 1)
-    tokens = config.batch_max_tokens or config.max_req_total_len or 1
-    graphs, layers = runner.prepare_graphs(rows, tokens)
-
-    def run_largest() -> None:
-        graphs.run_largest()
-        layers.run_largest(runner.kv)
-
-    run_largest()
-    steps = graphs.num_steps + len(layers.sizes)
-    return graph_allowance(measure_peak(run_largest), steps, config.mtp_mode is not None)
+        capture_graphs(runner, lambda done, total: report("capturing CUDA graphs", done, total))
 
 
 def num_threads(spec: ModelSpec, tp: int) -> int:
