@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,16 @@ def functions(path: Path) -> list[tuple[str, int]]:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
+
+
+@cache
+def class_names() -> set[str]:
+    return {
+        node.name
+        for path in (*SOURCES, *TESTS)
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -191,14 +202,8 @@ def test_docs_name_only_what_exists(path: Path) -> None:
     every = {name(p) for p in (*SOURCES, *TESTS)}
     for file in re.findall(r"`([\w/]+\.py)`", text):
         assert any(f == file or f.endswith(f"/{file}") for f in every), f"{name(path)}: {file}"
-    classes = {
-        node.name
-        for p in (*SOURCES, *TESTS)
-        for node in ast.walk(tree(p))
-        if isinstance(node, ast.ClassDef)
-    }
     for word in re.findall(r"`([A-Z][a-z]+(?:[A-Z][a-z]+)+)`", text):
-        assert word in classes | {"MessagePack"}, f"{name(path)}: no class {word}"
+        assert word in class_names() | {"MessagePack"}, f"{name(path)}: no class {word}"
     for target in re.findall(r"\]\(([\w./-]+)\)", text):
         assert (path.parent / target).exists(), f"{name(path)}: dead link {target}"
 

@@ -167,36 +167,36 @@ WITH_HUGE: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("schema", WITH_HUGE, ids=lambda s: str(s)[:40])
-async def test_integers_of_any_size_are_compiled(server: Any, schema: dict[str, Any]) -> None:
-    named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
-    parameters = {"type": "object", "properties": {"a": schema}}
-    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
-    for fields in (
-        {"response_format": named},
-        {"guided_json": schema},
-        {"tools": tools, "tool_choice": "required"},
-    ):
-        status, reply = await server.post(CHAT, body(**fields))
-        assert status == 200, reply
-        assert server.engine.submits[-1].grammar is not None
+async def test_integers_of_any_size_are_compiled(server: Any) -> None:
+    for schema in WITH_HUGE:
+        named = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+        parameters = {"type": "object", "properties": {"a": schema}}
+        tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+        for fields in (
+            {"response_format": named},
+            {"guided_json": schema},
+            {"tools": tools, "tool_choice": "required"},
+        ):
+            status, reply = await server.post(CHAT, body(**fields))
+            assert status == 200, (schema, reply)
+            assert server.engine.submits[-1].grammar is not None
 
 
-@pytest.mark.parametrize(
-    ("schema", "problem"),
-    [
-        ({"type": "string", "maxLength": 10**40}, "maxLength must be between"),
-        ({"type": "array", "minItems": 1e300}, "minItems must be between"),
-        ({"type": "integer", "minimum": HUGE}, "no integer lies within"),
-        ('{"type": "number", "maximum": 1e400}', "is not JSON"),
-        ('{"type": "number", "maximum": NaN}', "is not JSON"),
-        ('{"const": %s}' % ("9" * 5000), "is not JSON"),
-    ],
-)
-async def test_numbers_beyond_a_limit_are_named(server: Any, schema: Any, problem: str) -> None:
-    status, reply = await server.post(CHAT, body(guided_json=schema))
-    assert (status, reply["error"]["param"]) == (400, "guided_json")
-    assert problem in reply["error"]["message"]
+BEYOND_LIMITS: list[tuple[Any, str]] = [
+    ({"type": "string", "maxLength": 10**40}, "maxLength must be between"),
+    ({"type": "array", "minItems": 1e300}, "minItems must be between"),
+    ({"type": "integer", "minimum": HUGE}, "no integer lies within"),
+    ('{"type": "number", "maximum": 1e400}', "is not JSON"),
+    ('{"type": "number", "maximum": NaN}', "is not JSON"),
+    ('{"const": %s}' % ("9" * 5000), "is not JSON"),
+]
+
+
+async def test_numbers_beyond_a_limit_are_named(server: Any) -> None:
+    for schema, problem in BEYOND_LIMITS:
+        status, reply = await server.post(CHAT, body(guided_json=schema))
+        assert (status, reply["error"]["param"]) == (400, "guided_json"), schema
+        assert problem in reply["error"]["message"]
 
 
 async def test_a_model_without_tool_tokens_cannot_be_made_to_call(
