@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import __version__
-from ..shared.config import ServeConfig, parse_serve_args
+from ..shared.config import ServeConfig
 from ..shared.errors import StartError, UsageError
+from ..shared.flags import parse_serve_args
 from ..shared.log import setup_logging
 
 _HELP = """usage: glimmer COMMAND [options]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..shared.compat_flags import FAMILIES, FLAGS, VARIABLES
-from ..shared.config import FIELD_GROUPS, ServeConfig, field_type
+from ..shared.config import FIELD_GROUPS, ServeConfig
+from ..shared.flags import field_type
 
 _INTRO = """# Configuration
 

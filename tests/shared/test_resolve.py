@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 from flash import SPEC as FLASH
-from glimmer.shared.config import ServeConfig, parse_serve_args
+from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ConfigError
+from glimmer.shared.flags import parse_serve_args
 from glimmer.shared.model_spec import ModelSpec
 from glimmer.shared.resolve import Hardware, resolve
 

@@ -1,0 +1,230 @@
+"""From what the user gives, flags, a YAML file and environment variables, to a `ServeConfig`. All
+names are those of its fields; LightLLM's others are in `compat_flags.py`."""
+
+import argparse
+import dataclasses
+import difflib
+import logging
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .compat_flags import FAMILIES, FLAGS, VARIABLES, CompatFlag
+from .config import FIELD_GROUPS, ServeConfig, environment
+from .errors import ConfigError, UsageError
+
+_log = logging.getLogger(__name__)
+
+_TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
+    ("false", "0", "no", "off", ""), False
+)
+
+
+def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeConfig:
+    """Flags over the `--config` YAML file over environment variables (None: this process's) over
+    defaults. Warns once about each accepted flag that has no effect. Raises UsageError for what
+    does not parse and ConfigError for refused flags, bad files and bad variables."""
+    environ = environment() if environ is None else environ
+    values = _from_environment(environ)
+    parser = serve_parser()
+    given = _parse(parser, _canonical(argv))
+    config_file = given.pop("config", None)
+    if config_file is not None:
+        try:
+            given = _parse(parser, _yaml_flags(parser, Path(config_file))) | given
+        except UsageError as error:
+            raise ConfigError(f"--config {config_file}: {error}") from error
+    for name in _fields().keys() & given.keys():
+        value = given.pop(name)
+        values[name] = tuple(value) if isinstance(value, list) else value
+    _judge_compat_flags(given)
+    return ServeConfig(**values)
+
+
+def serve_parser() -> argparse.ArgumentParser:
+    """Parser for all flags. Values that are not given are absent from its namespace."""
+    parser = _Parser(
+        prog="glimmer serve",
+        usage="glimmer serve --model_dir DIR [options]",
+        description="Serve a GLM-4.7-Flash checkpoint over HTTP.",
+        epilog="Dashes work as well as underscores. LightLLM's other flags are accepted where "
+        "ignoring them changes no answer: see docs/configuration.md.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
+    group: argparse._ActionsContainer = parser
+    for field in _fields().values():
+        if field.name in FIELD_GROUPS:
+            group = parser.add_argument_group(FIELD_GROUPS[field.name])
+        _add_field(group, field)
+    for flag in FLAGS:
+        _add_compat_flag(parser, flag)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def _fields() -> dict[str, "dataclasses.Field[Any]"]:
+    return {field.name: field for field in dataclasses.fields(ServeConfig)}
+
+
+def field_type(name: str) -> tuple[type, bool]:
+    """Type of one value of a ServeConfig field, and whether the field holds several."""
+    hint = typing.get_type_hints(ServeConfig)[name]
+    options = [t for t in typing.get_args(hint) if t is not type(None)]
+    if typing.get_origin(hint) is tuple:
+        return options[0], True
+    inner = options[0] if options else hint
+    if typing.get_origin(inner) is tuple:
+        return typing.get_args(inner)[0], True
+    return inner, False
+
+
+def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> None:
+    names = [f"--{n}" for n in (field.name, field.metadata.get("alias")) if n]
+    kind, many = field_type(field.name)
+    text = field.metadata["help"]
+    if kind is bool:
+        group.add_argument(*names, dest=field.name, action="store_true", help=text)
+        return
+    if field.default not in (None, "", (), ("auto",)) and "default:" not in text:
+        text += f" (default {field.default})"
+    choices = field.metadata.get("choices")
+    group.add_argument(
+        *names,
+        dest=field.name,
+        action="extend" if field.metadata.get("repeatable") else "store",
+        type=str.lower if field.name == "log_level" else kind,
+        choices=choices,
+        nargs="+" if many else None,
+        metavar=None if choices else kind.__name__.upper(),
+        help=text.replace("%", "%%"),
+    )
+
+
+def _add_compat_flag(parser: argparse.ArgumentParser, flag: CompatFlag) -> None:
+    options: dict[str, Any] = {"dest": flag.name, "help": argparse.SUPPRESS}
+    if flag.kind == "flag":
+        options["action"] = "store_true"
+    elif flag.kind == "append":
+        options["action"] = "append"
+    else:
+        options["type"] = {"int": int, "float": float}.get(flag.kind, str)
+        options["choices"] = flag.choices or None
+    parser.add_argument(*(f"--{name}" for name in (flag.name, *flag.aliases)), **options)
+
+
+def _canonical(argv: Sequence[str]) -> list[str]:
+    """Dashes inside flag names become underscores."""
+    result = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            word = f"--{name[2:].replace('-', '_')}{equals}{value}"
+        result.append(word)
+    return result
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
+    known = parser._option_string_actions
+    _admit_families(parser, argv)
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        name = next((w for w in rest if w.startswith("-")), rest[0]).partition("=")[0]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; glimmer serve --help lists them"
+        kind = "unknown flag" if name.startswith("-") else "unexpected argument"
+        raise UsageError(f"{kind} {name}{hint}")
+    return vars(namespace)
+
+
+def _admit_families(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Make known the flags in `argv` that belong to families which LightLLM keeps adding to."""
+    for word in argv:
+        name = word.partition("=")[0]
+        known = name in parser._option_string_actions
+        if not known and name.startswith(tuple(f"--{prefix}" for prefix in FAMILIES)):
+            parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
+
+
+def _judge_compat_flags(given: dict[str, Any]) -> None:
+    """Warn about ignored flags; raise ConfigError naming all that are refused."""
+    table = {flag.name: flag for flag in FLAGS}
+    refused = []
+    for name, value in given.items():
+        flag = table.get(name)
+        if flag is not None and flag.refused:
+            if value != flag.default:
+                shown = f"--{name}" if value is True else f"--{name} {value}"
+                refused.append(f"{shown} is not supported: {flag.reason}")
+        else:
+            reason = (
+                flag.reason
+                if flag
+                else next(why for prefix, why in FAMILIES.items() if name.startswith(prefix))
+            )
+            _log.warning("--%s has no effect: %s", name, reason)
+    if refused:
+        raise ConfigError("\n  ".join(refused))
+
+
+def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
+    """A YAML mapping as the flags that it stands for. Raises ConfigError."""
+    import yaml  # here: most starts have no file, and `--help` should be quick
+
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(mapping, dict):
+        raise ConfigError(f"--config {path}: needs 'flag: value' lines")
+    _admit_families(parser, [f"--{key}" for key in mapping])
+    flags: list[str] = []
+    for key, value in mapping.items():
+        name = f"--{str(key).replace('-', '_')}"
+        action = parser._option_string_actions.get(name)
+        if action is None or name in ("--config", "--help"):
+            near = difflib.get_close_matches(name, parser._option_string_actions, n=1)
+            hint = f"; did you mean {near[0][2:]}?" if near else ""
+            raise ConfigError(f"--config {path}: unknown key {key!r}{hint}")
+        takes_value = action.nargs != 0
+        if takes_value == isinstance(value, bool) or isinstance(value, dict):
+            wanted = "a value" if takes_value else "true or false"
+            raise ConfigError(f"--config {path}: {key} is {value!r}, needs {wanted}")
+        if isinstance(value, list):
+            flags += [name, *map(str, value)]
+        elif value is True:
+            flags.append(name)
+        elif value is not None and value is not False:
+            flags.append(f"{name}={value}")
+    return flags
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Fields set by variables. Raises ConfigError naming the variable that does not parse."""
+    values: dict[str, Any] = {}
+    for name, field in _fields().items():
+        variable = field.metadata.get("env")
+        text = environ.get(variable, "") if variable else ""
+        if not text:
+            continue
+        kind, _ = field_type(name)
+        try:
+            value: Any = _TRUTH[text.lower()] if kind is bool else kind(text)
+        except (ValueError, KeyError):
+            message = f"environment variable {variable}={text!r}: not a {kind.__name__}"
+            raise ConfigError(message) from None
+        value = text.lower() if name == "log_level" else value
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            known = ", ".join(map(str, choices))
+            raise ConfigError(f"environment variable {variable}={text!r}: needs one of {known}")
+        values[name] = value
+    for variable, reason in VARIABLES.items():
+        if variable in environ:
+            _log.warning("environment variable %s has no effect: %s", variable, reason)
+    return values
