@@ -5,13 +5,16 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from .choices import choose
+from .rms_norm import rms_norm
 
 FEW_TOKENS = 32  # more are the library's
 
 
-def linear(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, out: Tensor | None = None, add_to: Tensor | None = None
+) -> Tensor:
     """x [num_tokens, k], rows may be strided, times weight [n, k] transposed, one float type
-    -> [num_tokens, n], in `out` if given.
+    -> [num_tokens, n]: `out` if given, or `add_to` (contiguous), which the product is added to.
 
     On CUDA one token is a matrix-vector kernel, few tokens a tensor-core kernel where that is the
     faster, anything else cuBLAS; the first two give each row the same result whatever the others
@@ -19,15 +22,31 @@ def linear(x: Tensor, weight: Tensor, out: Tensor | None = None) -> Tensor:
     """
     num_tokens = len(x)
     if not x.is_cuda or x.dtype == torch.float32 or not 0 < num_tokens <= FEW_TOKENS:
-        return _library(x, weight, out)
+        return _library(x, weight, out, add_to)
     from .linear_triton import few_tile, linear_few, linear_one, one_tile
 
     n, k_size = weight.shape
     if num_tokens == 1:
-        return linear_one(x, weight, choose("linear_one", (n, k_size), 1, one_tile(k_size)), out)
+        tile = choose("linear_one", (n, k_size), 1, one_tile(k_size))
+        return linear_one(x, weight, tile, out, add_to)
     tile = choose("linear_few", (n, k_size), num_tokens, few_tile(n, k_size))
-    return linear_few(x, weight, tile, out) if tile else _library(x, weight, out)
+    if not tile:
+        return _library(x, weight, out, add_to)
+    return linear_few(x, weight, tile, out, add_to)
 
 
-def _library(x: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+def norm_linear(
+    x: Tensor, norm: Tensor, eps: float, weight: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """`linear` of the RMS norm of x with weight `norm` [k]. For one token on CUDA one launch."""
+    if not x.is_cuda or x.dtype == torch.float32 or len(x) != 1:
+        return linear(rms_norm(x, norm, eps), weight, out)
+    from .linear_triton import linear_one, norm_tile
+
+    return linear_one(x, weight, norm_tile(weight.shape[1]), out, norm=norm, eps=eps)
+
+
+def _library(x: Tensor, weight: Tensor, out: Tensor | None, add_to: Tensor | None) -> Tensor:
+    if add_to is not None:
+        return add_to.addmm_(x, weight.T) if x.is_cuda else add_to.add_(torch_linear(x, weight))
     return torch_linear(x, weight) if out is None else torch.mm(x, weight.T, out=out)

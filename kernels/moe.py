@@ -15,46 +15,55 @@ from .linear import linear
 _SLICE = 16384  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
 
 
-def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor, add_to: Tensor | None = None) -> Tensor:
     """down(silu(gate(x)) * up(x)).
 
     x [num_tokens, hidden], gate_up [2 * width, hidden] (gate first), down [hidden, width], one
-    float type -> [num_tokens, hidden].
+    float type -> [num_tokens, hidden]: `add_to` if given, which it is added to.
     """
     if not x.is_cuda:
         gate, up = dense(x, gate_up).chunk(2, dim=-1)
-        return dense(silu(gate) * up, down)
+        return linear(silu(gate) * up, down, add_to=add_to)
     from .moe_triton import silu_mul
 
-    return linear(silu_mul(linear(x, gate_up)), down)
+    return linear(silu_mul(linear(x, gate_up)), down, add_to=add_to)
 
 
-def moe(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def moe(
+    x: Tensor,
+    ids: Tensor,
+    weights: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    add_to: Tensor | None = None,
+) -> Tensor:
     """Sum over each token's experts of weight * gated_mlp, added up in float32.
 
     x [num_tokens, hidden]; ids [num_tokens, k] int, no expert twice in a row of it, weights
     [num_tokens, k] float32; gate_up [num_experts, 2 * width, hidden], down [num_experts, hidden,
-    width] of x's type -> [num_tokens, hidden] of x's type. Experts without tokens cost nothing. A
-    shared expert is one more expert that every row of ids names. float32 on CUDA is for tests
-    alone: it runs the reference, which waits for the device.
+    width] of x's type -> [num_tokens, hidden] of x's type: `add_to` (contiguous) if given, which
+    it is added to. Experts without tokens cost nothing. A shared expert is one more expert that
+    every row of ids names. float32 on CUDA is for tests alone: it runs the reference, which waits
+    for the device.
     """
     if not x.is_cuda or x.dtype == torch.float32:
-        return moe_reference(x, ids, weights, gate_up, down)
+        found = moe_reference(x, ids, weights, gate_up, down)
+        return found if add_to is None else add_to.add_(found)
     from .moe_triton import ONE_TILE, default_tile, moe_grouped, moe_one, split_tile
 
     x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
     shape = (len(gate_up), down.shape[2], down.shape[1], ids.shape[1])
+    add, out = add_to is not None, torch.empty_like(x) if add_to is None else add_to
     if len(x) == 1:
         tile = choose("moe_one", shape, 1, ONE_TILE)
-        return moe_one(x, ids, weights, gate_up, down, tile)
-    parts = []
+        return moe_one(x, ids, weights, gate_up, down, tile, out, add)
     for begin in range(0, len(x), _SLICE):
         span = slice(begin, begin + _SLICE)
         count = len(x[span])
         tile = choose("moe", shape, count, default_tile(count, shape[3], shape[0]))
         configs = split_tile(tile)
-        parts.append(moe_grouped(x[span], ids[span], weights[span], gate_up, down, *configs))
-    return parts[0] if len(parts) == 1 else torch.cat(parts) if parts else torch.empty_like(x)
+        moe_grouped(x[span], ids[span], weights[span], gate_up, down, *configs, out[span], add)
+    return out
 
 
 def moe_reference(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

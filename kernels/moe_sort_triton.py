@@ -8,8 +8,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from .launch import pdl
 
-_ONE_LAUNCH = 2560  # pairs
-_CHUNK = 256
+_ONE_LAUNCH = 5120  # pairs
+_CHUNK = 128
 _VARYING = ("num_pairs", "max_blocks", "num_chunks")  # one compiled kernel serves all
 
 
@@ -67,45 +67,55 @@ def _sort_kernel(
 
 
 @triton.jit(do_not_specialize=_VARYING)
-def _count_kernel(
-    ids, counts, num_pairs, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr
-):
-    """counts[c, e]: pairs of expert e in chunk c."""
-    chunk = tl.program_id(0)
-    pairs = chunk * CHUNK + tl.arange(0, CHUNK)
+def _scan_kernel(
+    ids, totals, before, num_pairs, num_chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Program e counts the pairs of expert e: totals[e], and before[e, c] ahead of chunk c."""
+    mine = tl.program_id(0)
+    chunks = tl.arange(0, CHUNKS)
+    pair = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    choice = tl.load(ids + pairs, mask=pairs < num_pairs, other=BLOCK_E - 1).to(tl.int32)
-    tl.store(counts + chunk * BLOCK_E + tl.arange(0, BLOCK_E), tl.histogram(choice, BLOCK_E))
+    done = 0
+    for begin in range(0, num_chunks, CHUNKS):
+        at = begin * CHUNK + pair
+        choice = tl.load(ids + at, mask=at < num_pairs, other=-1).to(tl.int32)
+        count = tl.sum((choice == mine).to(tl.int32), 1)
+        ahead = done + tl.cumsum(count, 0) - count
+        here = begin + chunks
+        tl.store(before + mine * num_chunks + here, ahead, mask=here < num_chunks)
+        done += tl.sum(count, 0)
+    tl.store(totals + mine, done)
 
 
 @triton.jit(do_not_specialize=_VARYING)
 def _place_kernel(
-    ids, counts, pairs, experts, num_pairs, num_experts, max_blocks, num_chunks,
+    ids, totals, before, pairs, experts, num_pairs, num_experts, max_blocks, num_chunks,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """What `_sort_kernel` does, program c for the pairs of chunk c and the blocks of expert c."""
     mine = tl.program_id(0)
     bins = tl.arange(0, BLOCK_E)
-    pair = mine * CHUNK + tl.arange(0, CHUNK)
+    lane = tl.arange(0, CHUNK)
+    pair = mine * CHUNK + lane
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    total = tl.zeros((BLOCK_E,), tl.int32)
-    before = total
-    for begin in range(0, num_chunks, 32):
-        row = begin + tl.arange(0, 32)[:, None]
-        part = tl.load(counts + row * BLOCK_E + bins[None, :], mask=row < num_chunks, other=0)
-        total += tl.sum(part, 0)
-        before += tl.sum(tl.where(row < mine, part, 0), 0)
-    total = tl.where(bins < num_experts, total, 0)
+    real = bins < num_experts
+    total = tl.load(totals + bins, mask=real, other=0)
     blocks = (total + BLOCK_T - 1) // BLOCK_T
     first = tl.sum(blocks, 0) - tl.cumsum(blocks, 0)
-    choice = tl.load(ids + pair, mask=pair < num_pairs, other=BLOCK_E - 1).to(tl.int32)
+    column = before + tl.minimum(mine, num_chunks - 1)  # more programs than chunks place nothing
+    ahead = tl.load(column + bins * num_chunks, mask=real, other=0)
+    choice = tl.load(ids + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
     hit = choice[:, None] == bins[None, :]
-    place = tl.cumsum(hit.to(tl.int32), 0) - 1 + (first * BLOCK_T + before)[None, :]
-    tl.store(pairs + tl.sum(tl.where(hit, place, 0), 1), pair, mask=pair < num_pairs)
+    place = tl.sum(tl.where(hit, (first * BLOCK_T + ahead)[None, :], 0), 1)
+    again = tl.load(ids + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
+    earlier = (choice[:, None] == again[None, :]) & (lane[None, :] < lane[:, None])
+    place += tl.sum(earlier.to(tl.int32), 1)
+    tl.store(pairs + place, pair, mask=pair < num_pairs)
     if mine < num_experts:
         start = tl.sum(tl.where(bins == mine, first, 0), 0)
         count = tl.sum(tl.where(bins == mine, total, 0), 0)
@@ -116,7 +126,8 @@ def _place_kernel(
 def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
     """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's, in
     blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none).
-    Few pairs are sorted in one launch, more in two, with a program for each chunk of them."""
+    Few pairs are sorted in one launch, more in two: a program counts one expert's, then a
+    program places a chunk of all."""
     num_pairs = ids.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
     pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)
@@ -129,10 +140,13 @@ def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Ten
         )  # fmt: skip
         return pairs, experts
     chunks = triton.cdiv(num_pairs, _CHUNK)
-    counts = torch.empty(chunks, block_e, dtype=torch.int32, device=ids.device)
-    _count_kernel[(chunks,)](ids, counts, num_pairs, BLOCK_E=block_e, CHUNK=_CHUNK, **pdl())
+    totals = torch.empty(num_experts, dtype=torch.int32, device=ids.device)
+    before = torch.empty(num_experts, chunks, dtype=torch.int32, device=ids.device)
+    _scan_kernel[(num_experts,)](
+        ids, totals, before, num_pairs, chunks, CHUNK=_CHUNK, CHUNKS=64, num_warps=8, **pdl()
+    )
     _place_kernel[(max(chunks, num_experts),)](
-        ids, counts, pairs, experts, num_pairs, num_experts, max_blocks, chunks, BLOCK_T=block_t,
-        BLOCK_E=block_e, CHUNK=_CHUNK, num_warps=8, **pdl(),
+        ids, totals, before, pairs, experts, num_pairs, num_experts, max_blocks, chunks,
+        BLOCK_T=block_t, BLOCK_E=block_e, CHUNK=_CHUNK, **pdl(),
     )  # fmt: skip
     return pairs, experts

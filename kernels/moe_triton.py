@@ -9,7 +9,6 @@ nothing is permuted; the last kernel adds up a token's pairs in their order.
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -93,8 +92,8 @@ def _up_one_kernel(
 
 @triton.jit
 def _down_one_kernel(
-    h, ids, weights, down, out, hidden, WIDTH: tl.constexpr, TOP_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    h, ids, weights, down, out, hidden, ADD: tl.constexpr, WIDTH: tl.constexpr,
+    TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One token: rows of the weighted sum over its experts -> out [hidden].
     The ids are two launches old and complete when this kernel may start."""
@@ -107,6 +106,9 @@ def _down_one_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
+    there = tl.zeros((BLOCK_N,), tl.float32)
+    if ADD:
+        there += tl.load(out + rows, mask=rows < hidden, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for pair in tl.static_range(TOP_K):
         expert = at + tl.load(ids + pair).to(tl.int64) * hidden * WIDTH
@@ -116,7 +118,7 @@ def _down_one_kernel(
                 w = tl.load(expert + begin, mask=inside & (begin + k[None, :] < WIDTH), other=0.0)
             part = tl.load(h + pair * WIDTH + begin + k, mask=begin + k < WIDTH, other=0.0)
             total += w.to(tl.float32) * (part.to(tl.float32) * score)[None, :]
-    tl.store(out + rows, tl.sum(total, 1), mask=rows < hidden)
+    tl.store(out + rows, there + tl.sum(total, 1), mask=rows < hidden)
 
 
 @triton.jit
@@ -216,9 +218,11 @@ def _grouped_kernel(
 
 @triton.jit
 def _combine_kernel(
-    parts, weights, out, width, TOP_K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr
-):
-    """out[t] = sum over j of weights[t, j] * parts[t * TOP_K + j], in order, float32."""
+    parts, weights, out, width, ADD: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """out[t] = sum over j of weights[t, j] * parts[t * TOP_K + j], in order, float32. ADD: added
+    to what is there."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -230,7 +234,10 @@ def _combine_kernel(
         pair = token * TOP_K + place
         part = tl.load(parts + pair * width + columns, mask=inside, other=0.0)
         total += tl.load(weights + pair) * part.to(tl.float32)
-    tl.store(out + token * width + columns, total, mask=inside)
+    at = out + token * width + columns
+    if ADD:
+        total += tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(at, total, mask=inside)
 
 
 @triton.jit
@@ -263,20 +270,23 @@ def moe_one(
     gate_up: Tensor,
     down: Tensor,
     tile: tuple[int, ...],
+    out: Tensor,
+    add: bool,
 ) -> Tensor:
-    """`moe` of one token in two launches; tile: rows, columns and warps of up, then of down."""
+    """`moe` of one token in two launches, in `out` or added to it; tile: rows, columns and warps of
+    up, then of down."""
     width, hidden = down.shape[2], down.shape[1]
     top_k = ids.shape[1]
     between = x.new_empty(top_k, width)
-    out = torch.empty_like(x)
     rows, columns, warps, down_rows, down_columns, down_warps = tile
     _up_one_kernel[(triton.cdiv(width, rows), top_k)](
         x, ids, gate_up, between, width, HIDDEN=hidden, BLOCK_N=rows,
         BLOCK_K=min(columns, triton.next_power_of_2(hidden)), num_warps=warps, **pdl(),
     )  # fmt: skip
     _down_one_kernel[(triton.cdiv(hidden, down_rows),)](
-        between, ids, weights, down, out, hidden, WIDTH=width, TOP_K=top_k, BLOCK_N=down_rows,
-        BLOCK_K=min(down_columns, triton.next_power_of_2(width)), num_warps=down_warps, **pdl(),
+        between, ids, weights, down, out, hidden, ADD=add, WIDTH=width, TOP_K=top_k,
+        BLOCK_N=down_rows, BLOCK_K=min(down_columns, triton.next_power_of_2(width)),
+        num_warps=down_warps, **pdl(),
     )  # fmt: skip
     return out
 
@@ -314,15 +324,15 @@ def grouped(
     return out
 
 
-def combine(parts: Tensor, weights: Tensor) -> Tensor:
-    """parts [num_tokens * k, hidden], weights [num_tokens, k] float32 -> [num_tokens, hidden]."""
+def combine(parts: Tensor, weights: Tensor, out: Tensor, add: bool) -> Tensor:
+    """parts [num_tokens * k, hidden], weights [num_tokens, k] float32 -> `out` [num_tokens,
+    hidden], contiguous; `add`: added to it."""
     num_tokens, top_k = weights.shape
     hidden = parts.shape[1]
-    out = parts.new_empty(num_tokens, hidden)
     block = min(1024, triton.next_power_of_2(hidden))
     grid = (num_tokens, triton.cdiv(hidden, block))
     _combine_kernel[grid](
-        parts, weights, out, hidden, TOP_K=top_k, BLOCK=block, num_warps=4, **pdl()
+        parts, weights, out, hidden, ADD=add, TOP_K=top_k, BLOCK=block, num_warps=4, **pdl()
     )
     return out
 
@@ -335,11 +345,13 @@ def moe_grouped(
     down: Tensor,
     up_config: GemmConfig,
     down_config: GemmConfig,
+    out: Tensor,
+    add: bool,
 ) -> Tensor:
-    """`moe` of some tokens: (sort,) up, down, combine."""
+    """`moe` of some tokens, in `out` or added to it: (sort,) up, down, combine."""
     blocks = None
     if len(x) > min(DENSE_TOKENS, up_config.block_t):
         blocks = sort_pairs(ids, len(gate_up), up_config.block_t)
     between = grouped(x, gate_up, ids, blocks, up_config, gated=True)
     parts = grouped(between, down, ids, blocks, down_config, gated=False)
-    return combine(parts, weights)
+    return combine(parts, weights, out, add)

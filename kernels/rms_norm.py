@@ -1,7 +1,8 @@
-"""RMS normalisation, alone and fused with the residual add before it.
+"""RMS normalisation.
 
 Statistics are float32 whatever the input type; the weight multiplies after rounding back, as the
-model was trained. On CUDA each is one launch.
+model was trained. On CUDA one launch; for a single token what reads the norm computes it along:
+`linear.norm_linear`, `router.norm_route`.
 """
 
 import torch
@@ -16,18 +17,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     from .rms_norm_triton import launch_rms_norm
 
     rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
-    return launch_rms_norm(rows, None, weight, eps)[0].view(x.shape)
-
-
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual), x + residual); x and residual [num_tokens, width], one type."""
-    if not x.is_cuda:
-        residual = residual + x
-        return rms_norm_reference(residual, weight, eps), residual
-    from .rms_norm_triton import launch_rms_norm
-
-    normed, total = launch_rms_norm(x, residual, weight, eps)
-    return normed, total
+    return launch_rms_norm(rows, weight, eps).view(x.shape)
 
 
 def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -10,20 +10,7 @@ from .launch import pdl
 
 
 @triton.jit
-def _rms_norm_kernel(
-    x,
-    residual,
-    weight,
-    out,
-    total,
-    x_stride,
-    residual_stride,
-    width,
-    eps,
-    ADD: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
+def _rms_norm_kernel(x, weight, out, x_stride, width, eps, BLOCK: tl.constexpr, PDL: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -31,40 +18,20 @@ def _rms_norm_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    value = tl.load(x + row * x_stride + columns, mask=inside, other=0.0)
-    if ADD:
-        old = tl.load(residual + row * residual_stride + columns, mask=inside, other=0.0)
-        value = (value.to(tl.float32) + old.to(tl.float32)).to(total.dtype.element_ty)
-        tl.store(total + row * width + columns, value, mask=inside)
-    wide = value.to(tl.float32)
+    wide = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
     rounded = wide.to(out.dtype.element_ty).to(tl.float32)  # before the weight, as in training
     tl.store(out + row * width + columns, rounded * scale.to(tl.float32), mask=inside)
 
 
-def launch_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> list[Tensor]:
-    """x [num_rows, width], rows may be strided, residual the same or None -> [normed] or
-    [normed, x + residual], contiguous."""
+def launch_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [num_rows, width], rows may be strided -> the same, contiguous."""
     num_rows, width = x.shape
-    outputs = [torch.empty_like(x, memory_format=torch.contiguous_format)]
-    if residual is not None:
-        outputs.append(torch.empty_like(outputs[0]))
-    if not num_rows:
-        return outputs
-    block = triton.next_power_of_2(width)
-    _rms_norm_kernel[(num_rows,)](
-        x,
-        residual if residual is not None else x,
-        weight,
-        outputs[0],
-        outputs[-1],
-        x.stride(0),
-        residual.stride(0) if residual is not None else 0,
-        width,
-        eps,
-        ADD=residual is not None,
-        BLOCK=block,
-        num_warps=min(8, max(1, block // 512)),
-        **pdl(),
-    )
-    return outputs
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if num_rows:
+        block = triton.next_power_of_2(width)
+        _rms_norm_kernel[(num_rows,)](
+            x, weight, out, x.stride(0), width, eps, BLOCK=block,
+            num_warps=min(8, max(1, block // 512)), **pdl(),
+        )  # fmt: skip
+    return out

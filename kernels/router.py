@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from .rms_norm import rms_norm
+
 
 def route(
     x: Tensor,
@@ -42,6 +44,31 @@ def route(
         ids = torch.cat((ids, shared.expand(len(x), -1)), 1)
         weights = torch.cat((weights, weights.new_ones(len(x), num_shared)), 1)
     return ids, weights
+
+
+def norm_route(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Tensor,
+    correction_bias: Tensor,
+    num_chosen: int,
+    num_groups: int,
+    num_chosen_groups: int,
+    normalise: bool,
+    scaling: float,
+    num_shared: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(normed x, *`route` of it): the RMS norm with weight `norm` [hidden] and what else `route`
+    takes. For one token on CUDA both are one launch, unless there are groups to choose from."""
+    scales = normalise, scaling, num_shared
+    if x.is_cuda and len(x) == 1 and num_chosen_groups >= num_groups:
+        from .router_triton import launch_norm_route
+
+        return launch_norm_route(x, norm, eps, weight, correction_bias, num_chosen, *scales)
+    x = rms_norm(x, norm, eps)
+    given = x, weight, correction_bias, num_chosen, num_groups, num_chosen_groups
+    return x, *route(*given, *scales)
 
 
 def _keep_best_groups(choice: Tensor, num_groups: int, num_kept: int) -> Tensor:

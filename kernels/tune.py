@@ -171,6 +171,7 @@ def _moe_operands(shape: Shape, num_tokens: int) -> Calls:
     one is."""
     num_experts, width, hidden, chosen = shape
     x = _random(num_tokens, hidden)
+    out = torch.empty_like(x)
     layers = [
         (_random(num_experts, 2 * width, hidden), _random(num_experts, hidden, width))
         for _ in range(_copies(3 * num_experts * width * hidden))
@@ -186,9 +187,9 @@ def _moe_operands(shape: Shape, num_tokens: int) -> Calls:
         from .moe_triton import moe_grouped, moe_one, split_tile
 
         if num_tokens == 1:
-            return [partial(moe_one, x, *route, tile) for route in routes]
+            return [partial(moe_one, x, *route, tile, out, False) for route in routes]
         up, down = split_tile(tile)
-        return [partial(moe_grouped, x, *route, up, down) for route in routes]
+        return [partial(moe_grouped, x, *route, up, down, out, False) for route in routes]
 
     return calls
 

@@ -1,5 +1,6 @@
 """Copies between host and device that nobody waits for."""
 
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,15 @@ def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device
     if torch.device(device).type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def ints_to_device(values: Sequence[int], device: torch.device | str) -> Tensor:
+    """The same for a flat run of at least one number, as int64: by way of an array, which takes a
+    fifth of the time that torch takes to look at each number of a long prompt."""
+    host = torch.frombuffer(array("q", values), dtype=torch.int64)
+    if torch.device(device).type != "cuda":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..kernels.flashinfer_mla import FlashInferDecode
 from ..shared.messages import PrefillChunk, StepPlan
-from .device import to_device
+from .device import ints_to_device
 from .rows import RowTable
 
 # An extension of a cached prefix by so many tokens is cheaper absorbed: up-projecting one cached
@@ -98,9 +98,8 @@ def build_inputs(
     row_of_token = chain.from_iterable([row] * n for row, n in zip(rows, counts, strict=True))
     positions = chain.from_iterable(range(a, b) for a, b in zip(begins, lengths, strict=True))
     known = chain.from_iterable(chunk.token_ids for chunk in ordered)
-    packed = to_device(
+    packed = ints_to_device(
         [*row_of_token, *positions, *known, *plan.decode, *rows, *lengths, *starts, *sampling],
-        torch.int64,
         table.device,
     )
     total, num_rows = starts[-1], len(rows)

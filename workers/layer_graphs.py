@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.rms_norm import rms_norm
 from ..shared.model_spec import ModelSpec
 from .inputs import StepInputs
-from .model.glm4_moe_lite import ModelWeights, behind_attention, embed
-from .model.mla import attend, output, project
+from .model.glm4_moe_lite import ModelWeights, embed
+from .model.mla import add_output, attend, project
+from .model.moe import mlp
 from .parallel import Ranks
 
 _SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
@@ -104,17 +106,18 @@ class LayerGraphs:
         model, spec, ranks = self._model, self._spec, self._ranks
         token_ids, positions, slots = self._tokens[:, :size]
         if flow is None:
-            x, residual, angles = embed(model, token_ids, positions, spec)
+            stream, angles = embed(model, token_ids, positions, spec)
         else:
-            residual, angles = flow
+            stream, angles = flow
             layer = model.layers[number - 1]
-            x = output(self._values[:size], layer.attention, ranks)
-            norm = model.norm_after(number - 1)
-            x, residual = behind_attention(x, residual, layer, norm, spec, ranks)
+            add_output(stream, self._values[:size], layer.attention, ranks)
+            mlp(stream, layer.mlp_norm, layer.mlp, spec, ranks)
         if number == len(model.layers):
-            torch.stack((x, residual), out=self._states[:, :size])
+            normed = rms_norm(stream, model.norm, spec.rms_norm_eps)
+            torch.stack((normed, stream), out=self._states[:, :size])
             return None
-        weights, here = model.layers[number].attention, kv[:, number]
+        layer, here = model.layers[number], kv[:, number]
         queries, latents = self._queries[:size], self._latents[:size]
-        project(x, weights, slots, angles, here, spec, latents, out=queries)
-        return residual, angles
+        norm, weights = layer.input_norm, layer.attention
+        project(stream, norm, weights, slots, angles, here, spec, latents, out=queries)
+        return stream, angles

@@ -33,6 +33,15 @@ class Ranks:
             self.group.allreduce([x]).wait()
         return x
 
+    def part_of(self, stream: Tensor) -> Tensor:
+        """What a rank adds its share of a sum to that goes into `stream`: see `add_up`."""
+        return stream if self.group is None else torch.zeros_like(stream)
+
+    def add_up(self, part: Tensor, stream: Tensor) -> None:
+        """Add all ranks' parts, which `part_of` gave, to `stream`; alone, that has happened."""
+        if self.group is not None:
+            stream.add_(self.all_reduce(part))
+
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x everywhere, in place; returns x."""
         if self.group is not None:

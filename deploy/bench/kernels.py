@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -102,31 +102,36 @@ def _copies(num_bytes: float) -> int:
 
 
 def projections(o: Operands, tokens: int) -> Iterator[Case]:
-    """Norms and dense products of a layer."""
-    from ...kernels.linear import linear
-    from ...kernels.rms_norm import add_rms_norm, rms_norm
+    """Norms and dense products of a layer; one token's norms come with what reads them."""
+    from ...kernels.linear import linear, norm_linear
+    from ...kernels.rms_norm import rms_norm
 
     s = o.spec
     layers, hidden = s.num_layers, s.hidden_size
-    x, residual = o.random(tokens, hidden), o.random(tokens, hidden)
-    norm = o.random(hidden)
-    yield Case("add_rms_norm", f"{tokens}x{hidden}",
-               [lambda: add_rms_norm(x, residual, norm, o.eps)] * 8,
-               4 * _BYTES * tokens * hidden, 0, 2 * layers)  # fmt: skip
-    latent, q_norm = o.random(tokens, s.q_lora_rank), o.random(s.q_lora_rank)
-    yield Case("rms_norm", f"{tokens}x{s.q_lora_rank}",
-               [lambda: rms_norm(latent, q_norm, o.eps)] * 8,
-               2 * _BYTES * tokens * s.q_lora_rank, 0, layers)  # fmt: skip
-    for name, rows, columns in (
-        ("qkv_a", s.q_lora_rank + s.latent_dim, hidden),
-        ("q_b", s.num_heads * s.qk_head_dim, s.q_lora_rank),
-        ("o", hidden, s.num_heads * s.v_head_dim),
+    stream, latent = o.random(tokens, hidden), o.random(tokens, s.q_lora_rank)
+    norms = {given.shape[1]: o.random(given.shape[1]) for given in (stream, latent)}
+    if tokens > 1:
+        for given, count in ((stream, 2 * layers), (latent, layers)):
+            norm = norms[given.shape[1]]
+            yield Case("rms_norm", f"{tokens}x{given.shape[1]}",
+                       [partial(rms_norm, given, norm, o.eps)] * 8,
+                       2 * _BYTES * given.numel(), 0, count)  # fmt: skip
+    values = o.random(tokens, s.num_heads * s.v_head_dim)
+    for name, given, rows in (
+        ("qkv_a", stream, s.q_lora_rank + s.latent_dim),
+        ("q_b", latent, s.num_heads * s.qk_head_dim),
+        ("o", values, hidden),
     ):
+        columns = given.shape[1]
         count = rows * columns
-        given = o.random(tokens, columns)
         weights = [o.weight(rows, columns) for _ in range(_copies(_BYTES * count))]
-        calls = [partial(linear, given, w) for w in weights]
         moved = _BYTES * (count + tokens * (rows + columns))
+        calls = [partial(linear, given, w) for w in weights]
+        if name == "o":
+            calls = [partial(linear, given, w, add_to=stream) for w in weights]
+        elif tokens == 1:
+            name = f"norm, {name}"
+            calls = [partial(norm_linear, given, norms[columns], o.eps, w) for w in weights]
         yield Case(name, f"{tokens}x{columns}->{rows}", list(calls), moved,
                    2 * count * tokens, layers)  # fmt: skip
 
@@ -134,30 +139,31 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
 def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     """Router, experts, the dense first layer, the head."""
     from ...kernels.moe import gated_mlp, moe
-    from ...kernels.router import route
+    from ...kernels.router import norm_route, route
 
     s, torch = o.spec, o.torch
     hidden, width = s.hidden_size, s.moe_intermediate_size
     moe_layers = s.num_layers - s.first_dense_layers
     experts = s.num_experts + s.num_shared_experts
     chosen = s.num_experts_per_token + s.num_shared_experts
-    x = o.random(tokens, hidden)
+    x, stream = o.random(tokens, hidden), o.random(tokens, hidden)
     router = o.weight(s.num_experts, hidden).float()
     bias = torch.zeros(s.num_experts, device="cuda")
 
-    def choose(given: Any) -> Any:
-        return route(given, router, bias, s.num_experts_per_token, 1, 1, s.norm_topk_prob,
-                     s.routed_scaling_factor, s.num_shared_experts)  # fmt: skip
-
-    yield Case("route", f"{tokens}x{hidden}->{s.num_experts}", [lambda: choose(x)] * 8,
+    rest = (router, bias, s.num_experts_per_token, 1, 1, s.norm_topk_prob,
+            s.routed_scaling_factor, s.num_shared_experts)  # fmt: skip
+    name, choose = "route", cast(Callable[[], object], partial(route, x, *rest))
+    if tokens == 1:
+        name, choose = "norm, route", partial(norm_route, x, o.random(hidden), o.eps, *rest)
+    yield Case(name, f"{tokens}x{hidden}->{s.num_experts}", [choose] * 8,
                4 * router.numel() + _BYTES * x.numel(), 2 * router.numel() * tokens,
                moe_layers)  # fmt: skip
     one = 3 * hidden * width
     stacks = [(o.random(experts, 2 * width, hidden).mul_(hidden**-0.5),
                o.random(experts, hidden, width).mul_(width**-0.5)) for _ in range(4)]  # fmt: skip
-    routes = [choose(o.random(tokens, hidden)) for _ in stacks]
+    routes = [route(o.random(tokens, hidden), *rest) for _ in stacks]
     calls = [
-        partial(moe, x, ids, scores, up, down)
+        partial(moe, x, ids, scores, up, down, stream)
         for (up, down), (ids, scores) in zip(stacks, routes, strict=True)
     ]
     read = distinct_experts(s, tokens) + s.num_shared_experts
@@ -168,7 +174,7 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
         up, down = o.weight(2 * s.intermediate_size, hidden), o.weight(hidden, s.intermediate_size)
         count = up.numel() + down.numel()
         yield Case("dense mlp", f"{tokens}x{s.intermediate_size}",
-                   [lambda: gated_mlp(x, up, down)] * 3, _BYTES * count,
+                   [partial(gated_mlp, x, up, down, stream)] * 3, _BYTES * count,
                    2 * count * tokens, s.first_dense_layers)  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from glimmer.kernels.linear import linear
-from glimmer.kernels.linear_triton import few_tile, linear_few, linear_one, one_tile
+from glimmer.kernels.linear import linear, norm_linear
+from glimmer.kernels.linear_triton import few_tile, linear_few, linear_one, norm_tile, one_tile
+from glimmer.kernels.rms_norm import rms_norm_reference
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -28,6 +29,19 @@ def test_one_token(n: int, k: int) -> None:
     x, weight, expected = case(1, n, k)
     check(linear_one(x, weight, (4, 64, 4)), expected)
     check(linear_one(x, weight, one_tile(k)), expected)
+    there = torch.randn(1, n, device=DEVICE).to(DTYPE)
+    total = there.float() + expected
+    assert linear_one(x, weight, (4, 64, 4), add_to=there) is there
+    check(there, total)
+
+
+@pytest.mark.parametrize(("n", "k"), [(50, 96), (7, 33)])
+def test_one_token_normed_first(n: int, k: int) -> None:
+    x, weight, _ = case(1, n, k)
+    norm = torch.randn(k, device=DEVICE).to(DTYPE)
+    expected = rms_norm_reference(x, norm, 1e-5).float() @ weight.float().T
+    for tile in ((4, 64, 4), norm_tile(k)):
+        check(linear_one(x, weight, tile, norm=norm, eps=1e-5), expected)
 
 
 @pytest.mark.parametrize("num_tokens", [2, 17])
@@ -36,6 +50,10 @@ def test_few_tokens(num_tokens: int, n: int, k: int) -> None:
     x, weight, expected = case(num_tokens, n, k)
     check(linear_few(x, weight, (4, 16, 32, 2)), expected)
     check(linear_few(x, weight, (2, 16, 64, 3)), expected)
+    there = torch.randn(num_tokens, n, device=DEVICE).to(DTYPE)
+    total = there.float() + expected
+    assert linear_few(x, weight, (2, 16, 32, 2), add_to=there) is there
+    check(there, total)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
@@ -55,3 +73,11 @@ def test_on_the_card(n: int, k: int, num_tokens: int) -> None:
     got = linear(x, weight)
     check(got, expected)
     assert torch.equal(got, linear(x, weight))
+    there = torch.randn_like(got)
+    total = there.float() + expected
+    linear(x, weight, add_to=there)
+    torch.testing.assert_close(there.float(), total, atol=2 * STEP, rtol=STEP)
+    norm = torch.randn(k, device=DEVICE).to(DTYPE)
+    expected = rms_norm_reference(x, norm, 1e-5).float() @ weight.float().T
+    found = norm_linear(x, norm, 1e-5, weight)
+    torch.testing.assert_close(found.float(), expected, atol=4 * STEP, rtol=2 * STEP)

@@ -43,3 +43,14 @@ def test_mixture_matches_a_loop(num_tokens: int, dtype: torch.dtype, experts: li
             expected += weight * part
         tolerance = 1e-4 if dtype == torch.float32 else 0.25  # bf16: products of size 30
         torch.testing.assert_close(got[token].float(), expected, atol=tolerance, rtol=1e-2)
+
+
+def test_results_are_added_in_place() -> None:
+    x, gate_up = torch.randn(3, HIDDEN), torch.randn(EXPERTS, 2 * WIDTH, HIDDEN)
+    down, weights = torch.randn(EXPERTS, HIDDEN, WIDTH), torch.rand(3, 2)
+    ids = torch.tensor([[0, 1], [2, 3], [3, 0]])
+    there = torch.randn(3, HIDDEN)
+    expected = there + moe(x, ids, weights, gate_up, down) + gated_mlp(x, gate_up[0], down[0])
+    assert moe(x, ids, weights, gate_up, down, there) is there
+    assert gated_mlp(x, gate_up[0], down[0], there) is there
+    torch.testing.assert_close(there, expected)

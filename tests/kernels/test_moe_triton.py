@@ -37,6 +37,11 @@ def case(
     return [x.to(dtype), ids, weights, gate_up, down]
 
 
+def room(args: list[torch.Tensor]) -> torch.Tensor:
+    """Where a result goes, holding what must not be added to."""
+    return torch.full_like(args[0], 100.0)
+
+
 def check(got: torch.Tensor, args: list[torch.Tensor]) -> None:
     expected = moe_reference(*args).float()
     assert (got.dtype, got.shape) == (args[0].dtype, args[0].shape)
@@ -46,7 +51,10 @@ def check(got: torch.Tensor, args: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize(("hidden", "width"), [(96, 48), (40, 24)])
 def test_one_token(hidden: int, width: int) -> None:
     args = case(1, hidden, width, 8, 3)
-    check(moe_one(*args, (4, 32, 4, 8, 16, 4)), args)
+    tile = (4, 32, 4, 8, 16, 4)
+    check(moe_one(*args, tile, room(args), False), args)
+    there = torch.randn_like(args[0])
+    check(moe_one(*args, tile, there.clone(), True) - there, args)
 
 
 @pytest.mark.parametrize("tma", [True, False])
@@ -54,7 +62,9 @@ def test_one_token(hidden: int, width: int) -> None:
 def test_few_tokens_unsorted(num_tokens: int, experts: int, tma: bool) -> None:
     args = case(num_tokens, 96, 48, experts, 2)
     config = GemmConfig(32, 32, 32, 4, 2, tma)
-    check(moe_grouped(*args, config, config), args)
+    check(moe_grouped(*args, config, config, room(args), False), args)
+    there = torch.randn_like(args[0])
+    check(moe_grouped(*args, config, config, there.clone(), True) - there, args)
 
 
 @pytest.mark.parametrize("hidden", [96, 104])
@@ -62,14 +72,16 @@ def test_few_tokens_unsorted(num_tokens: int, experts: int, tma: bool) -> None:
 def test_many_tokens_sorted(num_tokens: int, hidden: int) -> None:
     args = case(num_tokens, hidden, 48, 5, 2)
     up, down = GemmConfig(32, 16, 64, 4, 2), GemmConfig(64, 16, 32, 4, 2)
-    check(moe_grouped(*args, up, down), args)
+    check(moe_grouped(*args, up, down, room(args), False), args)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, ids, weights, gate_up, down = case(12, 64, 32, 9, 2)
     config = GemmConfig(32, 16, 32, 4, 2)
-    whole = moe_grouped(x, ids, weights, gate_up, down, config, config)
-    part = moe_grouped(x[3:9], ids[3:9], weights[3:9], gate_up, down, config, config)
+    out, few = torch.empty_like(x), torch.empty_like(x[3:9])
+    whole = moe_grouped(x, ids, weights, gate_up, down, config, config, out, False)
+    rest = (gate_up, down, config, config, few, False)
+    part = moe_grouped(x[3:9], ids[3:9], weights[3:9], *rest)
     assert torch.equal(whole[3:9], part)
 
 
@@ -79,7 +91,9 @@ def test_gate_times_up_and_weighted_sum() -> None:
     torch.testing.assert_close(silu_mul(both), torch.nn.functional.silu(gate) * up)
     parts, weights = torch.randn(6, 37, device=DEVICE), torch.rand(2, 3, device=DEVICE)
     expected = (parts.view(2, 3, 37) * weights[..., None]).sum(1)
-    torch.testing.assert_close(combine(parts, weights), expected)
+    out = torch.empty_like(expected)
+    torch.testing.assert_close(combine(parts, weights, out, False), expected)
+    torch.testing.assert_close(combine(parts, weights, out, True), 2 * expected)
 
 
 def test_grouped_rows_are_those_of_pairs() -> None:
@@ -109,6 +123,10 @@ def test_on_the_card(dims: tuple[int, int, int, int], num_tokens: int) -> None:
     got = moe(*args)
     check(got, args)
     assert torch.equal(got, moe(*args))
+    there = torch.randn_like(got)
+    total = there.float() + moe_reference(*args).float()
+    moe(*args, there)
+    torch.testing.assert_close(there.float(), total, atol=6 * STEP, rtol=4 * STEP)
 
 
 @pytest.mark.gpu

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from glimmer.kernels.router import route
+from glimmer.kernels.rms_norm import rms_norm
+from glimmer.kernels.router import norm_route, route
 
 
 def plain(
@@ -53,3 +54,14 @@ def test_low_precision_input_is_scored_in_float32() -> None:
     got = route(x, weight, torch.zeros(8), 2, 1, 1, True, 1.0)
     assert torch.equal(got[0], wide[0])
     assert torch.equal(got[1], wide[1])
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2)])
+def test_the_norm_may_come_with_it(groups: int, kept: int) -> None:
+    x, norm, weight = torch.randn(7, 16), torch.randn(16), torch.randn(8, 16)
+    rest = (weight, torch.zeros(8), 2, groups, kept, True, 1.5, 1)
+    normed, ids, weights = norm_route(x, norm, 1e-5, *rest)
+    assert torch.equal(normed, rms_norm(x, norm, 1e-5))
+    expected = route(normed, *rest)
+    assert torch.equal(ids, expected[0])
+    assert torch.equal(weights, expected[1])

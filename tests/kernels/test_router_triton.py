@@ -1,4 +1,4 @@
-"""The one-launch router against the torch reference.
+"""The one-launch routers against the torch reference.
 
 Both compute in float32, in another order: ids may differ only where two scores are as good as
 equal, which these seeds avoid by checking the margin.
@@ -6,15 +6,17 @@ equal, which these seeds avoid by checking the margin.
 
 import pytest
 import torch
-from glimmer.kernels.router import route
-from glimmer.kernels.router_triton import launch_route
+from glimmer.kernels.rms_norm import rms_norm_reference
+from glimmer.kernels.router import norm_route, route
+from glimmer.kernels.router_triton import launch_norm_route, launch_route
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+DTYPE = torch.bfloat16 if CUDA else torch.float16  # the interpreter gets bfloat16 products wrong
 
 
 def check(num_tokens: int, hidden: int, experts: int, k: int, shared: int, norm: bool) -> None:
-    x = torch.randn(num_tokens, hidden + 8, device=DEVICE)[:, :hidden].bfloat16()
+    x = torch.randn(num_tokens, hidden + 8, device=DEVICE)[:, :hidden].to(DTYPE)
     weight = torch.randn(experts, hidden, device=DEVICE) * hidden**-0.5
     bias = torch.randn(experts, device=DEVICE) * 0.1
     ids, weights = launch_route(x, weight, bias, k, norm, 1.8, shared)
@@ -38,12 +40,37 @@ def check(num_tokens: int, hidden: int, experts: int, k: int, shared: int, norm:
 
 @pytest.mark.parametrize(
     ("num_tokens", "hidden", "experts", "k", "shared", "norm"),
-    [(1, 96, 8, 2, 1, True), (19, 200, 40, 4, 0, False), (3, 16, 5, 5, 2, True)],
+    [
+        *((1, 96, 8, 2, 1, True), (19, 200, 40, 4, 0, False), (3, 16, 5, 5, 2, True)),
+        *((257, 200, 40, 4, 1, True), (300, 64, 70, 2, 0, False)),  # the kernel for many
+    ],
 )  # fmt: skip
 def test_choice_and_weights(
     num_tokens: int, hidden: int, experts: int, k: int, shared: int, norm: bool
 ) -> None:
     check(num_tokens, hidden, experts, k, shared, norm)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "experts", "k", "shared"), [(96, 8, 2, 1), (200, 40, 4, 0), (16, 5, 5, 2)]
+)
+def test_one_token_normed_first(hidden: int, experts: int, k: int, shared: int) -> None:
+    check_norm(hidden, experts, k, shared)
+
+
+def check_norm(hidden: int, experts: int, k: int, shared: int) -> None:
+    for _ in range(5):
+        x = torch.randn(1, hidden, device=DEVICE).to(DTYPE)
+        norm = torch.rand(hidden, device=DEVICE).to(DTYPE)
+        weight = torch.randn(experts, hidden, device=DEVICE) * hidden**-0.5
+        bias = torch.randn(experts, device=DEVICE) * 0.1
+        normed, ids, weights = launch_norm_route(x, norm, 1e-5, weight, bias, k, True, 1.8, shared)
+        step = torch.finfo(DTYPE).eps
+        expected = rms_norm_reference(x, norm, 1e-5)
+        torch.testing.assert_close(normed, expected, atol=step, rtol=2 * step)
+        same_ids, same_weights = launch_route(normed, weight, bias, k, True, 1.8, shared)
+        assert torch.equal(ids, same_ids)
+        torch.testing.assert_close(weights, same_weights, atol=1e-5, rtol=1e-5)
 
 
 def test_equal_scores_go_to_the_lowest_expert() -> None:
@@ -61,3 +88,14 @@ def test_equal_scores_go_to_the_lowest_expert() -> None:
 )
 def test_on_the_card(hidden: int, experts: int, k: int, num_tokens: int) -> None:
     check(num_tokens, hidden, experts, k, 1, True)
+
+
+@pytest.mark.gpu
+def test_one_token_normed_first_on_the_card() -> None:
+    check_norm(2048, 64, 4, 1)
+    x, norm = torch.randn(1, 2048, device=DEVICE).to(DTYPE), torch.rand(2048, device=DEVICE)
+    weight, bias = torch.randn(64, 2048, device=DEVICE) * 2048**-0.5, torch.zeros(64, device=DEVICE)
+    found = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)
+    again = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)
+    for a, b in zip(found, again, strict=True):
+        assert torch.equal(a, b)

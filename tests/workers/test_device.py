@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glimmer.workers.device import HostCopy, is_out_of_memory, to_device
+from glimmer.workers.device import HostCopy, ints_to_device, is_out_of_memory, to_device
 
 CUDA = torch.device("cuda")
 
@@ -17,6 +17,14 @@ def test_there_and_back(device: str) -> None:
     assert copy.is_done
     assert whole.tolist() == values
     assert halves.tolist() == [[0.5, 1, 1.5], [2, 2.5, 3]]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_run_of_integers(device: str) -> None:
+    values = [5, -1, 1 << 40]
+    there = ints_to_device(values, device)
+    assert (there.device.type, there.dtype) == (device, torch.int64)
+    assert there.tolist() == values
 
 
 def test_nothing_to_copy_is_done_when_the_card_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from ...kernels.rms_norm import add_rms_norm, rms_norm
+from ...kernels.rms_norm import rms_norm
 from ...kernels.rope import rope_angles
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
@@ -43,11 +43,6 @@ class ModelWeights:
     head: Tensor  # [ceil(vocab / ranks), hidden]: this rank's rows, zeros behind the last
     nextn: "NextnWeights | None" = None  # the draft layer, with --mtp_mode
 
-    def norm_after(self, number: int) -> Tensor:
-        """Weight of the norm that reads what layer `number` leaves."""
-        layers = self.layers
-        return layers[number + 1].input_norm if number + 1 < len(layers) else self.norm
-
 
 def hidden_states(
     model: ModelWeights, inputs: StepInputs, kv: Tensor, spec: ModelSpec, ranks: Ranks
@@ -55,36 +50,21 @@ def hidden_states(
     """Run the step's tokens, writing their latents into kv [pages, layers, page_size, latent_dim].
     -> final hidden states [num_tokens, hidden] in the model's float type, normed and before that
     norm: a draft layer may want either."""
-    x, residual, angles = embed(model, inputs.token_ids, inputs.positions, spec)
+    stream, angles = embed(model, inputs.token_ids, inputs.positions, spec)
     for number, layer in enumerate(model.layers):
-        x = attention(x, layer.attention, inputs, angles, kv[:, number], spec, ranks)
-        x, residual = behind_attention(x, residual, layer, model.norm_after(number), spec, ranks)
-    return x, residual
+        here = kv[:, number]
+        attention(stream, layer.input_norm, layer.attention, inputs, angles, here, spec, ranks)
+        mlp(stream, layer.mlp_norm, layer.mlp, spec, ranks)
+    return rms_norm(stream, model.norm, spec.rms_norm_eps), stream
 
 
 def embed(
     model: ModelWeights, token_ids: Tensor, positions: Tensor, spec: ModelSpec
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """What comes before the first attention: token_ids, positions [num_tokens] int64 -> (what it
-    reads, residual stream), both [num_tokens, hidden], and the angles of all layers."""
-    residual = embedding(token_ids, model.embedding)
-    x = rms_norm(residual, model.layers[0].input_norm, spec.rms_norm_eps)
-    return x, residual, rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
-
-
-def behind_attention(
-    x: Tensor,
-    residual: Tensor,
-    layer: LayerWeights,
-    next_norm: Tensor,
-    spec: ModelSpec,
-    ranks: Ranks,
-) -> tuple[Tensor, Tensor]:
-    """The rest of a layer, from attention's output x and the residual stream, both [num_tokens,
-    hidden] -> the two behind it: the first normed for what reads it next."""
-    x, residual = add_rms_norm(x, residual, layer.mlp_norm, spec.rms_norm_eps)
-    x = mlp(x, layer.mlp, spec, ranks)
-    return add_rms_norm(x, residual, next_norm, spec.rms_norm_eps)
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """What comes before the first layer: token_ids, positions [num_tokens] int64 -> the residual
+    stream [num_tokens, hidden], which layers add to in place, and the angles of all layers."""
+    stream = embedding(token_ids, model.embedding)
+    return stream, rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
 
 
 def compute_logits(

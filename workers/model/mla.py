@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from ...kernels.backends import decode_backend, prefill_backend
-from ...kernels.linear import linear
+from ...kernels.linear import linear, norm_linear
 from ...kernels.mla_absorb import absorb_queries, expand_values
 from ...kernels.mla_decode import mla_decode
 from ...kernels.mla_prefill import mla_prefill
-from ...kernels.rms_norm import rms_norm
 from ...kernels.rope_write import rope_write
 from ...shared.model_spec import ModelSpec
 from ..inputs import AttentionGroup, StepInputs
@@ -37,26 +36,29 @@ class AttentionWeights:
 
 
 def attention(
-    x: Tensor,
+    stream: Tensor,
+    norm: Tensor,
     weights: AttentionWeights,
     inputs: StepInputs,
     angles: tuple[Tensor, Tensor],
     kv: Tensor,
     spec: ModelSpec,
     ranks: Ranks,
-) -> Tensor:
-    """x [num_tokens, hidden] -> the same shape, summed over ranks. Writes the tokens' latents
-    into kv [num_pages, page_size, latent_dim], this layer's pages."""
+) -> None:
+    """Add to the residual stream [num_tokens, hidden] what this layer's attention makes of its norm
+    with weight `norm`, summed over ranks. Writes the tokens' latents into kv [num_pages,
+    page_size, latent_dim], this layer's pages."""
     latents = None
     if not all(group.absorbed for group in inputs.groups):
-        latents = x.new_empty(len(x), spec.latent_dim)
-    queries = project(x, weights, inputs.slots, angles, kv, spec, latents)
+        latents = stream.new_empty(len(stream), spec.latent_dim)
+    queries = project(stream, norm, weights, inputs.slots, angles, kv, spec, latents)
     values = attend(queries, latents, weights.kv_b, inputs.groups, kv, spec)
-    return output(values, weights, ranks)
+    add_output(stream, values, weights, ranks)
 
 
 def project(
-    x: Tensor,
+    stream: Tensor,
+    norm: Tensor,
     weights: AttentionWeights,
     slots: Tensor,
     angles: tuple[Tensor, Tensor],
@@ -65,16 +67,15 @@ def project(
     latents: Tensor | None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """What comes before attention, token by token: x [num_tokens, hidden] -> queries [num_tokens,
-    heads, qk_head_dim], in `out` if given. Writes the tokens' latents into kv at `slots`
-    [num_tokens] int64 and, if given, into `latents` [num_tokens, latent_dim]."""
-    q_latent, kv_a = torch.split(
-        linear(x, weights.qkv_a), [spec.q_lora_rank, spec.latent_dim], dim=-1
-    )
-    flat = None if out is None else out.flatten(1)
-    queries = linear(rms_norm(q_latent, weights.q_norm, LATENT_NORM_EPS), weights.q_b, flat)
-    queries = queries.view(len(x), -1, spec.qk_head_dim)
-    eps, interleave = LATENT_NORM_EPS, spec.rope_interleave
+    """What comes before attention, token by token: stream [num_tokens, hidden] -> queries
+    [num_tokens, heads, qk_head_dim], in `out` if given. Writes the tokens' latents into kv at
+    `slots` [num_tokens] int64 and, if given, into `latents` [num_tokens, latent_dim]."""
+    both = norm_linear(stream, norm, spec.rms_norm_eps, weights.qkv_a)
+    q_latent, kv_a = torch.split(both, [spec.q_lora_rank, spec.latent_dim], dim=-1)
+    flat, eps = None if out is None else out.flatten(1), LATENT_NORM_EPS
+    queries = norm_linear(q_latent, weights.q_norm, eps, weights.q_b, flat)
+    queries = queries.view(len(stream), -1, spec.qk_head_dim)
+    interleave = spec.rope_interleave
     rope_write(queries, kv_a, weights.kv_norm, eps, angles, kv, slots, interleave, latents)
     return queries
 
@@ -103,10 +104,12 @@ def attend(
     return torch.cat(parts, out=out)
 
 
-def output(values: Tensor, weights: AttentionWeights, ranks: Ranks) -> Tensor:
-    """What comes behind attention: values [num_tokens, heads, v_head_dim] -> [num_tokens, hidden],
-    summed over ranks."""
-    return ranks.all_reduce(linear(values.flatten(1), weights.o))
+def add_output(stream: Tensor, values: Tensor, weights: AttentionWeights, ranks: Ranks) -> None:
+    """What comes behind attention: values [num_tokens, heads, v_head_dim] become a summand of the
+    stream [num_tokens, hidden], over all ranks' heads."""
+    part = ranks.part_of(stream)
+    linear(values.flatten(1), weights.o, add_to=part)
+    ranks.add_up(part, stream)
 
 
 def _up_projected(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...kernels.moe import gated_mlp, moe
-from ...kernels.router import route
+from ...kernels.rms_norm import rms_norm
+from ...kernels.router import norm_route
 from ...shared.model_spec import ModelSpec
 from ..parallel import Ranks
 
@@ -32,12 +33,24 @@ class MoeWeights:
     stacked: tuple[Tensor, Tensor] | None = None
 
 
-def mlp(x: Tensor, weights: DenseWeights | MoeWeights, spec: ModelSpec, ranks: Ranks) -> Tensor:
-    """x [num_tokens, hidden] -> the same shape, summed over ranks."""
+def mlp(
+    stream: Tensor,
+    norm: Tensor,
+    weights: DenseWeights | MoeWeights,
+    spec: ModelSpec,
+    ranks: Ranks,
+) -> None:
+    """Add to the residual stream [num_tokens, hidden] what this layer's MLP makes of its norm with
+    weight `norm`, summed over ranks."""
+    eps, out = spec.rms_norm_eps, ranks.part_of(stream)
     if isinstance(weights, DenseWeights):
-        return ranks.all_reduce(gated_mlp(x, weights.gate_up, weights.down))
-    ids, scores = route(
-        x,
+        gated_mlp(rms_norm(stream, norm, eps), weights.gate_up, weights.down, out)
+        ranks.add_up(out, stream)
+        return
+    x, ids, scores = norm_route(
+        stream,
+        norm,
+        eps,
         weights.router,
         weights.correction_bias,
         spec.num_experts_per_token,
@@ -48,8 +61,9 @@ def mlp(x: Tensor, weights: DenseWeights | MoeWeights, spec: ModelSpec, ranks: R
         num_shared=0 if weights.stacked is None else 1,
     )
     if weights.stacked is not None:
-        return ranks.all_reduce(moe(x, ids, scores, *weights.stacked))
-    out = moe(x, ids, scores, weights.gate_up, weights.down)
-    if weights.shared is not None:
-        out = out + gated_mlp(x, weights.shared.gate_up, weights.shared.down)
-    return ranks.all_reduce(out)
+        moe(x, ids, scores, *weights.stacked, out)
+    else:
+        moe(x, ids, scores, weights.gate_up, weights.down, out)
+        if weights.shared is not None:
+            gated_mlp(x, weights.shared.gate_up, weights.shared.down, out)
+    ranks.add_up(out, stream)

@@ -16,8 +16,9 @@ from ...kernels.sampling import greedy
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
 from ..parallel import Ranks
-from .glm4_moe_lite import LayerWeights, behind_attention, compute_logits
+from .glm4_moe_lite import LayerWeights, compute_logits
 from .mla import attention
+from .moe import mlp
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ def nextn_states(
     eps, layer = spec.rms_norm_eps, nextn.layer
     embedded = rms_norm(embedding(inputs.token_ids, nextn.embedding), nextn.enorm, eps)
     both = torch.cat((embedded, rms_norm(hidden, nextn.hnorm, eps)), dim=-1)
-    residual = linear(both, nextn.eh_proj)
+    stream = linear(both, nextn.eh_proj)
     angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
-    x = rms_norm(residual, layer.input_norm, eps)
-    x = attention(x, layer.attention, inputs, angles, kv, spec, ranks)
-    return behind_attention(x, residual, layer, nextn.norm, spec, ranks)
+    attention(stream, layer.input_norm, layer.attention, inputs, angles, kv, spec, ranks)
+    mlp(stream, layer.mlp_norm, layer.mlp, spec, ranks)
+    return rms_norm(stream, nextn.norm, eps), stream
 
 
 def draft_ids(nextn: NextnWeights, normed: Tensor, spec: ModelSpec, ranks: Ranks) -> Tensor:

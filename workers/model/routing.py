@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import moe
 
-Route = Callable[..., tuple[Tensor, Tensor]]
+Route = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 @contextlib.contextmanager
@@ -17,19 +17,19 @@ def recorded_routing() -> Iterator[list[Tensor]]:
     """The expert ids [num_tokens, k] of each routing inside the `with`, in the order of layers and
     passes, on the device. Sees passes that run now, not replays of CUDA graphs; one thread only."""
     seen: list[Tensor] = []
-    route: Route = vars(moe)["route"]
+    norm_route: Route = vars(moe)["norm_route"]
 
-    def recording(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        ids, scores = route(*args, **kwargs)
+    def recording(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        normed, ids, scores = norm_route(*args, **kwargs)
         chosen = ids.shape[1] - kwargs.get("num_shared", 0)
         seen.append(ids[:, :chosen].clone())
-        return ids, scores
+        return normed, ids, scores
 
-    vars(moe)["route"] = recording
+    vars(moe)["norm_route"] = recording
     try:
         yield seen
     finally:
-        vars(moe)["route"] = route
+        vars(moe)["norm_route"] = norm_route
 
 
 def count_distinct(seen: list[Tensor]) -> list[int]:
