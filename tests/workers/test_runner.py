@@ -198,8 +198,8 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 
         return call
 
-    modules = ("rows", "rules", "penalties", "inputs", "drafting", "sampler")
-    places = [f"{module}.to_device" for module in modules]
+    modules = ("rows", "rules", "penalties", "drafting", "sampler")
+    places = [*(f"{module}.to_device" for module in modules), "inputs.ints_to_device"]
     places += ["runner.hidden_states", "runner.build_inputs", "sampler.uniform", "pending.HostCopy"]
     for place in places:
         path = f"glimmer.workers.{place}"
