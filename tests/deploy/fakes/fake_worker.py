@@ -33,8 +33,8 @@ def main() -> int:
         ready = Ready("worker", child.index, child.epoch, 8)
         scheduler.send(ready)
         child.launcher.send(ready)
-        while True:
-            if any(isinstance(message, Shutdown) for message in inbox.receive(None)):
+        while True:  # with a limit: a signal right before the wait is looked at after it
+            if any(isinstance(message, Shutdown) for message in inbox.receive(0.1)):
                 return 0
 
 
