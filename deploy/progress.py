@@ -19,6 +19,7 @@ class StartDisplay:
         self._stream = sys.stderr if stream is None else stream
         self._last: dict[str, tuple[str, float]] = {}  # process -> stage, time shown
         self._begun: dict[str, tuple[str, int, float]] = {}  # process -> stage, done then, time
+        self._spent: dict[str, dict[str, float]] = {}  # process -> seconds by stage that is over
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if self._stream.isatty():
@@ -29,7 +30,8 @@ class StartDisplay:
 
     def update(self, process: str, stage: str, done: int = 0, total: int = 0) -> None:
         """`process` is now at `stage`, with `done` of `total` (0: unknown) of it behind it."""
-        count = self._count(process, stage, done, total)
+        self._enter(process, stage, done)
+        count = self._count(process, done, total)
         if self._live is not None:
             if process not in self._tasks:
                 self._tasks[process] = self._live.add_task(process)
@@ -44,17 +46,29 @@ class StartDisplay:
                 self._stream.write(f"{process}: {stage}{count}\n")
                 self._stream.flush()
 
-    def _count(self, process: str, stage: str, done: int, total: int) -> str:
-        """Percent; of bytes also GB and GB/s since the stage began."""
+    def spent(self, process: str) -> str:
+        """Seconds by stage that is over, in the order of stages."""
+        stages = self._spent.get(process, {}).items()
+        return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages)
+
+    def _enter(self, process: str, stage: str, done: int) -> None:
         now = time.monotonic()
-        if self._begun.get(process, ("",))[0] != stage:
-            self._begun[process] = stage, done, now
+        old, _, since = self._begun.get(process, ("", 0, now))
+        if old == stage:
+            return
+        if old:
+            spent = self._spent.setdefault(process, {})
+            spent[old] = spent.get(old, 0.0) + now - since
+        self._begun[process] = stage, done, now
+
+    def _count(self, process: str, done: int, total: int) -> str:
+        """Percent; of bytes also GB and GB/s since the stage began."""
         if not total:
             return ""
         count = f" {100 * done // total}%"
         if total >= _BYTES:
             _, done_before, begun = self._begun[process]
-            rate = (done - done_before) / max(now - begun, 1e-3)
+            rate = (done - done_before) / max(time.monotonic() - begun, 1e-3)
             count += f" ({done / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e9:.1f} GB/s)"
         return count
 

@@ -220,6 +220,7 @@ class Server:
 
     def _announce(self) -> None:
         self._display.close()
+        _log.info("worker 0: %s", self._display.spent("worker 0"))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{self._config.port}"
         line = (

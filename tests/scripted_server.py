@@ -39,12 +39,14 @@ def whole_reply(body: Json) -> list[bytes]:
 
 
 class ScriptedServer:
-    """Answers POSTs with the events of `script(body)`, or with `refusal` (status and JSON).
-    `cut` breaks the connection after the events. Records the bodies and headers."""
+    """Answers POSTs with the events of `script(body)`, `pause` seconds apart, or with `refusal`
+    (status and JSON). `cut` breaks the connection after the events. Records the bodies and
+    headers."""
 
     def __init__(self) -> None:
         self.script: Any = whole_reply
         self.refusal: tuple[int, Any] | None = None
+        self.pause = 0.0
         self.cut = False
         self.hang = False
         self.bodies: list[Json] = []
@@ -68,7 +70,7 @@ class ScriptedServer:
         await response.prepare(request)
         for piece in self.script(body):
             await response.write(piece)
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.pause)
         while self.hang:
             await asyncio.sleep(0.01)
         self._running -= 1

@@ -48,6 +48,19 @@ def test_large_totals_are_bytes_with_their_rate(monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_seconds_by_stage_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    display = StartDisplay(io.StringIO())
+    assert display.spent("worker 0") == ""
+    for stage, seconds in (("starting", 1.5), ("loading", 2.0), ("loading", 2.25), ("ready", 9)):
+        display.update("worker 0", stage)
+        display.update("worker 1", "starting")
+        now += seconds
+    assert display.spent("worker 0") == "starting 1.5 s, loading 4.2 s"
+    assert display.spent("worker 1") == ""
+
+
 def test_a_full_disk_does_not_end_the_start() -> None:
     display = StartDisplay(Full())
     display.update("worker 0", "loading weights", 1, 4)

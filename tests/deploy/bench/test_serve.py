@@ -23,6 +23,7 @@ def bench(server: RunningServer, *flags: str) -> int:
 def test_the_figures_and_their_origin_are_in_table_and_json(
     scripted: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    scripted.pause = 0.002  # else a busy machine hands over all chunks of a reply at once
     path = tmp_path / "result.json"
     flags = ["--concurrency", "4", "--api_key", "hush", "--json", str(path), "--details"]
     assert bench(scripted, *flags) == 0
@@ -37,10 +38,8 @@ def test_the_figures_and_their_origin_are_in_table_and_json(
     assert len(results["requests"]) == 12
     for name in ("ttft", "tpot", "itl", "e2el"):
         ladder = [results[f"{s}_{name}_ms"] for s in ("median", "p90", "p95", "p99")]
+        assert results[f"mean_{name}_ms"] > 0
         assert ladder == sorted(ladder)
-        # A busy machine may hand over all chunks of a reply at once.
-        assert results[f"mean_{name}_ms"] >= 0
-    assert min(results["mean_ttft_ms"], results["mean_e2el_ms"]) > 0
     assert whole["server"]["model"] == "scripted"
     assert whole["server"]["info"] == scripted.info
     assert whole["server"]["is_local"] is True
