@@ -8,6 +8,9 @@ from .choices import choose
 from .rms_norm import rms_norm
 
 FEW_TOKENS = 32  # more are the library's
+# So many tokens are as many products with their norms. On an H200 the down-projection of two took
+# 3.6 us so and 5.8 as a norm and a product of both; of four 6.3 and 5.8.
+NORM_TOKENS = 3
 
 
 def linear(
@@ -38,8 +41,8 @@ def linear(
 def norm_linear(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """`linear` of the RMS norm of x with weight `norm` [k]. For one token on CUDA one launch."""
-    if not x.is_cuda or x.dtype == torch.float32 or len(x) != 1:
+    """`linear` of the RMS norm of x with weight `norm` [k]; on CUDA one launch for few tokens."""
+    if not x.is_cuda or x.dtype == torch.float32 or not 0 < len(x) <= NORM_TOKENS:
         return linear(rms_norm(x, norm, eps), weight, out)
     from .linear_triton import linear_one, norm_tile
 

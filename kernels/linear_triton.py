@@ -1,8 +1,9 @@
 """Triton kernels of `linear.py`: matrix products with few rows of x, bound by reading the weight.
 
-One row is a matrix-vector product. Up to 64 rows go through the tensor cores with the weight's
-rows as the tall side; the inner dimension is cut in slices that a program multiplies side by
-side and adds up itself, so that narrow layers keep the whole card busy without partial results.
+One row is a matrix-vector product, and so is each of very few. Up to 64 rows go through the tensor
+cores with the weight's rows as the tall side; the inner dimension is cut in slices that a program
+multiplies side by side and adds up itself, so that narrow layers keep the whole card busy without
+partial results.
 """
 
 import triton
@@ -17,11 +18,14 @@ _FEW_ROWS, _FEW_SIZE = 2048, 1 << 24  # of weights that the library is not as fa
 
 @triton.jit
 def _one_kernel(
-    x, norm, weight, out, n, eps, K: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
+    x, norm, weight, out, x_stride, n, eps, K: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
     ADD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """NORM: of x's RMS norm, which every program computes for itself."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(0).to(tl.int64)  # neighbours read the same weights at the same time
+    x += token * x_stride
+    out += token * n
+    rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     at = weight + rows[:, None].to(tl.int64) * K + k[None, :]
     inside = rows[:, None] < n
@@ -106,16 +110,17 @@ def linear_one(
     norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """x [1, k], weight [n, k] -> [1, n], in `out` or added to `add_to` if given; config: rows,
-    columns, warps of a tile. With `norm` [k]: of x's RMS norm."""
+    """x [num_tokens, k], weight [n, k] -> [num_tokens, n], each token by itself, in `out` or added
+    to `add_to` if given; config: rows, columns, warps of a tile. With `norm` [k]: of x's RMS norm.
+    """
     n, k_size = weight.shape
     if add_to is not None:
         out = add_to
     elif out is None:
-        out = x.new_empty(1, n)
+        out = x.new_empty(len(x), n)
     rows, columns, warps = config
-    _one_kernel[(triton.cdiv(n, rows),)](
-        x, x if norm is None else norm, weight, out, n, eps, K=k_size,
+    _one_kernel[(len(x), triton.cdiv(n, rows))](
+        x, x if norm is None else norm, weight, out, x.stride(0), n, eps, K=k_size,
         ROW=triton.next_power_of_2(k_size), NORM=norm is not None, ADD=add_to is not None,
         BLOCK_N=rows, BLOCK_K=min(columns, triton.next_power_of_2(k_size)), num_warps=warps,
         **pdl(),

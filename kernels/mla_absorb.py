@@ -10,14 +10,14 @@ from torch import Tensor
 # More tokens than that fill cuBLAS's tiles better. On an H100 queries of 256 tokens took 8 us by
 # Triton and 20 by cuBLAS, which copied all of them then and now their tail alone; 1,024 is a guess.
 # Values of 256 tokens took 14 us by Triton, 6 by cuBLAS.
-_MAX_QUERIES, _MAX_VALUES = 1024, 64
+MAX_QUERIES, _MAX_VALUES = 1024, 64
 
 
 def absorb_queries(queries: Tensor, w_uk: Tensor) -> Tensor:
     """queries [num_tokens, heads, nope + rope], rotated; w_uk [heads, nope, kv_lora_rank]
     -> [num_tokens, heads, kv_lora_rank + rope]: what meets the cached latents."""
     nope = w_uk.shape[1]
-    if _suits(queries, _MAX_QUERIES):
+    if suits(queries, MAX_QUERIES):
         from .mla_absorb_triton import launch_head_product
 
         return launch_head_product(queries, w_uk, queries.shape[2] - nope)
@@ -32,7 +32,7 @@ def expand_values(latent_out: Tensor, w_uv: Tensor) -> Tensor:
     """latent_out [num_tokens, heads, kv_lora_rank], w_uv [heads, v_dim, kv_lora_rank]
     -> [num_tokens, heads, v_dim], contiguous."""
     weight = w_uv.transpose(1, 2)
-    if _suits(latent_out, _MAX_VALUES):
+    if suits(latent_out, _MAX_VALUES):
         from .mla_absorb_triton import launch_head_product
 
         return launch_head_product(latent_out, weight, 0)
@@ -41,5 +41,5 @@ def expand_values(latent_out: Tensor, w_uv: Tensor) -> Tensor:
     return out
 
 
-def _suits(x: Tensor, most: int) -> bool:
+def suits(x: Tensor, most: int) -> bool:
     return x.is_cuda and x.shape[0] <= most and x.dtype != torch.float32

@@ -200,9 +200,6 @@ def _attend_kernel(
     ROWS: gl.constexpr,
     PDL: gl.constexpr,
 ):
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     PAGE: gl.constexpr = SHAPE[0]
     VALUE: gl.constexpr = SHAPE[1]
     ROPE: gl.constexpr = SHAPE[2]
@@ -215,6 +212,9 @@ def _attend_kernel(
         row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS
     )
     ends = gl.associative_scan(rows[4], 0, _add)
+    if PDL:  # so far, it read nothing that the kernel before it wrote
+        gdc_wait()
+        gdc_launch_dependents()
     for item in range(gl.program_id(0), gl.sum(rows[4], 0), gl.num_programs(0)):
         found = find_item(item, row_ids, rows, ends, least_chunks, most_chunks)
         row, start, count, length, num_chunks, block, first, last = found

@@ -12,6 +12,9 @@ from torch.nn.functional import silu
 from .choices import choose
 from .linear import linear
 
+# So many tokens are computed one by one, though they may read an expert twice. On an H200 two took
+# 46 us so and 49 by the grouped kernel, three 67 and 66.
+_SINGLE_TOKENS = 2
 _SLICE = 16384  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
 
 
@@ -54,7 +57,7 @@ def moe(
     x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
     shape = (len(gate_up), down.shape[2], down.shape[1], ids.shape[1])
     add, out = add_to is not None, torch.empty_like(x) if add_to is None else add_to
-    if len(x) == 1:
+    if 0 < len(x) <= _SINGLE_TOKENS:
         tile = choose("moe_one", shape, 1, ONE_TILE)
         return moe_one(x, ids, weights, gate_up, down, tile, out, add)
     for begin in range(0, len(x), _SLICE):

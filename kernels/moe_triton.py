@@ -1,7 +1,8 @@
 """Triton kernels of `moe.py`.
 
-One token is a chain of matrix-vector products. More tokens run one grouped GEMM kernel twice, whose
-program holds a tile of one expert's rows against a block of that expert's tokens. Up to
+One token is a chain of matrix-vector products, and so is each of two. More tokens run one grouped
+GEMM kernel twice, whose program holds a tile of one expert's rows against a block of that expert's
+tokens. Up to
 `DENSE_TOKENS` the block is simply all tokens, so nothing is sorted; beyond, `sort_pairs` makes the
 list of blocks. A (token, choice) pair p = token * k + choice names rows of intermediates, so
 nothing is permuted; the last kernel adds up a token's pairs in their order.
@@ -64,11 +65,12 @@ def _silu(x):
 
 @triton.jit
 def _up_one_kernel(
-    x, ids, gate_up, out, width, HIDDEN: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+    x, ids, gate_up, out, width, HIDDEN: tl.constexpr, TOP_K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token: rows of silu(gate) * up of one of its experts -> out [k, width]."""
+    """Rows of silu(gate) * up of one of a token's experts -> out [num_tokens * k, width]."""
     pair = tl.program_id(1)
+    x += pair // TOP_K * HIDDEN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     if PDL:
@@ -95,8 +97,13 @@ def _down_one_kernel(
     h, ids, weights, down, out, hidden, ADD: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token: rows of the weighted sum over its experts -> out [hidden].
+    """Rows of the weighted sum over a token's experts -> out [num_tokens, hidden].
     The ids are two launches old and complete when this kernel may start."""
+    token = tl.program_id(1)
+    ids += token * TOP_K
+    weights += token * TOP_K
+    h += token * TOP_K * WIDTH
+    out += token * hidden
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     at = down + rows[:, None] * WIDTH + k[None, :]
@@ -273,17 +280,17 @@ def moe_one(
     out: Tensor,
     add: bool,
 ) -> Tensor:
-    """`moe` of one token in two launches, in `out` or added to it; tile: rows, columns and warps of
-    up, then of down."""
+    """`moe`, each token by itself, in two launches, in `out` or added to it; tile: rows, columns
+    and warps of up, then of down."""
     width, hidden = down.shape[2], down.shape[1]
-    top_k = ids.shape[1]
-    between = x.new_empty(top_k, width)
+    num_tokens, top_k = ids.shape
+    between = x.new_empty(ids.numel(), width)
     rows, columns, warps, down_rows, down_columns, down_warps = tile
-    _up_one_kernel[(triton.cdiv(width, rows), top_k)](
-        x, ids, gate_up, between, width, HIDDEN=hidden, BLOCK_N=rows,
+    _up_one_kernel[(triton.cdiv(width, rows), ids.numel())](
+        x, ids, gate_up, between, width, HIDDEN=hidden, TOP_K=top_k, BLOCK_N=rows,
         BLOCK_K=min(columns, triton.next_power_of_2(hidden)), num_warps=warps, **pdl(),
     )  # fmt: skip
-    _down_one_kernel[(triton.cdiv(hidden, down_rows),)](
+    _down_one_kernel[(triton.cdiv(hidden, down_rows), num_tokens)](
         between, ids, weights, down, out, hidden, ADD=add, WIDTH=width, TOP_K=top_k,
         BLOCK_N=down_rows, BLOCK_K=min(down_columns, triton.next_power_of_2(width)),
         num_warps=down_warps, **pdl(),

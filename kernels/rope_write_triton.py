@@ -10,9 +10,9 @@ from .launch import pdl
 
 
 @triton.jit
-def _turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
-    """Rotated vectors [n, 2 * HALF] that begin at line [n], where `place` [n]; (cos, sin) [HALF]
-    -> both halves of the pairs [n, HALF], in the type they have."""
+def turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Rotated vectors [n, 2 * HALF] that begin at line [n], where `place` [n]; (cos, sin)
+    [1 or n, HALF] -> both halves of the pairs [n, HALF], in the type they have."""
     pair_ids = tl.arange(0, HALF)
     is_pair = place[:, None] & (pair_ids < half)[None, :]
     if INTERLEAVE:  # read side by side, then taken apart: twice the width of a read
@@ -24,14 +24,14 @@ def _turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr)
         a = tl.load(line[:, None] + pair_ids[None, :], mask=is_pair, other=0.0)
         b = tl.load(line[:, None] + half + pair_ids[None, :], mask=is_pair, other=0.0)
     wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
-    turned_a = wide_a * c[None, :] - wide_b * s[None, :]
-    turned_b = wide_b * c[None, :] + wide_a * s[None, :]
+    turned_a = wide_a * c - wide_b * s
+    turned_b = wide_b * c + wide_a * s
     return turned_a.to(a.dtype), turned_b.to(b.dtype)
 
 
 @triton.jit
-def _put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
-    """Store what `_turn` returns."""
+def put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Store what `turn` returns."""
     if INTERLEAVE:
         ids = tl.arange(0, 2 * HALF)
         mask = place[:, None] & (ids < 2 * half)[None, :]
@@ -42,6 +42,16 @@ def _put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
         mask = place[:, None] & (ids < half)[None, :]
         tl.store(line[:, None] + ids[None, :], a, mask=mask)
         tl.store(line[:, None] + half + ids[None, :], b, mask=mask)
+
+
+@triton.jit
+def normed(line, ids, inside, weight, width, eps):
+    """RMS norm of `width` numbers that begin at `line`, in their type."""
+    value = tl.load(line + ids, mask=inside, other=0.0)
+    wide = value.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
+    rounded = wide.to(value.dtype).to(tl.float32)  # before the weight, as in training
+    return (rounded * weight.to(tl.float32)).to(value.dtype)
 
 
 @triton.jit
@@ -78,30 +88,27 @@ def _rope_write_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    pair_ids = tl.arange(0, HALF)
+    pair_ids = tl.arange(0, HALF)[None, :]
     c = tl.load(cos + token * half + pair_ids, mask=pair_ids < half, other=0.0)
     s = tl.load(sin + token * half + pair_ids, mask=pair_ids < half, other=0.0)
     if tl.program_id(1) == 0:
-        slot = tl.load(slots + token)
         line = kv_a + token * kv_a_stride
-        value = tl.load(line + rank_ids, mask=is_rank, other=0.0).to(tl.float32)
-        value = value * tl.rsqrt(tl.sum(value * value, 0) / rank + eps)
-        rounded = value.to(kv.dtype.element_ty).to(tl.float32)  # before the weight, as in training
-        value = (rounded * scale.to(tl.float32)).to(kv.dtype.element_ty)
+        value = normed(line, rank_ids, is_rank, scale, rank, eps)
         one = tl.arange(0, 1)
-        a, b = _turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+        a, b = turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+        slot = tl.load(slots + token)
         target = kv + slot // PAGE * kv_strides[0] + slot % PAGE * kv_strides[1]
         tl.store(target + rank_ids, value, mask=is_rank)
-        _put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+        put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
         if KEEP:
             target = latents + token * latent_stride
             tl.store(target + rank_ids, value, mask=is_rank)
-            _put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+            put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
     else:
         heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
         lines = queries + token * query_strides[0] + heads * query_strides[1] + nope
-        first, second = _turn(lines, heads < num_heads, c, s, half, INTERLEAVE, HALF)
-        _put(lines, heads < num_heads, first, second, half, INTERLEAVE, HALF)
+        first, second = turn(lines, heads < num_heads, c, s, half, INTERLEAVE, HALF)
+        put(lines, heads < num_heads, first, second, half, INTERLEAVE, HALF)
 
 
 def launch_rope_write(

@@ -5,6 +5,10 @@ from torch import Tensor
 
 from .rms_norm import rms_norm
 
+# So many tokens are normed by the kernel that routes them: four took 4.2 us so, 6.3 in two launches
+# on an H200.
+NORM_TOKENS = 4
+
 
 def route(
     x: Tensor,
@@ -60,9 +64,9 @@ def norm_route(
     num_shared: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(normed x, *`route` of it): the RMS norm with weight `norm` [hidden] and what else `route`
-    takes. For one token on CUDA both are one launch, unless there are groups to choose from."""
+    takes. For few tokens on CUDA one launch, unless there are groups to choose from."""
     scales = normalise, scaling, num_shared
-    if x.is_cuda and len(x) == 1 and num_chosen_groups >= num_groups:
+    if x.is_cuda and 0 < len(x) <= NORM_TOKENS and num_chosen_groups >= num_groups:
         from .router_triton import launch_norm_route
 
         return launch_norm_route(x, norm, eps, weight, correction_bias, num_chosen, *scales)

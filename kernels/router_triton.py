@@ -112,8 +112,13 @@ def _norm_route_kernel(
     SPLITS: tl.constexpr, ROW: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token, with the norm before it: each program norms all of it and multiplies its slice."""
+    """A token, with the norm before it: each program norms all of it and multiplies its slice."""
     split = tl.program_id(0)
+    token = tl.program_id(1)
+    x += token * hidden
+    normed += token * hidden
+    partial += token * SPLITS * BLOCK_E
+    arrivals += token
     experts = tl.arange(0, BLOCK_E)
     k = split * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = k < hidden
@@ -138,8 +143,8 @@ def _norm_route_kernel(
     tl.store(arrivals, 0)
     scores = _sum_of_parts(partial, SPLITS, 1, BLOCK_E)
     _finish(
-        scores, bias, ids, weights, tl.arange(0, 1), 1, num_experts, scaling, NUM_CHOSEN,
-        NUM_SHARED, NORMALISE, 1, BLOCK_E, BLOCK_C,
+        scores, bias, ids, weights, token + tl.arange(0, 1), token + 1, num_experts, scaling,
+        NUM_CHOSEN, NUM_SHARED, NORMALISE, 1, BLOCK_E, BLOCK_C,
     )  # fmt: skip
 
 
@@ -257,16 +262,19 @@ def launch_norm_route(
     scaling: float,
     num_shared: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`norm_route` of one token, x [1, hidden] contiguous, without groups; ids are int32."""
-    hidden, num_experts = x.shape[1], len(weight)
+    """`norm_route` of each token by itself, x [num_tokens, hidden] contiguous, without groups; ids
+    are int32."""
+    num_tokens, hidden = x.shape
+    num_experts = len(weight)
     ids, weights = _outputs(x, num_chosen + num_shared)
     normed = torch.empty_like(x)
     block_e = max(16, triton.next_power_of_2(num_experts))
     block_k = min(64, triton.next_power_of_2(hidden))
     splits = triton.cdiv(hidden, block_k)
-    partial = torch.empty(splits * block_e, dtype=torch.float32, device=x.device)
-    _norm_route_kernel[(splits,)](
-        x, norm, normed, weight, correction_bias, ids, weights, partial, counters(x.device, 1),
+    partial = torch.empty(num_tokens * splits * block_e, dtype=torch.float32, device=x.device)
+    arrivals = counters(x.device, num_tokens)
+    _norm_route_kernel[(splits, num_tokens)](
+        x, norm, normed, weight, correction_bias, ids, weights, partial, arrivals,
         hidden, num_experts, eps, scaling, NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared,
         NORMALISE=normalise, SPLITS=splits, ROW=triton.next_power_of_2(hidden), BLOCK_E=block_e,
         BLOCK_K=block_k, BLOCK_C=triton.next_power_of_2(num_chosen + num_shared), num_warps=4,

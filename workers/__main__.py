@@ -1,8 +1,7 @@
 """`python -m glimmer.workers --runtime_dir D --index RANK --epoch E`: one tensor-parallel rank."""
 
-import sys
-
 from ..shared.lifecycle import run_child, start_child
+from ..shared.transport import end_process
 
 
 def main() -> int:
@@ -14,4 +13,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_child(main))
+    # An interpreter's end takes objects down in any order. NCCL's communicators wait until CUDA
+    # graphs that use them are gone, which has taken for ever.
+    end_process(run_child(main))

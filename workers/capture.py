@@ -37,7 +37,9 @@ def prepare_graphs(runner: ModelRunner, config: ServeConfig) -> int:
 
     run_largest()
     steps = graphs.num_steps + len(layers.sizes)
-    return graph_allowance(measure_peak(run_largest), steps, config.mtp_mode is not None)
+    exchanges = 2 * runner.spec.num_layers + 1 if runner.ranks.size > 1 else 0
+    has_drafts = config.mtp_mode is not None
+    return graph_allowance(measure_peak(run_largest), steps, has_drafts, exchanges)
 
 
 def capture_graphs(runner: ModelRunner, report: Callable[[int, int], None]) -> None:

@@ -21,6 +21,7 @@ _GPU_MARGIN = 512 << 20  # bytes for what steps of other shapes need beyond the 
 # The driver's memory for one captured graph, beside its buffers: of the whole model, or of what
 # comes after sampling, which is the draft layer at most.
 _GRAPH_BYTES, _AFTER_BYTES = 8 << 20, 2 << 20
+_EXCHANGE_BYTES = 100 << 10  # the same for an exchange between ranks
 
 logger = logging.getLogger(__name__)
 
@@ -91,22 +92,28 @@ def pages_per_row(spec: ModelSpec, config: ServeConfig) -> int:
 
 def measure_peak(run: Callable[[], object]) -> int:
     """Bytes of device memory that `run` takes on top of what is allocated now, as the allocator
-    takes it, in whole blocks. Run it once before: libraries allocate workspaces at first use.
-    Leaves the allocator's cache empty."""
+    takes it, in whole blocks, or in tensors if that is more: blocks that are partly in use may be
+    there before. Run it once before: libraries allocate workspaces at first use. Leaves the
+    allocator's cache empty."""
     _empty_cache()
-    before = torch.cuda.memory_reserved()
+    reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
     torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_reserved() - before
+    in_blocks = torch.cuda.max_memory_reserved() - reserved
+    in_tensors = torch.cuda.max_memory_allocated() - allocated
     _empty_cache()
-    return max(0, peak)
+    return max(0, in_blocks, in_tensors)
 
 
-def graph_allowance(step_bytes: int, num_steps: int, has_drafts: bool = False) -> int:
+def graph_allowance(
+    step_bytes: int, num_steps: int, has_drafts: bool = False, num_exchanges: int = 0
+) -> int:
     """Bytes that CUDA graphs of `num_steps` steps with one common pool will take, if the largest
-    step needs `step_bytes` when it runs by itself. With drafts a step has two graphs."""
-    return step_bytes + num_steps * (_GRAPH_BYTES + (_AFTER_BYTES if has_drafts else 0))
+    step needs `step_bytes` when it runs by itself and each has so many exchanges between ranks.
+    With drafts a step has two graphs."""
+    each = _GRAPH_BYTES + (_AFTER_BYTES if has_drafts else 0) + num_exchanges * _EXCHANGE_BYTES
+    return step_bytes + num_steps * each
 
 
 def _empty_cache() -> None:

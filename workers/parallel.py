@@ -30,7 +30,7 @@ class Ranks:
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place; returns x."""
         if self.group is not None:
-            self.group.allreduce([x]).wait()
+            _wait(self.group.allreduce([x], _in_order(dist.AllreduceOptions())))
         return x
 
     def part_of(self, stream: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ class Ranks:
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x everywhere, in place; returns x."""
         if self.group is not None:
-            self.group.broadcast([x]).wait()
+            _wait(self.group.broadcast([x], _in_order(dist.BroadcastOptions())))
         return x
 
     def gather_columns(self, x: Tensor) -> Tensor | None:
@@ -53,13 +53,26 @@ class Ranks:
         if self.group is None:
             return x
         parts = [[torch.empty_like(x) for _ in range(self.size)]] if self.rank == 0 else []
-        self.group.gather(parts, [x.contiguous()], dist.GatherOptions()).wait()
+        _wait(self.group.gather(parts, [x.contiguous()], _in_order(dist.GatherOptions())))
         return torch.cat(parts[0], dim=1) if self.rank == 0 else None
 
     def split(self, size: int) -> slice:
         """This rank's share of `size` things; the last ranks get less if it does not divide."""
         share = -(-size // self.size)
         return slice(min(size, self.rank * share), min(size, (self.rank + 1) * share))
+
+
+def _in_order(options: Any) -> Any:
+    """Runs NCCL on the stream that is current. By default it has one of its own, which the current
+    one waits for, and a thread of its own that lets go of tensors some time after the end."""
+    options.asyncOp = False
+    return options
+
+
+def _wait(work: Any) -> None:
+    """On CUDA no wait of the host, and there may be nothing to wait for."""
+    if work is not None:
+        work.wait()
 
 
 def join_ranks(
@@ -87,7 +100,8 @@ def _nccl(store: FileStore, rank: int, size: int, timeout: timedelta, device: st
     options = nccl.Options()
     options._timeout = timeout
     group = nccl(store, rank, size, options)
-    group.allreduce([torch.zeros(1, device=device)]).wait()  # makes the communicator now
+    # Makes the communicator, now and not in the first step.
+    Ranks(rank, size, group).all_reduce(torch.zeros(1, device=device))
     torch.cuda.synchronize()
     return group
 

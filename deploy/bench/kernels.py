@@ -102,17 +102,19 @@ def _copies(num_bytes: float) -> int:
 
 
 def projections(o: Operands, tokens: int) -> Iterator[Case]:
-    """Norms and dense products of a layer; one token's norms come with what reads them."""
-    from ...kernels.linear import linear, norm_linear
+    """Norms and dense products of a layer; few tokens' norms come with what reads them."""
+    from ...kernels import router
+    from ...kernels.linear import NORM_TOKENS, linear, norm_linear
     from ...kernels.rms_norm import rms_norm
 
     s = o.spec
     layers, hidden = s.num_layers, s.hidden_size
     stream, latent = o.random(tokens, hidden), o.random(tokens, s.q_lora_rank)
     norms = {given.shape[1]: o.random(given.shape[1]) for given in (stream, latent)}
-    if tokens > 1:
-        for given, count in ((stream, 2 * layers), (latent, layers)):
-            norm = norms[given.shape[1]]
+    own, own_mlp = tokens > NORM_TOKENS, tokens > router.NORM_TOKENS  # norms that are launches
+    for given, count in ((stream, layers * (own + own_mlp)), (latent, layers * own)):
+        norm = norms[given.shape[1]]
+        if count:
             yield Case("rms_norm", f"{tokens}x{given.shape[1]}",
                        [partial(rms_norm, given, norm, o.eps)] * 8,
                        2 * _BYTES * given.numel(), 0, count)  # fmt: skip
@@ -129,7 +131,7 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
         calls = [partial(linear, given, w) for w in weights]
         if name == "o":
             calls = [partial(linear, given, w, add_to=stream) for w in weights]
-        elif tokens == 1:
+        elif tokens <= NORM_TOKENS:
             name = f"norm, {name}"
             calls = [partial(norm_linear, given, norms[columns], o.eps, w) for w in weights]
         yield Case(name, f"{tokens}x{columns}->{rows}", list(calls), moved,
@@ -139,7 +141,7 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
 def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     """Router, experts, the dense first layer, the head."""
     from ...kernels.moe import gated_mlp, moe
-    from ...kernels.router import norm_route, route
+    from ...kernels.router import NORM_TOKENS, norm_route, route
 
     s, torch = o.spec, o.torch
     hidden, width = s.hidden_size, s.moe_intermediate_size
@@ -153,7 +155,7 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     rest = (router, bias, s.num_experts_per_token, 1, 1, s.norm_topk_prob,
             s.routed_scaling_factor, s.num_shared_experts)  # fmt: skip
     name, choose = "route", cast(Callable[[], object], partial(route, x, *rest))
-    if tokens == 1:
+    if tokens <= NORM_TOKENS:
         name, choose = "norm, route", partial(norm_route, x, o.random(hidden), o.eps, *rest)
     yield Case(name, f"{tokens}x{hidden}->{s.num_experts}", [choose] * 8,
                4 * router.numel() + _BYTES * x.numel(), 2 * router.numel() * tokens,
@@ -213,11 +215,11 @@ def run_case(step: str, case: Case, gpu: Gpu | None) -> Result:
 
 def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     """What a decode step does between the projections."""
-    from ...kernels.mla_absorb import absorb_queries, expand_values
+    from ...kernels.mla_absorb import expand_values
     from ...kernels.mla_decode import mla_decode
     from ...kernels.mla_decode_split import FUSED_TOKENS
     from ...kernels.rope import rope_angles
-    from ...kernels.rope_write import rope_write
+    from ...kernels.rope_absorb import rope_absorb
 
     s, torch = o.spec, o.torch
     layers, page = s.num_layers, 64
@@ -231,16 +233,12 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     kv_a, norm = o.random(rows, s.latent_dim), o.random(s.kv_lora_rank)
     angles = rope_angles(lengths - 1, s.qk_rope_head_dim, s.rope_theta)
     slots = table[:, -1].long() * page + (context - 1) % page
-    moved = _BYTES * (2 * queries.numel() + 2 * kv_a.numel())
-    yield Case("rope_write", f"{rows} tokens",
-               [partial(rope_write, queries, kv_a, norm, 1e-6, angles, kv[:, i], slots,
-                        s.rope_interleave) for i in range(copies)],
-               moved, 0, layers)  # fmt: skip
     ups = [o.weight(s.num_heads * s.qk_nope_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     ups = [up.view(s.num_heads, s.qk_nope_head_dim, s.kv_lora_rank) for up in ups]
     count = ups[0].numel()
-    yield Case("absorb_queries", f"{rows} tokens",
-               [partial(absorb_queries, queries, w) for w in ups],
+    yield Case("rope_absorb", f"{rows} tokens",
+               [partial(rope_absorb, queries, kv_a, norm, 1e-6, angles, kv[:, i % copies], slots,
+                        s.rope_interleave, w) for i, w in enumerate(ups)],
                _BYTES * count, 2 * count * rows, layers)  # fmt: skip
     absorbed = o.random(rows, s.num_heads, s.latent_dim)
     seen, read = rows * context, _BYTES * rows * context * s.latent_dim

@@ -24,20 +24,22 @@ def check(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got.float(), expected, atol=STEP, rtol=STEP)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2])
 @pytest.mark.parametrize(("n", "k"), [(50, 96), (7, 33)])
-def test_one_token(n: int, k: int) -> None:
-    x, weight, expected = case(1, n, k)
+def test_each_token_by_itself(num_tokens: int, n: int, k: int) -> None:
+    x, weight, expected = case(num_tokens, n, k)
     check(linear_one(x, weight, (4, 64, 4)), expected)
     check(linear_one(x, weight, one_tile(k)), expected)
-    there = torch.randn(1, n, device=DEVICE).to(DTYPE)
+    there = torch.randn(num_tokens, n, device=DEVICE).to(DTYPE)
     total = there.float() + expected
     assert linear_one(x, weight, (4, 64, 4), add_to=there) is there
     check(there, total)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2])
 @pytest.mark.parametrize(("n", "k"), [(50, 96), (7, 33)])
-def test_one_token_normed_first(n: int, k: int) -> None:
-    x, weight, _ = case(1, n, k)
+def test_each_token_normed_first(num_tokens: int, n: int, k: int) -> None:
+    x, weight, _ = case(num_tokens, n, k)
     norm = torch.randn(k, device=DEVICE).to(DTYPE)
     expected = rms_norm_reference(x, norm, 1e-5).float() @ weight.float().T
     for tile in ((4, 64, 4), norm_tile(k)):

@@ -48,9 +48,10 @@ def check(got: torch.Tensor, args: list[torch.Tensor]) -> None:
     torch.testing.assert_close(got.float(), expected, atol=6 * STEP, rtol=4 * STEP)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2])
 @pytest.mark.parametrize(("hidden", "width"), [(96, 48), (40, 24)])
-def test_one_token(hidden: int, width: int) -> None:
-    args = case(1, hidden, width, 8, 3)
+def test_each_token_by_itself(num_tokens: int, hidden: int, width: int) -> None:
+    args = case(num_tokens, hidden, width, 8, 3)
     tile = (4, 32, 4, 8, 16, 4)
     check(moe_one(*args, tile, room(args), False), args)
     there = torch.randn_like(args[0])

@@ -51,16 +51,19 @@ def test_choice_and_weights(
     check(num_tokens, hidden, experts, k, shared, norm)
 
 
+@pytest.mark.parametrize("num_tokens", [1, 2])
 @pytest.mark.parametrize(
     ("hidden", "experts", "k", "shared"), [(96, 8, 2, 1), (200, 40, 4, 0), (16, 5, 5, 2)]
 )
-def test_one_token_normed_first(hidden: int, experts: int, k: int, shared: int) -> None:
-    check_norm(hidden, experts, k, shared)
+def test_each_token_normed_first(
+    num_tokens: int, hidden: int, experts: int, k: int, shared: int
+) -> None:
+    check_norm(num_tokens, hidden, experts, k, shared)
 
 
-def check_norm(hidden: int, experts: int, k: int, shared: int) -> None:
+def check_norm(num_tokens: int, hidden: int, experts: int, k: int, shared: int) -> None:
     for _ in range(5):
-        x = torch.randn(1, hidden, device=DEVICE).to(DTYPE)
+        x = torch.randn(num_tokens, hidden, device=DEVICE).to(DTYPE)
         norm = torch.rand(hidden, device=DEVICE).to(DTYPE)
         weight = torch.randn(experts, hidden, device=DEVICE) * hidden**-0.5
         bias = torch.randn(experts, device=DEVICE) * 0.1
@@ -91,9 +94,11 @@ def test_on_the_card(hidden: int, experts: int, k: int, num_tokens: int) -> None
 
 
 @pytest.mark.gpu
-def test_one_token_normed_first_on_the_card() -> None:
-    check_norm(2048, 64, 4, 1)
-    x, norm = torch.randn(1, 2048, device=DEVICE).to(DTYPE), torch.rand(2048, device=DEVICE)
+@pytest.mark.parametrize("num_tokens", [1, 2])
+def test_each_token_normed_first_on_the_card(num_tokens: int) -> None:
+    check_norm(num_tokens, 2048, 64, 4, 1)
+    x = torch.randn(num_tokens, 2048, device=DEVICE).to(DTYPE)
+    norm = torch.rand(2048, device=DEVICE)
     weight, bias = torch.randn(64, 2048, device=DEVICE) * 2048**-0.5, torch.zeros(64, device=DEVICE)
     found = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)
     again = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)

@@ -2,6 +2,8 @@
 
 import asyncio
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import msgpack
@@ -95,3 +97,25 @@ def test_only_ipc_is_used() -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context.instance()
     assert not context.closed
     assert scheduler_address("/run/x").startswith("ipc:///run/x/")
+
+
+ENDING = """
+import atexit, sys
+from glimmer.shared.messages import Abort
+from glimmer.shared.transport import Sender, end_process
+
+atexit.register(print, "taken down", flush=True)
+link = Sender.connect(sys.argv[1])
+for number in range(1000):
+    link.send(Abort([number]))
+print("said", end="")
+end_process(3)
+"""
+
+
+def test_a_process_that_ends_itself_has_sent_and_said_everything(address: str) -> None:
+    with Receiver.bind(address) as receiver:
+        command = [sys.executable, "-c", ENDING, address]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=60, check=False)
+        assert receive_all(receiver, 1000) == [Abort([i]) for i in range(1000)]
+    assert (ended.returncode, ended.stdout) == (3, b"said")

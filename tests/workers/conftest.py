@@ -357,13 +357,15 @@ class Group:
         for sender in self.senders:
             sender.send(message)
 
-    def wait_for(self, kind: type, count: int = 1, at: str = "scheduler") -> list[Any]:
+    def wait_for(
+        self, kind: type, count: int = 1, at: str = "scheduler", patience_s: float = 60
+    ) -> list[Any]:
         """The first `count` messages of this type that the scheduler or launcher hears. Fails
-        when nothing comes for a minute."""
+        when nothing comes for so long."""
         inbox = self.scheduler if at == "scheduler" else self.launcher
         heard = self.heard_by_scheduler if at == "scheduler" else self.heard_by_launcher
         while len(found := [m for m in heard if isinstance(m, kind)]) < count:
-            new = inbox.receive(60)
+            new = inbox.receive(patience_s)
             assert new, f"no {kind.__name__} came"
             heard += new
         return found

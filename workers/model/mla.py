@@ -15,6 +15,7 @@ from ...kernels.linear import linear, norm_linear
 from ...kernels.mla_absorb import absorb_queries, expand_values
 from ...kernels.mla_decode import mla_decode
 from ...kernels.mla_prefill import mla_prefill
+from ...kernels.rope_absorb import rope_absorb
 from ...kernels.rope_write import rope_write
 from ...shared.model_spec import ModelSpec
 from ..inputs import AttentionGroup, StepInputs
@@ -48,11 +49,17 @@ def attention(
     """Add to the residual stream [num_tokens, hidden] what this layer's attention makes of its norm
     with weight `norm`, summed over ranks. Writes the tokens' latents into kv [num_pages,
     page_size, latent_dim], this layer's pages."""
-    latents = None
-    if not all(group.absorbed for group in inputs.groups):
+    if all(group.absorbed for group in inputs.groups):
+        queries, kv_a = _queries(stream, norm, weights, spec)
+        w_uk, w_uv = _halves(weights.kv_b, spec)
+        given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, inputs.slots)
+        queries = rope_absorb(*given, spec.rope_interleave, w_uk)
+        parts = [_absorbed(queries[g.span], w_uv, kv, g, spec) for g in inputs.groups]
+        values = parts[0] if len(parts) == 1 else torch.cat(parts)
+    else:
         latents = stream.new_empty(len(stream), spec.latent_dim)
-    queries = project(stream, norm, weights, inputs.slots, angles, kv, spec, latents)
-    values = attend(queries, latents, weights.kv_b, inputs.groups, kv, spec)
+        queries = project(stream, norm, weights, inputs.slots, angles, kv, spec, latents)
+        values = attend(queries, latents, weights.kv_b, inputs.groups, kv, spec)
     add_output(stream, values, weights, ranks)
 
 
@@ -64,38 +71,57 @@ def project(
     angles: tuple[Tensor, Tensor],
     kv: Tensor,
     spec: ModelSpec,
-    latents: Tensor | None,
+    latents: Tensor,
     out: Tensor | None = None,
 ) -> Tensor:
     """What comes before attention, token by token: stream [num_tokens, hidden] -> queries
     [num_tokens, heads, qk_head_dim], in `out` if given. Writes the tokens' latents into kv at
-    `slots` [num_tokens] int64 and, if given, into `latents` [num_tokens, latent_dim]."""
+    `slots` [num_tokens] int64, and into `latents` [num_tokens, latent_dim]."""
+    queries, kv_a = _queries(stream, norm, weights, spec, out)
+    given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, slots)
+    rope_write(*given, spec.rope_interleave, latents)
+    return queries
+
+
+def _queries(
+    stream: Tensor,
+    norm: Tensor,
+    weights: AttentionWeights,
+    spec: ModelSpec,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """-> queries [num_tokens, heads, qk_head_dim] before rotation, in `out` if given, and
+    compressed KV and keys [num_tokens, latent_dim], raw."""
     both = norm_linear(stream, norm, spec.rms_norm_eps, weights.qkv_a)
     q_latent, kv_a = torch.split(both, [spec.q_lora_rank, spec.latent_dim], dim=-1)
-    flat, eps = None if out is None else out.flatten(1), LATENT_NORM_EPS
-    queries = norm_linear(q_latent, weights.q_norm, eps, weights.q_b, flat)
-    queries = queries.view(len(stream), -1, spec.qk_head_dim)
-    interleave = spec.rope_interleave
-    rope_write(queries, kv_a, weights.kv_norm, eps, angles, kv, slots, interleave, latents)
-    return queries
+    flat = None if out is None else out.flatten(1)
+    queries = norm_linear(q_latent, weights.q_norm, LATENT_NORM_EPS, weights.q_b, flat)
+    return queries.view(len(stream), -1, spec.qk_head_dim), kv_a
+
+
+def _halves(kv_b: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor]:
+    """W_UK [heads, qk_nope_head_dim, kv_lora_rank] and W_UV [heads, v_head_dim, kv_lora_rank]."""
+    w_uk, w_uv = torch.split(kv_b, [spec.qk_nope_head_dim, spec.v_head_dim], dim=1)
+    return w_uk, w_uv
 
 
 def attend(
     queries: Tensor,
-    latents: Tensor | None,
+    latents: Tensor,
     kv_b: Tensor,
     groups: Sequence[AttentionGroup],
     kv: Tensor,
     spec: ModelSpec,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Attention of queries [num_tokens, heads, qk_head_dim] -> [num_tokens, heads, v_head_dim], in
-    `out` if given. Latents [num_tokens, latent_dim] are for groups that are not absorbed."""
+    """Attention of what `project` made: queries [num_tokens, heads, qk_head_dim], latents
+    [num_tokens, latent_dim] -> [num_tokens, heads, v_head_dim], in `out` if given."""
+    w_uk, w_uv = _halves(kv_b, spec)
     parts = []
     for group in groups:
         span = group.span
-        if latents is None or group.absorbed:
-            part = _absorbed(queries[span], kv_b, kv, group, spec)
+        if group.absorbed:
+            part = _absorbed(absorb_queries(queries[span], w_uk), w_uv, kv, group, spec)
         else:
             part = _up_projected(queries[span], latents[span], kv_b, kv, group, spec)
         parts.append(part)
@@ -135,10 +161,9 @@ def _up_projected(
 
 
 def _absorbed(
-    queries: Tensor, kv_b: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
+    queries: Tensor, w_uv: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
 ) -> Tensor:
-    w_uk, w_uv = torch.split(kv_b, [spec.qk_nope_head_dim, spec.v_head_dim], dim=1)
-    queries = absorb_queries(queries, w_uk)
+    """queries [num_tokens, heads, latent_dim]."""
     if group.planned is not None:
         return expand_values(group.planned.run(queries, kv), w_uv)
     return mla_decode(
