@@ -28,15 +28,16 @@ def absorb_queries(queries: Tensor, w_uk: Tensor) -> Tensor:
     return out
 
 
-def expand_values(latent_out: Tensor, w_uv: Tensor) -> Tensor:
+def expand_values(latent_out: Tensor, w_uv: Tensor, out: Tensor | None = None) -> Tensor:
     """latent_out [num_tokens, heads, kv_lora_rank], w_uv [heads, v_dim, kv_lora_rank]
-    -> [num_tokens, heads, v_dim], contiguous."""
+    -> [num_tokens, heads, v_dim], contiguous: `out` if given."""
     weight = w_uv.transpose(1, 2)
     if suits(latent_out, _MAX_VALUES):
         from .mla_absorb_triton import launch_head_product
 
-        return launch_head_product(latent_out, weight, 0)
-    out = latent_out.new_empty(*latent_out.shape[:2], w_uv.shape[1])
+        return launch_head_product(latent_out, weight, 0, out)
+    if out is None:
+        out = latent_out.new_empty(*latent_out.shape[:2], w_uv.shape[1])
     torch.bmm(latent_out.transpose(0, 1), weight, out=out.transpose(0, 1))
     return out
 

@@ -82,12 +82,15 @@ def product_tile(num_tokens: int, weight: Tensor) -> tuple[int, int]:
     return min(64, max(16, triton.next_power_of_2(num_tokens))), 64 if weight.stride(2) == 1 else 32
 
 
-def launch_head_product(x: Tensor, weight: Tensor, num_tail: int) -> Tensor:
+def launch_head_product(
+    x: Tensor, weight: Tensor, num_tail: int, out: Tensor | None = None
+) -> Tensor:
     """x [num_tokens, heads, in + num_tail] times weight [heads, in, out], any strides over heads
-    -> [num_tokens, heads, out + num_tail], the tail copied."""
+    -> [num_tokens, heads, out + num_tail], the tail copied; `out` if given."""
     num_tokens, heads, _ = x.shape
     _, num_in, num_out = weight.shape
-    out = torch.empty(num_tokens, heads, num_out + num_tail, dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(num_tokens, heads, num_out + num_tail, dtype=x.dtype, device=x.device)
     if not num_tokens:
         return out
     rows, columns = product_tile(num_tokens, weight)

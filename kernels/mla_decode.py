@@ -26,6 +26,7 @@ def mla_decode(
     scale: float,
     backend: str = "torch",
     w_uv: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest tokens of each row over all the row's latents.
 
@@ -38,7 +39,8 @@ def mla_decode(
     backend: torch (the reference, any device and type) or triton (16-bit types on CUDA, never
     waits for the device; a row's result does not depend on the other rows, only on their number)
     -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space; with w_uv
-    [num_heads, v_dim, value_dim] up-projected by it, [num_tokens, num_heads, v_dim].
+    [num_heads, v_dim, value_dim] up-projected by it, [num_tokens, num_heads, v_dim], in `out` if
+    given, contiguous.
     """
     if backend == "triton":
         from .mla_decode_split import plan_splits
@@ -47,11 +49,11 @@ def mla_decode(
         plan = plan_splits(num_rows, max_query_len, heads, max_length, _num_sms(queries.device))
         rows = (page_table, query_starts, lengths, max_query_len)
         launch = _paged_kernel(queries, kv, value_dim)
-        return launch(queries, kv, *rows, value_dim, scale, plan, w_uv)
+        return launch(queries, kv, *rows, value_dim, scale, plan, w_uv, out)
     latent_out = _reference(
         queries, kv, page_table, query_starts, lengths, max_query_len, max_length, value_dim, scale
     )
-    return latent_out if w_uv is None else expand_values(latent_out, w_uv)
+    return latent_out if w_uv is None else expand_values(latent_out, w_uv, out)
 
 
 def _reference(

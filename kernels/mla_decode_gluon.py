@@ -259,12 +259,13 @@ def launch_mla_decode_gluon(
     scale: float,
     plan: SplitPlan,
     w_uv: Tensor | None = None,
+    expanded: Tensor | None = None,
 ) -> Tensor:
     """`mla_decode` of what `fits` says."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
-        return out if w_uv is None else expand_values(out, w_uv)
+        return out if w_uv is None else expand_values(out, w_uv, expanded)
     max_columns = max_query_len * num_heads
     partials = partial_results(plan, max_columns, len(lengths), out)
     _attend_kernel[(plan.num_programs,)](
@@ -289,4 +290,4 @@ def launch_mla_decode_gluon(
         num_warps=_WARPS,
         **pdl(),
     )
-    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv)
+    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv, expanded)

@@ -276,15 +276,17 @@ def launch_merge(
     max_columns: int,
     plan: SplitPlan,
     w_uv: Tensor | None,
+    expanded: Tensor | None,
 ) -> Tensor:
     """Merge the chunks of rows that were cut into out [num_tokens, heads, value_dim], which holds
-    the others -> out, or with w_uv its up-projection, see `mla_decode`."""
+    the others -> out, or with w_uv its up-projection, in `expanded` if given: see `mla_decode`."""
     cut = plan.most_chunks > 1
+    rows = (query_starts, lengths)
     if cut and w_uv is not None and len(out) <= FUSED_TOKENS:
-        return _launch_merge_expand(partials, query_starts, lengths, out, max_columns, plan, w_uv)
+        return _launch_merge_expand(partials, *rows, out, max_columns, plan, w_uv, expanded)
     if cut:
-        _launch_merge_chunks(partials, query_starts, lengths, out, max_columns, plan)
-    return out if w_uv is None else expand_values(out, w_uv)
+        _launch_merge_chunks(partials, *rows, out, max_columns, plan)
+    return out if w_uv is None else expand_values(out, w_uv, expanded)
 
 
 def _launch_merge_expand(
@@ -295,10 +297,12 @@ def _launch_merge_expand(
     max_columns: int,
     plan: SplitPlan,
     w_uv: Tensor,
+    out: Tensor | None,
 ) -> Tensor:
     num_tokens, num_heads, value_dim = merged.shape
     num_out = w_uv.shape[1]
-    out = merged.new_empty(num_tokens, num_heads, num_out)
+    if out is None:
+        out = merged.new_empty(num_tokens, num_heads, num_out)
     outputs = 32  # of a program
     _merge_expand_kernel[(num_tokens, num_heads, -(-num_out // outputs))](
         tuple(partials),

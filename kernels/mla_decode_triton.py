@@ -156,12 +156,13 @@ def launch_mla_decode(
     scale: float,
     plan: SplitPlan,
     w_uv: Tensor | None = None,
+    expanded: Tensor | None = None,
 ) -> Tensor:
     """`mla_decode`, bfloat16 or float16 (any float under the interpreter)."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
-        return out if w_uv is None else expand_values(out, w_uv)
+        return out if w_uv is None else expand_values(out, w_uv, expanded)
     max_columns = max_query_len * num_heads
     partials = partial_results(plan, max_columns, len(lengths), out)
     shape = (kv.shape[1], plan.tile, triton.next_power_of_2(value_dim))
@@ -189,4 +190,4 @@ def launch_mla_decode(
         num_warps=plan.num_warps,
         **pdl(),
     )
-    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv)
+    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv, expanded)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attend import MAX_SCORES, attend, merge_
 from .prefill_attention import attend_rows
+from .up_project import up_project
 
 _SEGMENT = 4096  # cached tokens up-projected at a time by the reference
 _FAST_SEGMENT = 16384  # and by the other backends: 20 KB a token, so 340 MB
@@ -27,6 +28,8 @@ def mla_prefill(
     kv_b: Tensor,
     scale: float,
     backend: str = "torch",
+    own: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest tokens of each row over its cached prefix and themselves.
 
@@ -37,7 +40,8 @@ def mla_prefill(
     query_lens, prefix_lens: tokens of each row, new and cached, known on the host
     kv_b [num_heads, nope_dim + v_dim, kv_lora_rank]: up-projection of both, key part first
     backend: torch (the reference, any device and type), or fa3, flashinfer, triton on CUDA
-    -> [num_tokens, num_heads, v_dim] of queries' type.
+    own: what `up_project` makes of `latents`, if somebody has done it; not for the reference
+    -> [num_tokens, num_heads, v_dim] of queries' type, in `out` if given and the backend can.
     """
     if backend != "torch":
         return _fast(
@@ -51,6 +55,8 @@ def mla_prefill(
             kv_b,
             scale,
             backend,
+            own,
+            out,
         )
     nope = queries.shape[2] - (latents.shape[1] - kv_b.shape[2])
     output = queries.new_empty(*queries.shape[:2], kv_b.shape[1] - nope)
@@ -73,6 +79,8 @@ def _fast(
     kv_b: Tensor,
     scale: float,
     backend: str,
+    own: tuple[Tensor, Tensor] | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """All rows among their own new tokens in one call, then each cached prefix in segments."""
     spans = [slice(*pair) for pair in pairwise(accumulate(query_lens, initial=0))]
@@ -100,9 +108,10 @@ def _fast(
     nope = queries.shape[2] - (latents.shape[1] - kv_b.shape[2])
     if not query_lens:
         return queries.new_empty(*queries.shape[:2], kv_b.shape[1] - nope)
-    keys, values = _packed(latents, kv_b, nope)
-    output, lse = attend_rows(queries, keys, values, query_starts, query_lens, True, scale, backend)
-    del keys, values  # before there are those of a prefix
+    if own is None:
+        own = up_project(latents, kv_b, nope)
+    output, lse = attend_rows(queries, *own, query_starts, query_lens, True, scale, backend, out)
+    del own  # before there are those of a prefix
     for row, (span, prefix) in enumerate(zip(spans, prefix_lens, strict=True)):
         if prefix:
             _fold_prefix(
@@ -158,25 +167,8 @@ def _attend_all(
 ) -> tuple[Tensor, Tensor]:
     """Attention of all queries to all of `cached` [tokens, latent_dim] -> as `attend_rows`."""
     nope = queries.shape[2] - (cached.shape[1] - kv_b.shape[2])
-    keys, values = _packed(cached, kv_b, nope)
+    keys, values = up_project(cached, kv_b, nope)
     return attend_rows(queries, keys, values, None, (len(queries),), False, scale, backend)
-
-
-def _packed(latents: Tensor, kv_b: Tensor, nope: int) -> tuple[Tensor, Tensor]:
-    """-> keys [tokens, heads, qk_head_dim], values [tokens, heads, v_dim], of the latents' type,
-    each written once where attention reads it."""
-    from .prefill_attention_triton import launch_spread_rope
-
-    heads, both, rank = kv_b.shape
-    rope = latents.shape[1] - rank
-    keys = latents.new_empty(len(latents), heads, nope + rope)
-    values = latents.new_empty(len(latents), heads, both - nope)
-    shared = latents[:, :rank].expand(heads, -1, -1)
-    weights = kv_b.transpose(1, 2)
-    torch.bmm(shared, weights[..., :nope], out=keys.transpose(0, 1)[..., :nope])
-    torch.bmm(shared, weights[..., nope:], out=values.transpose(0, 1))
-    launch_spread_rope(keys, latents, rope)
-    return keys, values
 
 
 def _one_row(

@@ -26,6 +26,7 @@ def attend_rows(
     causal: bool,
     scale: float,
     backend: str,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal: rows of `row_lens` tokens, one after another, each within itself; `starts`
     [num_rows + 1] int on the device may be None for a single row. Otherwise: one row, every query
@@ -34,10 +35,10 @@ def attend_rows(
     queries [num_queries, heads, dim], keys [num_keys, heads, dim], values [num_keys, heads, v_dim],
     strided over all but the last dimension; backend: fa3, flashinfer or triton
     -> (output [num_queries, heads, v_dim] of queries' type, log-sum-exp [heads, num_queries]
-    float32, natural).
+    float32, natural). The output is in `out`, contiguous, if that is given and the backend can.
     """
     if backend == "fa3":
-        return _fa3(queries, keys, values, starts, row_lens, causal, scale)
+        return _fa3(queries, keys, values, starts, row_lens, causal, scale, out)
     if backend == "flashinfer":
         return _flashinfer(queries, keys, values, row_lens, causal, scale)
     from .prefill_attention_triton import launch_attend_rows
@@ -65,17 +66,48 @@ def _fa3(
     row_lens: tuple[int, ...],
     causal: bool,
     scale: float,
+    out: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    module = fa3_module()
+    operator = getattr(module, "fa3_fwd_cuda", None)
+    bounds, longest = None, max(row_lens)
+    if starts is not None and len(row_lens) > 1:
+        bounds = starts.to(torch.int32)
+    if operator is not None:
+        return _fa3_operator(
+            operator.fwd, queries, keys, values, bounds, longest, causal, scale, out
+        )
     options = {"softmax_scale": scale, "causal": causal, "return_attn_probs": True}
-    if starts is None or len(row_lens) == 1:
-        function = fa3_module().flash_attn_func
-        out, lse = function(queries[None], keys[None], values[None], **options)
-        return out[0], lse[0]
-    bounds = starts.to(torch.int32)
-    longest = max(row_lens)
-    function = fa3_module().flash_attn_varlen_func
-    out, lse = function(queries, keys, values, bounds, bounds, longest, longest, **options)
-    return out, lse
+    if bounds is None:
+        output, lse = module.flash_attn_func(queries[None], keys[None], values[None], **options)
+        return output[0], lse[0]
+    function = module.flash_attn_varlen_func
+    output, lse = function(queries, keys, values, bounds, bounds, longest, longest, **options)
+    return output, lse
+
+
+def _fa3_operator(
+    forward: Callable[..., Any],
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bounds: Tensor | None,
+    longest: int,
+    causal: bool,
+    scale: float,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The fa3-fwd wheel's operator itself. Its functions are for training as well: on the way they
+    make tensors that nobody reads, and copy what they could have written in place."""
+    parts = [queries, keys, values, None, None, None, out]  # k_new, v_new, qv
+    if bounds is None:
+        parts = [part if part is None else part[None] for part in parts]
+    unused = [None] * 3  # of cu_seqlens_k_new, seqused_q and seqused_k
+    lengths = [longest, longest] if bounds is not None else [None, None]
+    # page table, its batch indices, left padding, three of rope, three scales of 8-bit types
+    settings = [*[None] * 9, scale, causal, -1, -1, 0, 0.0, True, None, 1, None, 0]
+    output, lse, *_ = forward(*parts, bounds, bounds, *unused, *lengths, *settings)
+    return (output, lse) if bounds is not None else (output[0], lse[0])
 
 
 @dataclass

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.backends import prefill_backend
 from ..kernels.rms_norm import rms_norm
+from ..kernels.up_project import up_project
 from ..shared.model_spec import ModelSpec
 from .inputs import StepInputs
 from .model.glm4_moe_lite import ModelWeights, embed
@@ -43,6 +45,10 @@ class LayerGraphs:
         self._queries = new(largest, heads, spec.qk_head_dim)
         self._latents = new(largest, spec.latent_dim)
         self._values = torch.zeros_like(new(largest, heads, spec.v_head_dim))
+        # Keys and values of the tokens themselves, where there are kernels that read them.
+        self._own: tuple[Tensor, Tensor] | None = None
+        if prefill_backend("auto", self._queries, spec.v_head_dim) != "torch":
+            self._own = torch.empty_like(self._queries), torch.empty_like(self._values)
         self._states = new(2, largest, hidden)
         self._pieces: dict[int, list[torch.cuda.CUDAGraph]] = {}
 
@@ -83,12 +89,13 @@ class LayerGraphs:
         queries, latents, values = (
             part[:count] for part in (self._queries, self._latents, self._values)
         )
+        own = None if self._own is None else (self._own[0][:count], self._own[1][:count])
         flow = None
         for number in range(len(self._model.layers) + 1):
             if number:
                 kv_b = self._model.layers[number - 1].attention.kv_b
                 here = kv[:, number - 1]
-                attend(queries, latents, kv_b, inputs.groups, here, self._spec, out=values)
+                attend(queries, latents, kv_b, inputs.groups, here, self._spec, own, values)
             if pieces is None:
                 flow = self._piece(size, number, flow, kv)
             else:
@@ -120,4 +127,7 @@ class LayerGraphs:
         queries, latents = self._queries[:size], self._latents[:size]
         norm, weights = layer.input_norm, layer.attention
         project(stream, norm, weights, slots, angles, here, spec, latents, out=queries)
+        if self._own is not None:
+            own = self._own[0][:size], self._own[1][:size]
+            up_project(latents, weights.kv_b, spec.qk_nope_head_dim, own)
         return stream, angles

@@ -16,6 +16,9 @@ def test_heads_multiply_by_their_own_weights(count: int) -> None:
     assert torch.equal(got[..., rank:], queries[..., nope:])
     values = expand_values(latents, kv_b[:, nope:])
     assert values.is_contiguous()
+    room = torch.empty_like(values)
+    assert expand_values(latents, kv_b[:, nope:], room) is room
+    assert torch.equal(room, values)
     torch.testing.assert_close(values, torch.einsum("thr,hvr->thv", latents, kv_b[:, nope:]))
 
 
@@ -34,3 +37,6 @@ def test_on_the_card(count: int, heads: int, nope: int, rope: int, rank: int, v_
     values = expand_values(latents, kv_b[:, nope:])
     expected = expand_values(latents.float(), kv_b[:, nope:].float())
     torch.testing.assert_close(values.float(), expected, atol=1e-2, rtol=1e-2)
+    room = torch.empty_like(values)
+    assert expand_values(latents, kv_b[:, nope:], room) is room
+    assert torch.equal(room, values)

@@ -7,6 +7,7 @@ import torch
 from glimmer.kernels.backends import prefill_backend
 from glimmer.kernels.mla_decode import mla_decode
 from glimmer.kernels.mla_prefill import mla_prefill
+from glimmer.kernels.up_project import up_project
 
 CUDA = torch.cuda.is_available()
 PAGE, RANK, ROPE, NOPE, VALUE, HEADS, SCALE = 4, 5, 2, 3, 4, 2, 0.41
@@ -126,6 +127,9 @@ def test_kernels_match_whatever_the_segments(
     got = mla_prefill(**placed, scale=SCALE, backend="triton").double().cpu()
     tolerance = 3e-2 if CUDA else 2e-5
     torch.testing.assert_close(got, reference(case), atol=tolerance, rtol=tolerance)
+    own = up_project(placed["latents"], placed["kv_b"], NOPE)
+    again = mla_prefill(**placed, scale=SCALE, backend="triton", own=own).double().cpu()
+    assert torch.equal(again, got)
 
 
 @pytest.mark.gpu
@@ -152,3 +156,8 @@ def test_full_size_on_the_card(
     exact = mla_prefill(**_on(half, "cuda", torch.float32), scale=1 / 16)
     got = mla_prefill(**half, scale=1 / 16, backend=backend)
     torch.testing.assert_close(got.float(), exact, atol=1e-2, rtol=2e-2)
+    own, room = up_project(half["latents"], half["kv_b"], 192), torch.full_like(got, 7.0)
+    again = mla_prefill(**half, scale=1 / 16, backend=backend, own=own, out=room)
+    assert torch.equal(again, got)
+    in_one_call = max(counts) <= 512
+    assert (again.data_ptr() == room.data_ptr()) == (backend == "fa3" and in_one_call)

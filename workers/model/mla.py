@@ -112,22 +112,25 @@ def attend(
     groups: Sequence[AttentionGroup],
     kv: Tensor,
     spec: ModelSpec,
+    own: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Attention of what `project` made: queries [num_tokens, heads, qk_head_dim], latents
-    [num_tokens, latent_dim] -> [num_tokens, heads, v_head_dim], in `out` if given."""
+    [num_tokens, latent_dim] -> [num_tokens, heads, v_head_dim], in `out` if given. `own`: keys and
+    values of the latents, if somebody has made them."""
     w_uk, w_uv = _halves(kv_b, spec)
-    parts = []
+    if out is None:
+        out = queries.new_empty(*queries.shape[:2], spec.v_head_dim)
     for group in groups:
-        span = group.span
+        span, room = group.span, out[group.span]
         if group.absorbed:
-            part = _absorbed(absorb_queries(queries[span], w_uk), w_uv, kv, group, spec)
+            part = _absorbed(absorb_queries(queries[span], w_uk), w_uv, kv, group, spec, room)
         else:
-            part = _up_projected(queries[span], latents[span], kv_b, kv, group, spec)
-        parts.append(part)
-    if len(parts) == 1 and out is None:
-        return parts[0]
-    return torch.cat(parts, out=out)
+            mine = None if own is None else (own[0][span], own[1][span])
+            part = _up_projected(queries[span], latents[span], kv_b, kv, group, spec, mine, room)
+        if part.data_ptr() != room.data_ptr():  # a backend that cannot write there
+            room.copy_(part)
+    return out
 
 
 def add_output(stream: Tensor, values: Tensor, weights: AttentionWeights, ranks: Ranks) -> None:
@@ -145,6 +148,8 @@ def _up_projected(
     kv: Tensor,
     group: AttentionGroup,
     spec: ModelSpec,
+    own: tuple[Tensor, Tensor] | None,
+    out: Tensor | None,
 ) -> Tensor:
     return mla_prefill(
         queries,
@@ -157,15 +162,22 @@ def _up_projected(
         kv_b,
         spec.softmax_scale,
         prefill_backend(group.backend, queries, spec.v_head_dim),
+        own,
+        out,
     )
 
 
 def _absorbed(
-    queries: Tensor, w_uv: Tensor, kv: Tensor, group: AttentionGroup, spec: ModelSpec
+    queries: Tensor,
+    w_uv: Tensor,
+    kv: Tensor,
+    group: AttentionGroup,
+    spec: ModelSpec,
+    out: Tensor | None = None,
 ) -> Tensor:
     """queries [num_tokens, heads, latent_dim]."""
     if group.planned is not None:
-        return expand_values(group.planned.run(queries, kv), w_uv)
+        return expand_values(group.planned.run(queries, kv), w_uv, out)
     return mla_decode(
         queries,
         kv,
@@ -178,4 +190,5 @@ def _absorbed(
         spec.softmax_scale,
         decode_backend(group.backend, queries),
         w_uv,
+        out,
     )

@@ -31,18 +31,18 @@ def test_without_a_card_it_says_so(model_dir: Path) -> None:
 @pytest.mark.gpu
 def test_every_op_is_timed(model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    flags = ["--decode", "1", "4", "--prefill", "100", "--context", "100", "--json", str(out)]
+    flags = ["--decode", "1", "8", "--prefill", "100", "--context", "100", "--json", str(out)]
     assert main(["--model_dir", str(model_dir), *flags]) == 0
     results = json.loads(out.read_text())["results"]
-    for step in ("decode 1", "decode 4", "prefill 100"):
+    for step in ("decode 1", "decode 8", "prefill 100"):
         ops = {r["op"] for r in results if r["step"] == step}
         fused = {"rms_norm", "qkv_a", "q_b", "route"}
         if step == "decode 1":
             fused = {"norm, qkv_a", "norm, q_b", "norm, route"}
         assert fused | {"o", "moe", "dense mlp"} <= ops
     ops = {
-        step: {r["op"] for r in results if r["step"] == step} for step in ("decode 1", "decode 4")
+        step: {r["op"] for r in results if r["step"] == step} for step in ("decode 1", "decode 8")
     }
     assert {"mla_decode, expanded", "lm_head", "greedy"} <= ops["decode 1"]
-    assert {"mla_decode", "expand_values", "lm_head", "greedy"} <= ops["decode 4"]
+    assert {"mla_decode", "expand_values", "lm_head", "greedy"} <= ops["decode 8"]
     assert all(r["us"] > 0 for r in results)
