@@ -34,7 +34,8 @@ class DraftPolicy:
         self._acceptance = [_PRIOR] * self.longest  # by position, given those before
         self._buckets: dict[int, _Bucket] = {}
         # Of the last answered step:
-        self._timed: tuple[_Bucket, int] | None = None  # what was timed
+        self._timed: tuple[_Bucket, int] | None = None  # what could be timed
+        self._held_ns = 0  # the time it took, if it is to be believed
         self._made = 0  # drafts it made for the next one
         self._num_drafting = 0  # steps in a row that made some
         # Cumulative, for the heartbeat
@@ -73,8 +74,12 @@ class DraftPolicy:
         timed = None
         if self.longest and flight.num_decodes and not flight.chunks:
             timed = (self._bucket(flight.num_decodes), num_drafts)
-            if timed == self._timed and taken_ns:
-                timed[0].observe(num_drafts, taken_ns)
+            # Only now: workers take long to launch a step with chunks, and answer the one before
+            # it when they have.
+            if self._timed is not None and self._held_ns:
+                bucket, length = self._timed
+                bucket.observe(length, self._held_ns)
+        self._held_ns = taken_ns if timed == self._timed else 0
         self._timed = timed
 
     def counts(self) -> dict[str, Any]:
