@@ -20,7 +20,8 @@ _HYSTERESIS = 1.05  # another length must be so much better
 _SETTLE = 8  # steps without drafts leave gaps in the draft layer's KV: do not judge it at once
 _BURST = 4  # steps in a row that try a length; the first is not timed, its start is blurred
 _TRIALS = 3  # bursts spent on a length of which no step could be timed
-_NEAR = 0.7  # of the best: a length worth a first look
+_NEAR = 0.7  # of the best: a length worth a first look, where its time is but assumed
+_NEAR_ELSEWHERE = 0.9  # and where it was measured with another number of rows
 _REST = 256  # least steps between two bursts
 _MOST_LOSS = 0.005  # share of the throughput that bursts may cost
 
@@ -97,18 +98,25 @@ class DraftPolicy:
         upper_half = num_rows > 3 << octave >> 2
         key = 2 * octave + upper_half
         if key not in self._buckets:
-            self._buckets[key] = _Bucket(self.longest)
+            nearest = min(self._buckets, key=lambda other: abs(other - key), default=None)
+            like = None if nearest is None else self._buckets[nearest]
+            self._buckets[key] = _Bucket(self.longest, like)
         return self._buckets[key]
 
 
 class _Bucket:
-    """What is known at about one number of rows."""
+    """What is known at about one number of rows. It begins with what is known at another one."""
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, like: "_Bucket | None" = None) -> None:
+        # Of the lengths, as far as nothing was measured; only their proportions count.
+        self._guessed = [1 + _PRIOR_COST * length for length in range(longest + 1)]
+        self._near = _NEAR
+        if like is not None:
+            self._guessed, self._near = like._estimates(longest), _NEAR_ELSEWHERE
         self._times: list[float | None] = [None] * (longest + 1)  # ns, moving averages
         self._latest: list[list[int]] = [[] for _ in self._times]  # the last three
         self._trials = [0] * (longest + 1)  # bursts
-        self._length = 0  # the best
+        self._length: int = 0 if like is None else like._length  # the best
         self._burst = (0, 0)  # length being tried, steps left
         self._until_burst = _REST
         self._turn = 0  # of the lengths not in use, for the next burst
@@ -128,7 +136,7 @@ class _Bucket:
             used = self._length = best
         for length in range(most + 1):  # a few steps with each that looks good, once
             is_known = self._times[length] is not None or self._trials[length] == _TRIALS
-            if not is_known and scores[length] > _NEAR * scores[best]:
+            if not is_known and scores[length] > self._near * scores[best]:
                 return self._try(length)
         self._until_burst -= 1
         if self._until_burst >= 0 or not most:
@@ -143,18 +151,14 @@ class _Bucket:
         self._times[length] = usual if time is None else time + _TIME_RATE * (usual - time)
 
     def _estimates(self, most: int) -> list[float]:
-        """Times of the lengths up to `most`, those not measured on a line through the others."""
-        known = [(length, time) for length, time in enumerate(self._times) if time is not None]
-        if not known:
-            return [1 + _PRIOR_COST * length for length in range(most + 1)]
-        (low, low_time), (high, high_time) = known[0], known[-1]
-        slope = _PRIOR_COST * low_time / (1 + _PRIOR_COST * low)
-        if high > low:
-            slope = max(0.0, (high_time - low_time) / (high - low))
-        return [
-            self._times[length] or max(low_time / 2, low_time + slope * (length - low))
-            for length in range(most + 1)
-        ]
+        """Times of the lengths up to `most`, those not measured from the nearest that was."""
+        known = [length for length, time in enumerate(self._times) if time is not None]
+        times = []
+        for length in range(most + 1):
+            near = min(known, key=lambda other: abs(other - length), default=length)
+            measured = self._times[near] or self._guessed[near]
+            times.append(measured * self._guessed[length] / self._guessed[near])
+        return times
 
     def _explore(self, used: int, scores: list[float], times: list[float]) -> int:
         """Try the lengths not in use in turn. The worse one is, the longer is the rest after it."""

@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 from fakes import FakeEngine
@@ -112,6 +113,33 @@ def test_one_slow_step_changes_nothing() -> None:
     before = server.most_used(500)[0]
     server.run(20, 8, [0.8] * 4, lambda length: 10 + length)
     assert server.most_used(15)[0] == before
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_answers_that_wait_for_chunks_to_be_launched_change_nothing(seed: int) -> None:
+    """One step in three has a chunk, and the answer of the one before is late by half a step."""
+    server, chunks = Server(policy(3), seed), [(object(), 0)]
+    is_mixed = [server.rng.random() < 1 / 3 for _ in range(501)]
+    for now, then in pairwise(is_mixed):
+        length = server.policy.choose(32, 8448)
+        server.lengths.append(length)
+        counts = [9, 7, 5, 11][: length + 1]
+        counts[-1] += 32 - sum(counts)
+        taken = (20, 23.5, 25, 26.5)[length] * server.rng.uniform(0.99, 1.01)
+        taken += 15 * now + 12 * (then - now)
+        flight = Flight(0, [], chunks * now, 32, length)  # type: ignore[operator]
+        server.policy.observe(flight, counts, int(taken * MS))
+    assert server.most_used(400) == (3, pytest.approx(1, abs=0.05))
+
+
+@pytest.mark.parametrize(("per_draft", "wanted"), [(2, 3), (20, 0)])
+def test_a_new_number_of_rows_begins_with_what_is_known_of_another(
+    per_draft: int, wanted: int
+) -> None:
+    server = Server(policy(3))
+    server.run(1000, 32, [0.7] * 3, lambda length: 20 + per_draft * length)
+    server.run(12, 20, [0.7] * 3, lambda length: 18 + per_draft * length)
+    assert server.lengths[-12:].count(wanted) >= 8
 
 
 def test_a_fixed_length_and_no_drafts_need_no_measurements() -> None:
