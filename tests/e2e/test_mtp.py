@@ -205,7 +205,7 @@ def test_metrics_tell_of_drafts(drafting: RunningServer) -> None:
 def test_streams_go_on_after_a_worker_died(plain: RunningServer, drafting: RunningServer) -> None:
     def tokens(server: RunningServer, number: int) -> list[int]:
         values = {"do_sample": number % 2 == 1, "temperature": 0.3, "seed": number}
-        return server.token_ids([number + 1] * 20, max_new_tokens=400, ignore_eos=True, **values)
+        return server.token_ids([number + 1] * 20, max_new_tokens=200, ignore_eos=True, **values)
 
     with ThreadPoolExecutor(6) as pool:
         wanted = list(pool.map(lambda number: tokens(plain, number), range(6)))
