@@ -43,4 +43,5 @@ def expand_values(latent_out: Tensor, w_uv: Tensor, out: Tensor | None = None) -
 
 
 def suits(x: Tensor, most: int) -> bool:
+    """Whether x [num_tokens, ...] is for the Triton product per head, whose best is few tokens."""
     return x.is_cuda and x.shape[0] <= most and x.dtype != torch.float32
