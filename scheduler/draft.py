@@ -112,7 +112,8 @@ class _Bucket:
         self._guessed = [1 + _PRIOR_COST * length for length in range(longest + 1)]
         self._near = _NEAR
         if like is not None:
-            self._guessed, self._near = like._estimates(longest), _NEAR_ELSEWHERE
+            self._guessed = like._estimates(longest)
+            self._near = _NEAR_ELSEWHERE if any(like._times) else like._near
         self._times: list[float | None] = [None] * (longest + 1)  # ns, moving averages
         self._latest: list[list[int]] = [[] for _ in self._times]  # the last three
         self._trials = [0] * (longest + 1)  # bursts

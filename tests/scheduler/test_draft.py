@@ -144,6 +144,15 @@ def test_a_new_number_of_rows_begins_with_what_is_known_of_another(
     assert server.lengths[-12:].count(wanted) >= 8
 
 
+def test_what_was_only_assumed_elsewhere_is_looked_at_as_if_it_were_new() -> None:
+    """Rows come faster than steps can be timed, so several classes know nothing but assumptions."""
+    server = Server(policy(3))
+    for num_rows in (1, 2, 4, 8):
+        server.policy.choose(num_rows, 8448)
+    server.run(40, 16, [0.7] * 3, lambda length: 20 + 10 * length)
+    assert {1, 2, 3} <= set(server.lengths)
+
+
 def test_a_fixed_length_and_no_drafts_need_no_measurements() -> None:
     assert [policy(3, fixed=True).choose(rows, 4096) for rows in (1, 8, 200)] == [3, 3, 3]
     assert policy(0).choose(8, 4096) == 0
