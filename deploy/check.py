@@ -8,11 +8,11 @@ from ..shared.config import ServeConfig
 from ..shared.errors import StartError
 from ..shared.model_spec import load_model_spec
 from ..shared.resolve import resolve
-from .gpus import check_gpus
-from .launch import default_parent
-from .listen import bind_port
-from .preflight import check_memory, check_model, detect_hardware
-from .runtime_dir import claim_runtime_dir
+from .launcher.gpus import check_gpus
+from .launcher.launch import default_parent
+from .launcher.listen import bind_port
+from .launcher.preflight import check_memory, check_model, detect_hardware
+from .launcher.runtime_dir import claim_runtime_dir
 
 
 def check(config: ServeConfig) -> int:

@@ -62,8 +62,8 @@ def serve(argv: Sequence[str], worker_module: str = "glimmer.workers") -> int:
 
     def run() -> int:
         config = parse_with_logging(argv)
-        from .launch import launch
-        from .supervise import Modules
+        from .launcher.launch import launch
+        from .launcher.supervise import Modules
 
         return launch(with_model(config), Modules(worker=worker_module))
 

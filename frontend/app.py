@@ -22,18 +22,18 @@ from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
-from . import ops
-from .client import EngineClient
-from .envelopes import error_body
+from .api import ops
+from .api.openapi import docs_page, openapi
+from .engine.client import EngineClient
+from .engine.job import FRONTEND, Frontend, clean_id
+from .engine.metrics import Metrics
+from .engine.metrics_push import push_forever
+from .engine.params import ModelFacts, load_defaults
 from .grammar.compiler import GrammarCompiler
-from .job import FRONTEND, Frontend, clean_id
-from .metrics import Metrics
-from .metrics_push import push_forever
-from .openapi import docs_page, openapi
-from .params import ModelFacts, load_defaults
 from .routes import Generating, Handler, Route, all_routes
-from .sse import CONTEXT, RequestContext, encode_json
-from .tokenize import Tokenizer
+from .text.tokenizer import Tokenizer
+from .wire.errors import error_body
+from .wire.sse import CONTEXT, RequestContext, encode_json
 
 _BACKLOG = 4096
 _MAX_HEADER = 64 << 10  # bytes of one header or of the request line; gateways add long tokens

@@ -11,14 +11,14 @@ from typing import Any
 from aiohttp import web
 
 from ..shared.config import ServeConfig
-from . import admin, anthropic, generate, ops, responses, tgi, token_routes
-from .admin import AbortBody
-from .anthropic_request import CountTokensBody, MessagesBody
-from .completions import completions
-from .job import Frontend
-from .openai import chat
-from .responses_request import ResponsesBody
-from .schema import ChatBody, CompletionBody, GenerateBody, TokensBody
+from .api import admin, anthropic, generate, ops, responses, tgi, token_routes
+from .api.admin import AbortBody
+from .api.anthropic_request import CountTokensBody, MessagesBody
+from .api.completions import completions
+from .api.openai import chat
+from .api.responses_request import ResponsesBody
+from .engine.job import Frontend
+from .wire.schema import ChatBody, CompletionBody, GenerateBody, TokensBody
 
 Generating = Callable[[Frontend, web.Request, bytes], Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -119,8 +119,8 @@ def replaced(tile: Tile, span: slice, part: Tile) -> Tile:
 
 def default(op: str, shape: Shape, num_tokens: int) -> Tile:
     """What a kernel takes where nothing is stored."""
-    from .linear_triton import few_tile, one_tile
-    from .moe_triton import ONE_TILE, default_tile
+    from .dense.linear_triton import few_tile, one_tile
+    from .moe.experts_triton import ONE_TILE, default_tile
 
     if op == "moe_one":
         return ONE_TILE
@@ -156,7 +156,7 @@ def _linear_operands(shape: Shape, num_tokens: int) -> Calls:
     weights = _random(_copies(n * k_size), n, k_size)
 
     def calls(tile: Tile) -> list[Callable[[], object]]:
-        from .linear_triton import linear_few, linear_one
+        from .dense.linear_triton import linear_few, linear_one
 
         if not tile:
             return [partial(torch_linear, x, weight) for weight in weights]
@@ -184,7 +184,7 @@ def _moe_operands(shape: Shape, num_tokens: int) -> Calls:
         routes.append((ids, torch.rand(ids.shape, device="cuda"), *layers[number % len(layers)]))
 
     def calls(tile: Tile) -> list[Callable[[], object]]:
-        from .moe_triton import moe_grouped, moe_one, split_tile
+        from .moe.experts_triton import moe_grouped, moe_one, split_tile
 
         if num_tokens == 1:
             return [partial(moe_one, x, *route, tile, out, False) for route in routes]

@@ -21,13 +21,7 @@ from ..shared.messages import (
     Shutdown,
     StepResult,
 )
-from ..shared.transport import (
-    Receiver,
-    Sender,
-    frontend_address,
-    scheduler_address,
-    worker_address,
-)
+from ..shared.transport import Receiver, Sender, frontend_address, scheduler_address, worker_address
 from .core import Scheduler
 from .peers import Outgoing
 from .step_stats import StepStats

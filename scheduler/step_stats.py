@@ -8,14 +8,7 @@ from bisect import bisect_left
 
 import msgspec
 
-from ..shared.messages import (
-    BATCH_SIZES,
-    STEP_SECONDS,
-    Heartbeat,
-    StepPlan,
-    StepResult,
-    StepTimes,
-)
+from ..shared.messages import BATCH_SIZES, STEP_SECONDS, Heartbeat, StepPlan, StepResult, StepTimes
 
 
 class StepStats:

@@ -2,7 +2,7 @@
 
 Made by the frontend from a validated body, carried unchanged by the scheduler, read by the
 worker's sampler. Every value is final here: defaults applied, seed drawn, ids checked against
-the model's vocabulary, lists bounded. Formulas live in `kernels/sampling.py`.
+the model's vocabulary, lists bounded. Formulas live in `kernels/sampling/sampling.py`.
 """
 
 import msgspec

@@ -2,8 +2,8 @@
 
 import itertools
 
-from glimmer.deploy.demo.dialogues import KINDS, dialogue
 from glimmer.deploy.demo.run import MODEL_DIR
+from glimmer.deploy.demo.training.dialogues import KINDS, dialogue
 from transformers import AutoTokenizer
 
 

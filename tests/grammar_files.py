@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from glimmer.frontend.detokenize import Vocabulary
 from glimmer.frontend.grammar.compile_child import Library, Order, Setup
 from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
+from glimmer.frontend.text.detokenize import Vocabulary
 from glimmer.shared.messages import Grammar
 
 

@@ -37,8 +37,8 @@ MAY_IMPORT = {
 # The path of one prompt, in reading order.
 SPINE = (
     "shared/messages.py",
-    "frontend/generate.py",
-    "frontend/client.py",
+    "frontend/api/generate.py",
+    "frontend/engine/client.py",
     "scheduler/core.py",
     "scheduler/batch.py",
     "workers/runner.py",
@@ -49,9 +49,8 @@ LONG_FILES: dict[str, str] = {
 }
 LONG_FUNCTIONS: dict[str, str] = {}
 NO_MIRROR: dict[str, str] = {
-    "shared/control.py": "tests/shared/test_codec.py sends every one of them",
     "shared/messages.py": "tests/shared/test_codec.py sends every one of them",
-    "shared/sampling.py": "data; its meaning is tested in tests/kernels/test_sampling.py",
+    "shared/sampling.py": "data; its meaning is tested in tests/kernels/sampling/test_sampling.py",
     "kernels/launch.py": "every test of a Triton kernel launches through it",
     "shared/errors.py": "a tree of names, used by the tests of everything else",
     "shared/log.py": "set-up of the standard library's logging",

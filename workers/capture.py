@@ -16,8 +16,8 @@ from torch import Tensor
 from ..shared.config import ServeConfig
 from .graphs import DecodeGraphs
 from .inputs import decode_inputs
-from .kv_cache import graph_allowance, measure_peak
 from .layer_graphs import LayerGraphs
+from .memory.kv_cache import graph_allowance, measure_peak
 from .model.glm4_moe_lite import compute_logits, hidden_states
 from .mtp import Places
 from .runner import ModelRunner

@@ -11,14 +11,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from ..kernels.speculative import kept
+from ..kernels.sampling.speculative import kept
 from ..shared.config import ServeConfig
 from ..shared.messages import RowResult, StepPlan, TokenLogprob
 from ..shared.model_spec import ModelSpec, num_kv_layers
-from .device import to_device
-from .grammars import GrammarRows
 from .graphs import DecodeGraphs
 from .inputs import StepInputs, build_inputs
+from .memory.device import to_device
 from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
 from .mtp import (
     DraftLayer,
@@ -33,7 +32,8 @@ from .mtp import (
 )
 from .parallel import Ranks
 from .rows import RowTable
-from .sampler import Masks
+from .sampling.grammars import GrammarRows
+from .sampling.sampler import Masks
 
 # (inputs) -> (normed states, states before the norm) of the main model
 Forward = Callable[[StepInputs], tuple[Tensor, Tensor]]

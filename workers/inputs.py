@@ -7,9 +7,9 @@ from itertools import accumulate, chain, pairwise
 import torch
 from torch import Tensor
 
-from ..kernels.flashinfer_mla import FlashInferDecode
+from ..kernels.attention.flashinfer_mla import FlashInferDecode
 from ..shared.messages import PrefillChunk, StepPlan
-from .device import ints_to_device
+from .memory.device import ints_to_device
 from .rows import RowTable
 
 # An extension of a cached prefix by so many tokens is cheaper absorbed: up-projecting one cached

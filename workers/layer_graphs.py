@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.attention.up_project import up_project
 from ..kernels.backends import prefill_backend
-from ..kernels.rms_norm import rms_norm
-from ..kernels.up_project import up_project
+from ..kernels.dense.rms_norm import rms_norm
 from ..shared.model_spec import ModelSpec
 from .inputs import StepInputs
 from .model.glm4_moe_lite import ModelWeights, embed

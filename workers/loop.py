@@ -21,9 +21,9 @@ from ..shared.messages import (
     WorkerFailed,
 )
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
-from .grammars import OnLoaded
 from .pending import PendingStep
 from .runner import ModelRunner
+from .sampling.grammars import OnLoaded
 from .startup import load_runner
 
 logger = logging.getLogger(__name__)

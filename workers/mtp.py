@@ -27,8 +27,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.noise import uniform
-from ..kernels.speculative import accept, drafts_before
+from ..kernels.sampling.noise import uniform
+from ..kernels.sampling.speculative import accept, drafts_before
 from ..shared.model_spec import ModelSpec
 from .inputs import AttentionGroup, StepInputs
 from .model.nextn import NextnWeights, draft_ids, nextn_states

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 
 from ..shared.messages import RowResult, StepPlan, TokenLogprob
-from .device import HostCopy
 from .drafting import Step
-from .sampler import Sampled
+from .memory.device import HostCopy
+from .sampling.sampler import Sampled
 
 
 @dataclass(eq=False)

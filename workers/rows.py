@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..shared.messages import RowAdmit, StepPlan
 from ..shared.sampling import SamplingParams
-from .device import to_device
-from .rules import RowRules
+from .memory.device import to_device
+from .sampling.rules import RowRules
 
 _NO_PARAMS = SamplingParams(max_new_tokens=1)
 _FLOATS = (  # fields of SamplingParams that have a column on the device

@@ -11,29 +11,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..kernels.flashinfer_mla import flashinfer_decode
+from ..kernels.attention.flashinfer_mla import flashinfer_decode
 from ..shared.config import ServeConfig
-from ..shared.messages import (
-    PrefillChunk,
-    StepPlan,
-    StepResult,
-    TokenLogprob,
-)
+from ..shared.messages import PrefillChunk, StepPlan, StepResult, TokenLogprob
 from ..shared.model_spec import ModelSpec
-from .device import is_out_of_memory
 from .drafting import DraftSteps
-from .grammars import GrammarRows
 from .graphs import DecodeGraphs
 from .inputs import StepInputs, build_inputs
-from .kv_cache import allocate_kv, pages_per_row
 from .layer_graphs import LayerGraphs
+from .memory.device import is_out_of_memory
+from .memory.kv_cache import allocate_kv, pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
 from .mtp import Places
 from .parallel import Ranks
 from .pending import PendingStep
-from .prompt_logprobs import prompt_logprobs
 from .rows import RowTable
-from .sampler import Masks, sample
+from .sampling.grammars import GrammarRows
+from .sampling.prompt_logprobs import prompt_logprobs
+from .sampling.sampler import Masks, sample
 
 _log = logging.getLogger(__name__)
 

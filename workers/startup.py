@@ -13,13 +13,13 @@ from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
 from .capture import capture_graphs, prepare_graphs
-from .checkpoint import check_draft, check_weights
-from .host import usable_cores
-from .kv_cache import count_pages, measure_peak
+from .memory.host import usable_cores
+from .memory.kv_cache import count_pages, measure_peak
 from .parallel import check_split, join_ranks, rank_device
 from .runner import ModelRunner
 from .warm_up import run_largest_step, run_usual_steps, warm_up
-from .weights import load_weights, random_weights
+from .weights.checkpoint import check_draft, check_weights
+from .weights.weights import load_weights, random_weights
 
 _DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),

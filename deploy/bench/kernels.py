@@ -103,9 +103,9 @@ def _copies(num_bytes: float) -> int:
 
 def projections(o: Operands, tokens: int) -> Iterator[Case]:
     """Norms and dense products of a layer; few tokens' norms come with what reads them."""
-    from ...kernels import router
-    from ...kernels.linear import NORM_TOKENS, linear, norm_linear
-    from ...kernels.rms_norm import rms_norm
+    from ...kernels.dense.linear import NORM_TOKENS, linear, norm_linear
+    from ...kernels.dense.rms_norm import rms_norm
+    from ...kernels.moe import router
 
     s = o.spec
     layers, hidden = s.num_layers, s.hidden_size
@@ -140,8 +140,8 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
 
 def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     """Router, experts, the dense first layer, the head."""
-    from ...kernels.moe import gated_mlp, moe
-    from ...kernels.router import NORM_TOKENS, norm_route, route
+    from ...kernels.moe.experts import gated_mlp, moe
+    from ...kernels.moe.router import NORM_TOKENS, norm_route, route
 
     s, torch = o.spec, o.torch
     hidden, width = s.hidden_size, s.moe_intermediate_size
@@ -182,7 +182,7 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
 
 def heads(o: Operands, rows: int) -> Iterator[Case]:
     """What turns hidden states into tokens, where nobody asks for more than the likeliest."""
-    from ...kernels.sampling import greedy
+    from ...kernels.sampling.sampling import greedy
 
     s, torch = o.spec, o.torch
     x, head = o.random(rows, s.hidden_size), o.weight(s.vocab_size, s.hidden_size)
@@ -215,11 +215,11 @@ def run_case(step: str, case: Case, gpu: Gpu | None) -> Result:
 
 def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     """What a decode step does between the projections."""
-    from ...kernels.mla_absorb import expand_values
-    from ...kernels.mla_decode import mla_decode
-    from ...kernels.mla_decode_split import FUSED_TOKENS
-    from ...kernels.rope import rope_angles
-    from ...kernels.rope_absorb import rope_absorb
+    from ...kernels.attention.mla_absorb import expand_values
+    from ...kernels.attention.mla_decode import mla_decode
+    from ...kernels.attention.mla_decode_split import FUSED_TOKENS
+    from ...kernels.attention.rope import rope_angles
+    from ...kernels.attention.rope_absorb import rope_absorb
 
     s, torch = o.spec, o.torch
     layers, page = s.num_layers, 64
@@ -263,7 +263,7 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
 
 def prefill_attention(o: Operands, tokens: int, backend: str) -> Iterator[Case]:
     """A fresh prompt's attention, up-projection included."""
-    from ...kernels.mla_prefill import mla_prefill
+    from ...kernels.attention.mla_prefill import mla_prefill
 
     s, torch = o.spec, o.torch
     queries = o.random(tokens, s.num_heads, s.qk_head_dim)

@@ -221,7 +221,7 @@ def _check_drafts(wanted: Sequence[int], config: ServeConfig) -> None:
 def main(argv: Sequence[str]) -> int:
     """Entry point of `glimmer bench latency`."""
     from ..cli import parse_with_logging, with_model
-    from ..preflight import detect_hardware
+    from ..launcher.preflight import detect_hardware
 
     args, rest = parse(argv)
     config = with_model(parse_with_logging(rest))

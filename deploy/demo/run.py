@@ -13,11 +13,11 @@ from pathlib import Path
 from ...shared.config import ServeConfig
 from ...shared.errors import PortError, StartError
 from ..cli import parse_with_logging
-from ..gpus import find_gpus
-from ..launch import launch
-from ..listen import bind_port
-from ..server import Server
-from ..supervise import Modules
+from ..launcher.gpus import find_gpus
+from ..launcher.launch import launch
+from ..launcher.listen import bind_port
+from ..launcher.server import Server
+from ..launcher.supervise import Modules
 
 MODEL_DIR = Path(__file__).with_name("model")
 _NAME = "glimmer-demo"

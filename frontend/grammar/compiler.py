@@ -22,7 +22,7 @@ import msgspec
 from ...shared.config import ServeConfig
 from ...shared.errors import OverloadedError, RequestError, UnavailableError
 from ...shared.messages import Grammar
-from ..detokenize import Vocabulary
+from ..text.detokenize import Vocabulary
 from .compile_child import Answer, Order, Setup
 from .source import GrammarSource
 

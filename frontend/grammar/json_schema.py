@@ -12,15 +12,7 @@ from typing import Any
 from . import numbers
 from .document import Document
 from .ebnf import ANY_CHAR, Rules, char_class, chars, complement, intersect, literal
-from .keywords import (
-    MAX_CHOICES,
-    MAX_COUNT,
-    TYPES,
-    counts,
-    is_of_type,
-    limits,
-    types_of,
-)
+from .keywords import MAX_CHOICES, MAX_COUNT, TYPES, counts, is_of_type, limits, types_of
 from .merge import ANNOTATIONS, Json, Schema
 from .problems import SourceError
 from .regex import Alternatives, PatternWriter

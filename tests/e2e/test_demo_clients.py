@@ -16,7 +16,7 @@ import anthropic
 import jsonschema_rs
 import openai
 import pytest
-from glimmer.deploy.demo.dialogues import Dialogue, dialogue
+from glimmer.deploy.demo.training.dialogues import Dialogue, dialogue
 from server import RunningServer, running_server
 
 CASES = 5

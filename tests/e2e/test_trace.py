@@ -11,15 +11,7 @@ import msgspec
 import pytest
 from engine import Engine
 from glimmer.shared.codec import encode
-from glimmer.shared.messages import (
-    Finished,
-    Message,
-    Part,
-    StepPlan,
-    StepResult,
-    Submit,
-    Tokens,
-)
+from glimmer.shared.messages import Finished, Message, Part, StepPlan, StepResult, Submit, Tokens
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
 from transformers import AutoTokenizer
@@ -40,9 +32,10 @@ it and when.
 ```
 {body}
 ```
-`frontend/openai.py` decodes and checks it; `frontend/tokenize.py` renders the chat template to
-`{prompt}` and makes {count} ids of it.
-`frontend/client.py` draws a request id and a seed and sends {submit_bytes} bytes of MessagePack:
+`frontend/api/openai.py` decodes and checks it; `frontend/text/tokenizer.py` renders the
+chat template to `{prompt}` and makes {count} ids of it.
+`frontend/engine/client.py` draws a request id and a seed and sends
+{submit_bytes} bytes of MessagePack:
 ```
 {submit}
 ```
@@ -62,7 +55,7 @@ token that only the worker knows yet:
 ```
 {result0}
 ```
-The scheduler passes the token on, and the frontend's `frontend/detokenize.py` makes text of it:
+The scheduler passes the token on, and `frontend/text/detokenize.py` makes text of it:
 ```
 {tokens0}
 ```
@@ -77,7 +70,7 @@ exactly once:
 {tokens1}
 {finished}
 ```
-`frontend/sse.py` or a whole JSON body tells the client.
+`frontend/wire/sse.py` or a whole JSON body tells the client.
 
 ## Messages that this request did not need
 | message | from, to | when |

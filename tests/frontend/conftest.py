@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 from glimmer.frontend.app import listen, load
-from glimmer.frontend.client import EngineClient
-from glimmer.frontend.job import Frontend
-from glimmer.frontend.tokenize import Tokenizer
+from glimmer.frontend.engine.client import EngineClient
+from glimmer.frontend.engine.job import Frontend
+from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,

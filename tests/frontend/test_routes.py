@@ -1,7 +1,7 @@
 """The table of routes."""
 
 import pytest
-from glimmer.frontend import generate, tgi
+from glimmer.frontend.api import generate, tgi
 from glimmer.frontend.routes import all_routes
 from glimmer.shared.config import ServeConfig
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from glimmer.kernels import choices, tune
 from glimmer.kernels.choices import Choice, choose, read_choices, use, write_choices
-from glimmer.kernels.linear import linear
+from glimmer.kernels.dense.linear import linear
 
 ONE, FEW, MOE = ("linear_one", (96, 64)), ("linear_few", (96, 64)), ("moe", (9, 32, 64, 3))
 VERSIONS = {"card": "abacus", "triton": "1.0", "torch": "1.0"}

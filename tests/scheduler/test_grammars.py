@@ -5,13 +5,7 @@ from typing import Any
 
 from fakes import FakeEngine, grammar
 from glimmer.scheduler.grammars import MAX_IDLE
-from glimmer.shared.messages import (
-    Abort,
-    GrammarLoaded,
-    LoadGrammar,
-    PeerLost,
-    WorkerFailed,
-)
+from glimmer.shared.messages import Abort, GrammarLoaded, LoadGrammar, PeerLost, WorkerFailed
 
 
 def asked(engine: FakeEngine) -> list[LoadGrammar]:

@@ -4,14 +4,7 @@ import pytest
 from fakes import FakeEngine
 from glimmer.scheduler.core import Scheduler
 from glimmer.scheduler.peers import Outgoing
-from glimmer.shared.messages import (
-    Hello,
-    PeerLost,
-    Ready,
-    RowResult,
-    StepResult,
-    WorkerFailed,
-)
+from glimmer.shared.messages import Hello, PeerLost, Ready, RowResult, StepResult, WorkerFailed
 
 
 def of_type(engine: FakeEngine, kind: type) -> list[Outgoing]:

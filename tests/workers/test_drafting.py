@@ -11,7 +11,7 @@ import pytest
 from engine import Engine
 from glimmer.deploy.demo.checkpoint import make_checkpoint
 from glimmer.frontend.grammar.source import GrammarSource
-from glimmer.frontend.tokenize import Tokenizer
+from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.messages import Finished, StepPlan, Submit, TokenLogprob, Tokens
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams

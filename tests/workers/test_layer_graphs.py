@@ -13,7 +13,7 @@ from glimmer.workers.layer_graphs import LayerGraphs
 from glimmer.workers.model.glm4_moe_lite import hidden_states
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
-from glimmer.workers.weights import random_weights
+from glimmer.workers.weights.weights import random_weights
 
 PARAMS = SamplingParams(max_new_tokens=9)
 SCRATCH = 11  # page

@@ -8,15 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from glimmer.deploy.demo.acceptance import accepted
 from glimmer.deploy.demo.checkpoint import make_checkpoint
-from glimmer.deploy.demo.training_model import from_checkpoint
-from glimmer.kernels.speculative import kept
+from glimmer.deploy.demo.training.acceptance import accepted
+from glimmer.deploy.demo.training.model import from_checkpoint
+from glimmer.kernels.sampling.speculative import kept
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.checkpoint import check_draft, check_weights
 from glimmer.workers.inputs import StepInputs, build_inputs
 from glimmer.workers.model.glm4_moe_lite import compute_logits, hidden_states
 from glimmer.workers.mtp import (
@@ -32,8 +31,9 @@ from glimmer.workers.mtp import (
 )
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
-from glimmer.workers.sampler import sample
-from glimmer.workers.weights import load_weights
+from glimmer.workers.sampling.sampler import sample
+from glimmer.workers.weights.checkpoint import check_draft, check_weights
+from glimmer.workers.weights.weights import load_weights
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from engine import SETTLED, Engine
-from glimmer.deploy.demo.dialogues import dialogue
+from glimmer.deploy.demo.training.dialogues import dialogue
 from glimmer.frontend.grammar.source import GrammarSource
-from glimmer.frontend.tokenize import Tokenizer
+from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.scheduler.core import Scheduler
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import AnyMessage, GrammarLoaded, LoadGrammar, Ready, Submit

@@ -96,9 +96,9 @@ def test_long_chunk_over_cached_prefix_uses_segments(
 ) -> None:
     """Chunks above the absorbed limit read their prefix up-projected; here in several segments
     and score blocks, as a long context would."""
-    monkeypatch.setattr("glimmer.kernels.mla_prefill._SEGMENT", 128)
-    monkeypatch.setattr("glimmer.kernels.mla_prefill.MAX_SCORES", 1 << 16)
-    monkeypatch.setattr("glimmer.kernels.mla_decode.MAX_SCORES", 1 << 16)
+    monkeypatch.setattr("glimmer.kernels.attention.mla_prefill._SEGMENT", 128)
+    monkeypatch.setattr("glimmer.kernels.attention.mla_prefill.MAX_SCORES", 1 << 16)
+    monkeypatch.setattr("glimmer.kernels.attention.mla_decode.MAX_SCORES", 1 << 16)
     reference = make_reference("plain")
     driver = driver_of(make_runner(reference.path, page_size=16).run, 16)
     prompts = random_prompts((1300, 530), seed=5)

@@ -4,7 +4,7 @@ import torch
 from glimmer.shared.messages import RowResult, StepPlan
 from glimmer.workers.drafting import Step
 from glimmer.workers.pending import PendingStep
-from glimmer.workers.sampler import Sampled
+from glimmer.workers.sampling.sampler import Sampled
 
 PLAN = StepPlan(0, 1, [], [], [], [], [])
 

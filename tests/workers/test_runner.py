@@ -131,7 +131,7 @@ def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: A
 @pytest.mark.parametrize(
     ("place", "is_known"),
     [
-        ("glimmer.workers.penalties.PenaltyCounts._grow", False),  # while rows change
+        ("glimmer.workers.sampling.penalties.PenaltyCounts._grow", False),  # while rows change
         ("glimmer.workers.runner.hidden_states", False),
         ("glimmer.workers.pending.HostCopy", True),  # when all is done
     ],

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from ...kernels.rms_norm import rms_norm
-from ...kernels.rope import rope_angles
+from ...kernels.attention.rope import rope_angles
+from ...kernels.dense.rms_norm import rms_norm
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
 from ..parallel import Ranks

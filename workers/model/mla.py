@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...kernels.attention.mla_absorb import absorb_queries, expand_values
+from ...kernels.attention.mla_decode import mla_decode
+from ...kernels.attention.mla_prefill import mla_prefill
+from ...kernels.attention.rope_absorb import rope_absorb
+from ...kernels.attention.rope_write import rope_write
 from ...kernels.backends import decode_backend, prefill_backend
-from ...kernels.linear import linear, norm_linear
-from ...kernels.mla_absorb import absorb_queries, expand_values
-from ...kernels.mla_decode import mla_decode
-from ...kernels.mla_prefill import mla_prefill
-from ...kernels.rope_absorb import rope_absorb
-from ...kernels.rope_write import rope_write
+from ...kernels.dense.linear import linear, norm_linear
 from ...shared.model_spec import ModelSpec
 from ..inputs import AttentionGroup, StepInputs
 from ..parallel import Ranks

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ...kernels.moe import gated_mlp, moe
-from ...kernels.rms_norm import rms_norm
-from ...kernels.router import norm_route
+from ...kernels.dense.rms_norm import rms_norm
+from ...kernels.moe.experts import gated_mlp, moe
+from ...kernels.moe.router import norm_route
 from ...shared.model_spec import ModelSpec
 from ..parallel import Ranks
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-from ...kernels.rms_norm import rms_norm
-from ...kernels.rope import rope_angles
-from ...kernels.sampling import greedy
+from ...kernels.attention.rope import rope_angles
+from ...kernels.dense.rms_norm import rms_norm
+from ...kernels.sampling.sampling import greedy
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
 from ..parallel import Ranks

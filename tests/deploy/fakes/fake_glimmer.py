@@ -2,8 +2,9 @@
 
 import sys
 
-from glimmer.deploy import cli, launch, server, supervise
+from glimmer.deploy import cli
 from glimmer.deploy.demo import run
+from glimmer.deploy.launcher import launch, server, supervise
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 

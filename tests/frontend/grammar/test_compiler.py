@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from glimmer.frontend.grammar.compiler import GrammarCompiler
 from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
-from glimmer.frontend.tokenize import Tokenizer
+from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import OverloadedError, RequestError
 

@@ -4,13 +4,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from glimmer.frontend.grammar.keywords import (
-    check_keywords,
-    counts,
-    is_of_type,
-    limits,
-    types_of,
-)
+from glimmer.frontend.grammar.keywords import check_keywords, counts, is_of_type, limits, types_of
 from glimmer.frontend.grammar.problems import SourceError
 
 

@@ -11,7 +11,7 @@ from glimmer.workers.inputs import build_inputs
 from glimmer.workers.model.glm4_moe_lite import compute_logits, hidden_states
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
-from glimmer.workers.weights import random_weights
+from glimmer.workers.weights.weights import random_weights
 
 PROMPTS = [[5, 6, 7, 8, 9], [1], [2, 3, 4, 2, 3, 4, 2, 3, 4]]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from glimmer.kernels.rope import rope_angles
+from glimmer.kernels.attention.rope import rope_angles
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import ModelSpec, load_model_spec
 from glimmer.shared.sampling import SamplingParams
@@ -14,7 +14,7 @@ from glimmer.workers.inputs import StepInputs, build_inputs
 from glimmer.workers.model.mla import AttentionWeights, attention
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
-from glimmer.workers.weights import random_weights
+from glimmer.workers.weights.weights import random_weights
 
 
 def step(cached: int, count: int) -> StepInputs:

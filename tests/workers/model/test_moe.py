@@ -8,7 +8,7 @@ import torch
 from glimmer.shared.model_spec import ModelSpec, load_model_spec
 from glimmer.workers.model.moe import DenseWeights, MoeWeights, mlp
 from glimmer.workers.parallel import Ranks
-from glimmer.workers.weights import random_weights
+from glimmer.workers.weights.weights import random_weights
 
 
 @pytest.fixture

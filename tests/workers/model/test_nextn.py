@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 from glimmer.deploy.demo.checkpoint import make_checkpoint
-from glimmer.kernels.rms_norm import rms_norm
+from glimmer.kernels.dense.rms_norm import rms_norm
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.checkpoint import check_draft, check_weights
 from glimmer.workers.inputs import build_inputs
 from glimmer.workers.model.glm4_moe_lite import ModelWeights, hidden_states
 from glimmer.workers.model.nextn import draft_ids, nextn_states
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
-from glimmer.workers.weights import load_weights
+from glimmer.workers.weights.checkpoint import check_draft, check_weights
+from glimmer.workers.weights.weights import load_weights
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]
 

@@ -1,0 +1,157 @@
+"""Dialogues -> packed batches of token ids, made by worker processes while the GPU trains."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..checkpoint import CHAT_TEMPLATE
+from .dialogues import Dialogue, dialogue
+from .model import LONGEST, Batch
+
+_MAX_SEQUENCES = 64  # per batch, which has about 31; `Batch.starts` always has this many and one
+_PLAIN_EVERY = 12  # of the short chats so many are bare text, as /generate gets it
+
+
+class Packed(NamedTuple):
+    """A batch as it travels between processes: ids int16 and weights uint8 (percent), [T]."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    starts: torch.Tensor
+
+
+class Renderer:
+    """Dialogue -> ids and what training weighs: 1 for what the assistant has to produce, its
+    end token included."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+        environment.filters["tojson"] = _to_json  # as transformers defines it for templates
+        self._template = environment.from_string(CHAT_TEMPLATE.read_text())
+        self._tokenizer = tokenizer
+        self._assistant = tokenizer.token_to_id("<|assistant|>")
+        ends = ("<|user|>", "<|observation|>", "<|endoftext|>")
+        self._ends = np.array([tokenizer.token_to_id(end) for end in ends])
+
+    def text(self, one: Dialogue) -> str:
+        """The whole dialogue as the model sees and writes it. A turn ends with the token that
+        begins the next one: the user's, or the tool's after a call."""
+        calls = bool(one.messages[-1].get("tool_calls"))
+        end = "<|observation|>" if calls else "<|user|>"
+        messages = one.messages
+        if not one.thinking:
+            messages = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]
+        text: str = self._template.render(
+            messages=messages, tools=one.tools or None, clear_thinking=not one.keeps_thoughts
+        )
+        return text + end
+
+    def plain_text(self, one: Dialogue) -> str:
+        """The last question and its answer without any template."""
+        question, answer = (m["content"] for m in one.messages[-2:])
+        return f"{question}\n{answer}<|endoftext|>"
+
+    def encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(ids int16, trained uint8) of each text."""
+        encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [(ids := np.array(e.ids, np.int16), self._trained(ids)) for e in encoded]
+
+    def last_reply(self, ids: np.ndarray) -> int:
+        """Where the assistant's last message begins in the ids of a dialogue."""
+        return int(np.flatnonzero(ids == self._assistant)[-1])
+
+    def token_id(self, token: str) -> int:
+        """Of a special token."""
+        return int(self._tokenizer.token_to_id(token) or 0)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, special ones included."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
+
+    def _trained(self, ids: np.ndarray) -> np.ndarray:
+        trained = np.zeros(len(ids), np.uint8)
+        if ids[0] != self._tokenizer.token_to_id("[gMASK]"):  # bare text
+            trained[1:] = 1
+            return trained
+        ends = np.flatnonzero(np.isin(ids, self._ends))
+        for begin in np.flatnonzero(ids == self._assistant):
+            end = ends[np.searchsorted(ends, begin)]
+            trained[begin + 2 : end + 1] = 1  # the tag after <|assistant|> is the prompt's
+        return trained
+
+
+def _to_json(value: Any, ensure_ascii: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii)
+
+
+def pack(encoded: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Packed:
+    """As many sequences as fit into `size` tokens; the first that does not fit is cut off."""
+    ids, trained = np.zeros(size, np.int16), np.zeros(size, np.uint8)
+    starts = np.full(_MAX_SEQUENCES + 1, size, np.int32)
+    filled = 0
+    for number in range(_MAX_SEQUENCES):
+        starts[number] = filled
+        one, weight = next(encoded)
+        room = min(len(one), size - filled)
+        ids[filled : filled + room] = one[:room]
+        # The first token of a sequence follows another sequence: nothing to learn.
+        trained[filled + 2 : filled + room] = weight[2:room] * 100
+        trained[filled + 2 : filled + room] += weight[2:room] == 0
+        filled += room
+        if filled == size:
+            break
+    return Packed(*map(torch.from_numpy, (ids, trained, starts)))
+
+
+def unpack(packed: Packed, prompt_weight: float, device: str) -> Batch:
+    """The batch on the device. Tokens of prompts get `prompt_weight`."""
+    ids, percent, starts = (t.to(device, non_blocking=True) for t in packed)
+    index = torch.arange(len(ids), device=device)
+    sequence = torch.bucketize(index, starts[1:].long(), right=True)
+    weights = (percent == 100).float() + (percent == 1).float() * prompt_weight
+    return Batch(ids.long(), index - starts.long()[sequence], starts, weights)
+
+
+class Dialogues(IterableDataset[Packed]):
+    """Endless packed training batches; every worker process makes its own dialogues."""
+
+    def __init__(self, tokenizer_json: str, size: int, seed: int) -> None:
+        self._tokenizer_json, self._size, self._seed = tokenizer_json, size, seed
+
+    def __iter__(self) -> Iterator[Packed]:
+        worker = get_worker_info()
+        renderer = Renderer(Tokenizer.from_str(self._tokenizer_json))
+        sequences = self._sequences(renderer, worker.id if worker else 0)
+        while True:
+            yield pack(sequences, self._size)
+
+    def _sequences(
+        self, renderer: Renderer, worker: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in itertools.count(step=64):
+            made = [dialogue(f"{self._seed}-{worker}-{number + n}") for n in range(64)]
+            texts = [renderer.text(one) for one in made]
+            for n, one in enumerate(made):
+                if one.kind == "chat" and len(texts[n]) < 1000 and n % _PLAIN_EVERY == 0:
+                    texts[n] = renderer.plain_text(one)
+            encoded = renderer.encode(texts)
+            yield from (one for one in encoded if len(one[0]) <= LONGEST)
+
+
+def batches(tokenizer_json: str, size: int, seed: int, workers: int) -> Iterator[Packed]:
+    """Training batches of `size` tokens from `workers` processes (0: made in this one)."""
+    loader = DataLoader(
+        Dialogues(tokenizer_json, size, seed),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)

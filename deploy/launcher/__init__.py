@@ -1,0 +1,1 @@
+"""`glimmer serve`: checks, starts, watches and ends the processes of one server."""

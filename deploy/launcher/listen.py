@@ -1,0 +1,130 @@
+"""Takes the HTTP port before anything else happens, without listening on it yet.
+
+A conflict is known in the first second and names its owner, while clients see "connection
+refused" until a frontend calls listen().
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...shared.errors import ConfigError, PortError
+from .runtime_dir import describe
+
+_LISTEN_STATE = "0A"  # in /proc/net/tcp
+
+
+@dataclass(frozen=True)
+class HttpPort:
+    """A bound TCP socket and, beside it, our claim on it: a listening abstract unix socket, which
+    tells others who we are while the port itself shows nobody."""
+
+    listener: socket.socket
+    claim: socket.socket | None
+
+    @property
+    def number(self) -> int:
+        """The port, also when 0 was asked for."""
+        return int(self.listener.getsockname()[1])
+
+    def share_with_successor(self) -> None:
+        """Call before anybody listens: connections that linger after this server's end are then
+        not in the way of the next one. While nobody listens, others could take the port, too:
+        so call it late."""
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.listener.close()
+        if self.claim is not None:
+            self.claim.close()
+
+
+def bind_port(host: str, port: int) -> HttpPort:
+    """Bind `host`:`port` (0: any free one). Raises PortError naming the owner if it is taken,
+    ConfigError if this machine has no such address."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise ConfigError(f"--host {host}: {error.strerror}") from error
+    claim = _claim(str(address[0]), port) if port else None
+    listener = socket.socket(family, kind)
+    try:
+        _bind(listener, address)
+    except OSError as error:
+        listener.close()
+        if claim is not None:
+            claim.close()
+        raise _explain(error, host, port) from error
+    return HttpPort(listener, claim)
+
+
+def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
+    """Only without SO_REUSEADDR is a bound socket safe from others that bind with it; only with it
+    do lingering connections of a server that just stopped not matter."""
+    try:
+        listener.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+
+
+def _explain(error: OSError, host: str, port: int) -> ConfigError | PortError:
+    if error.errno == errno.EADDRINUSE:
+        owner = describe(_listening_pid(port))
+        return PortError(f"port {port} is in use by {owner}; stop it or choose another --port")
+    if error.errno == errno.EACCES:
+        return PortError(f"port {port} is not open to this user; choose a --port above 1023")
+    return ConfigError(f"--host {host}: {error.strerror}; give an address of this machine")
+
+
+def _claim(address: str, port: int) -> socket.socket:
+    name = f"\0glimmer-{address}-{port}"
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(name)
+    except OSError:
+        claim.close()
+        owner = describe(_claim_owner(name))
+        raise PortError(
+            f"port {port} is in use by {owner}; stop that server or choose another --port"
+        ) from None
+    claim.listen(128)
+    return claim
+
+
+def _claim_owner(name: str) -> int | None:
+    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
+        peer.setblocking(False)
+        peer.connect(name)
+        size = struct.calcsize("3i")
+        pid, _, _ = struct.unpack(
+            "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        )
+        return int(pid)
+    return None
+
+
+def _listening_pid(port: int) -> int | None:
+    """Who listens on a TCP port, if we may see it."""
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == _LISTEN_STATE and fields[1].endswith(f":{port:04X}"):
+                    inodes.add(f"socket:[{fields[9]}]")
+    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        with contextlib.suppress(OSError):
+            if os.readlink(link) in inodes:
+                return int(link.parts[2])
+    return None

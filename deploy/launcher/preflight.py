@@ -1,0 +1,120 @@
+"""What can be known before anything starts: the machine, the model directory, the memory.
+
+Imports no torch: a broken setup is reported in a second, with what to change.
+"""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from ...shared.config import ServeConfig
+from ...shared.errors import ConfigError, ModelError
+from ...shared.model_spec import ModelSpec, num_kv_layers
+from ...shared.resolve import Hardware
+from ...workers.memory.host import available_memory, usable_cores
+from ...workers.weights.checkpoint import (
+    check_draft,
+    check_weights,
+    main_tensor_shapes,
+    nextn_tensor_shapes,
+)
+from .gpus import find_gpus
+
+GIB = 1 << 30
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+def detect_hardware() -> Hardware:
+    """This machine, as far as this process may use it."""
+    return Hardware(available_memory(), usable_cores(), *find_gpus())
+
+
+def check_model(config: ServeConfig, spec: ModelSpec) -> None:
+    """Raise ModelError unless weights (but for dummy ones), tokenizer and chat template are there
+    and fit together."""
+    directory = Path(config.model_dir)
+    if config.load_format == "auto":
+        check_weights(directory, spec)
+        check_draft(config, spec)
+    if not (directory / "tokenizer.json").is_file():
+        raise ModelError(f"{directory} has no tokenizer.json: copy it from the original checkpoint")
+    tokenizer = _read_table(directory / "tokenizer_config.json")
+    if (directory / "generation_config.json").exists():
+        _read_table(directory / "generation_config.json")
+    _check_template(config, tokenizer.get("chat_template"))
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path.parent} has no {path.name}: copy it from the original checkpoint"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: {error}") from error
+    if not isinstance(table, dict):
+        raise ModelError(f"{path} is not a table of settings")
+    return table
+
+
+def _check_template(config: ServeConfig, built_in: object) -> None:
+    """The file given, else the checkpoint's, else what tokenizer_config.json holds must parse."""
+    import jinja2  # here: `glimmer --help` should be quick
+
+    kind = ModelError if config.chat_template is None else ConfigError
+    path = Path(config.chat_template or f"{config.model_dir}/chat_template.jinja")
+    if built_in and config.chat_template is None and not path.exists():
+        path = path.with_name("tokenizer_config.json")
+    try:
+        text = str(built_in) if path.suffix == ".json" else path.read_text()
+        # transformers adds this tag to the language.
+        text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text)
+        jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
+    except FileNotFoundError:
+        raise kind(f"{path} is missing: copy it or give --chat_template") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise kind(f"{path}: {error}") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise kind(f"{path}: line {error.lineno} of the chat template: {error}") from error
+    if not text.strip():
+        raise kind(f"{path}: the chat template is empty")
+
+
+def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> None:
+    """Raise ConfigError if weights, or on a GPU weights and the longest request, cannot fit.
+    Lenient: workers measure what is left when the weights are loaded, and look again."""
+    shapes = main_tensor_shapes(spec)
+    if config.mtp_mode is not None:
+        shapes |= nextn_tensor_shapes(spec)
+    item_bytes = _BYTES[config.data_type or ""]
+    needed = sum(map(math.prod, shapes.values())) * item_bytes / GIB
+    if config.device == "cpu":
+        found = hardware.host_memory / GIB
+        if needed > found:
+            raise ConfigError(
+                f"the weights need {needed:.1f} GiB in {config.data_type}, this machine has "
+                f"{found:.1f} GiB available; free memory or use a larger machine"
+            )
+        return
+    usable = min(hardware.gpu_memory[: config.tp]) * config.mem_fraction / GIB
+    rest = usable - needed / config.tp
+    if rest < 0:
+        raise ConfigError(
+            f"the weights need {needed / config.tp:.1f} GiB per GPU, --mem_fraction "
+            f"{config.mem_fraction} of the free memory is {usable:.1f} GiB; free memory or raise "
+            "--tp or --mem_fraction"
+        )
+    capacity, flag = config.max_req_total_len or spec.max_position_embeddings, "max_req_total_len"
+    if config.max_total_token_num is not None:
+        capacity, flag = config.max_total_token_num, "max_total_token_num"
+    token_bytes = num_kv_layers(spec, config) * spec.latent_dim * item_bytes
+    if capacity * token_bytes > rest * GIB:
+        wanted, fitting = capacity * token_bytes / GIB, int(rest * GIB / token_bytes)
+        raise ConfigError(
+            f"--{flag} {capacity} needs {wanted:.1f} GiB of KV cache per GPU, {rest:.1f} GiB are "
+            f"left beside the weights; lower it to less than {fitting}, or free memory or raise "
+            "--tp or --mem_fraction"
+        )

@@ -1,0 +1,394 @@
+"""Keeps one server's processes alive and ends them all: a small state machine around one wait.
+
+Messages in the launcher's inbox, ended children and signals arrive; each is handled to its end.
+How losses are mended is in `Server._lost`; the processes themselves are in `supervise.py`.
+"""
+
+import contextlib
+import enum
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from ...shared.config import ServeConfig
+from ...shared.errors import ConfigError
+from ...shared.messages import (
+    PROTOCOL_VERSION,
+    AnyMessage,
+    Heartbeat,
+    Hello,
+    Message,
+    PeerLost,
+    Progress,
+    Ready,
+    Shutdown,
+    WorkerFailed,
+)
+from ...shared.transport import Receiver, launcher_address
+from .listen import HttpPort
+from .progress import StartDisplay
+from .supervise import Children, JanitorKeeper, Process, start_error
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 1.0
+_SLOW_TICK_S = 0.1  # without pidfds
+_STOP_WAIT_S = 5.0  # for processes to follow a Shutdown
+_DRAIN_GRACE_S = 3.0  # for frontends to end what the drain left over
+_EXIT_WAIT_S = 1.0  # for a worker that failed to exit, so that its exit code is known
+_MAX_ATTEMPTS = 3  # to bring the engine or a frontend back, in a row
+# The scheduler sends a heartbeat every second from the loop that does its work, which never waits
+# for a worker. So its silence is its own, however slow a step may be.
+HEARTBEAT_LIMIT_S = 10.0
+FRONTEND_LIMIT_S = 30.0  # one also parses bodies and renders prompts; to end it breaks its streams
+_PAUSE_S = 5.0  # between two looks: this process was stopped, and its peers perhaps, too
+_ENGINE = "engine"
+_RUNNING = "running"  # the last stage; a scheduler's begins with its first heartbeat
+
+
+class Phase(enum.Enum):
+    """STARTING until all frontends listen; a loss then ends the start. SERVING: losses are mended.
+    DRAINING: frontends finish their streams, only workers are replaced. STOPPING: all end."""
+
+    STARTING = enum.auto()
+    SERVING = enum.auto()
+    DRAINING = enum.auto()
+    STOPPING = enum.auto()
+
+
+class Server:
+    """One server's processes from start to end."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        runtime_dir: Path,
+        children: Children,
+        janitor: JanitorKeeper,
+        port: HttpPort,
+        started: float,
+        on_ready: Callable[["Server", str], None] | None,
+    ) -> None:
+        self._config = config
+        self._runtime_dir = str(runtime_dir)
+        self._children = children
+        self._janitor = janitor
+        self._port = port
+        self._started = started
+        self._on_ready = on_ready
+        self._phase = Phase.STARTING
+        self._exit_code = 0
+        self._epoch = 0
+        self._capacity = 0  # KV tokens, from the scheduler's Ready
+        self._engine_ready_at = math.inf  # while it is not
+        self._deadline = 0.0  # of the drain or stop
+        self._stop_requests = 0
+        self._attempts: Counter[str] = Counter()  # restarts since it was last ready
+        self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
+        self._looked_at = started  # when the last tick was
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+
+    def run(self) -> int:
+        """Start, serve, stop. Returns the exit code; raises StartError if the start fails."""
+        self._display = StartDisplay()
+        with (
+            Receiver.bind(launcher_address(self._runtime_dir)) as inbox,
+            _handlers(self.stop, self._wake_write.fileno()),
+        ):
+            try:
+                self._start_everything()
+                while self._phase is not Phase.STOPPING or self._children.alive:
+                    self._wait(inbox)
+            finally:
+                self._display.close()
+                self._children.close()
+                self._wake_read.close()
+                self._wake_write.close()
+        return self._exit_code
+
+    def stop(self) -> None:
+        """Drain and stop, as SIGTERM does; a second call stops at once. From any thread."""
+        self._stop_requests += 1
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"\0")
+
+    # --- events -----------------------------------------------------------------------------
+
+    def _wait(self, inbox: Receiver) -> None:
+        sentinels = [process.sentinel for process in self._children.alive]
+        watched = [fd for fd in (*sentinels, self._janitor.sentinel) if fd is not None]
+        tick = _SLOW_TICK_S if None in sentinels else _TICK_S
+        until_due = [at - time.monotonic() for at in self._due.values()]
+        inbox.wait([self._wake_read.fileno(), *watched], max(0.0, min([tick, *until_due])))
+        with contextlib.suppress(BlockingIOError):
+            self._wake_read.recv(64)
+        self._reap()
+        for message in inbox.receive(0):
+            self._handle(message)
+        self._janitor.check()
+        self._follow_requests()
+        self._tick(time.monotonic())
+
+    def _reap(self) -> None:
+        """The scheduler first: its loss covers the workers'. Then who was killed: its peers only
+        fail because of that."""
+        ended = self._children.reap()
+        ended.sort(key=lambda e: (e[0].role != "scheduler", e[0].popen.returncode >= 0))
+        for process, reason in ended:
+            self._lost(process, reason)
+
+    def _follow_requests(self) -> None:
+        if self._stop_requests == 0:
+            return
+        if self._stop_requests > 1 or self._phase is Phase.STARTING:
+            self._stop(0)
+        elif self._phase is Phase.SERVING:
+            self._drain()
+
+    def _handle(self, message: AnyMessage) -> None:
+        match message:
+            case Hello(role, index, _, config_hash, protocol):
+                self._check_hello(role, index, config_hash, protocol)
+                self._hear(role, index)
+            case Progress(role, index, stage, done, total):
+                self._hear(role, index, stage, done, total)
+            case Ready():
+                self._on_peer_ready(message)
+            case Heartbeat():
+                self._hear("scheduler", 0, _RUNNING)
+            case WorkerFailed(epoch, rank, reason):
+                process = self._children.find("worker", rank)
+                if epoch == self._epoch and process is not None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.popen.wait(_EXIT_WAIT_S)
+                    self._reap()
+                    self._end(process, reason)
+            case _:
+                _log.warning("unexpected %s in the launcher's inbox", type(message).__name__)
+
+    def _hear(self, role: str, index: int, stage: str = "", done: int = 0, total: int = 0) -> None:
+        process = self._children.find(role, index)
+        if process is None:
+            return
+        process.heard = time.monotonic()
+        if stage and (total or stage != process.stage):
+            process.stage = stage
+            if self._phase is Phase.STARTING:
+                self._display.update(process.name, stage, done, total)
+
+    def _check_hello(self, role: str, index: int, config_hash: str, protocol: int) -> None:
+        if protocol == PROTOCOL_VERSION and config_hash == self._config.config_hash():
+            return
+        problem = ConfigError(
+            f"{role} {index} runs another version or configuration (protocol {protocol}, config "
+            f"{config_hash}; here {PROTOCOL_VERSION}, {self._config.config_hash()}); was the "
+            "package changed while the server ran?"
+        )
+        if self._phase is Phase.STARTING:
+            raise problem
+        self._give_up(str(problem), problem.exit_code)
+
+    def _on_peer_ready(self, ready: Ready) -> None:
+        process = self._children.find(ready.role, ready.index)
+        if process is None or (ready.role != "frontend" and ready.epoch != self._epoch):
+            return  # word of a process that is gone
+        process.ready = True
+        self._hear(ready.role, ready.index, _RUNNING)
+        if ready.role == "worker":
+            self._port.share_with_successor()  # frontends listen once the scheduler knows, too
+        else:
+            del self._attempts[_unit(process)]
+        if ready.role == "scheduler":
+            self._capacity = ready.num_pages * self._config.page_size
+            self._engine_ready_at = time.monotonic()
+            if self._phase is Phase.SERVING:
+                _log.info("the engine is ready again (epoch %d)", ready.epoch)
+        frontends = self._children.of("frontend")
+        if self._phase is Phase.STARTING and all(p.ready for p in frontends):
+            self._phase = Phase.SERVING
+            self._announce()
+
+    def _announce(self) -> None:
+        self._display.close()
+        _log.info("worker 0: %s", self._display.spent("worker 0"))
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
+        url = f"http://{f'[{host}]' if ':' in host else host}:{self._config.port}"
+        line = (
+            f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
+            f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s\n"
+        )
+        with contextlib.suppress(OSError):  # nobody has to read it
+            os.write(sys.stdout.fileno(), line.encode())
+        if self._on_ready is not None:
+            self._on_ready(self, url)
+
+    # --- losses -----------------------------------------------------------------------------
+
+    def _end(self, process: Process, reason: str) -> None:
+        """Kill a child that cannot go on, unless it is gone."""
+        if process in self._children.alive:
+            self._children.kill([process])
+            self._lost(process, reason)
+
+    def _lost(self, process: Process, reason: str) -> None:
+        """A child ended. While starting that ends the start; later it is mended or expected."""
+        if self._phase is Phase.STOPPING:
+            return
+        code = process.popen.returncode
+        if self._phase is Phase.STARTING:
+            raise start_error(code, f"{process.name} failed while {process.stage}: {reason}")
+        if self._phase is Phase.DRAINING and process.role == "frontend" and code == 0:
+            return
+        _log.error("lost %s (pid %d): %s", process.name, process.popen.pid, reason)
+        epoch = process.epoch if process.role == "worker" else -1
+        loss = PeerLost(process.role, process.index, reason, epoch)
+        if process.role == "frontend":
+            self._tell("scheduler", loss)
+            if self._phase is Phase.SERVING:
+                self._restart(process, reason, [("frontend", process.index)])
+            return
+        if process.role == "worker" and process.epoch != self._epoch:
+            return
+        self._engine_ready_at = math.inf
+        self._children.kill(self._children.of("worker"))
+        group = [("worker", rank) for rank in range(self._config.tp)]
+        for rank in group:
+            self._due.pop(rank, None)
+        if process.role == "worker":
+            self._tell("scheduler", loss)
+            self._restart(process, reason, group)
+        else:
+            self._tell("frontend", loss)
+            if self._phase is Phase.SERVING:
+                self._restart(process, reason, [("scheduler", 0), *group])
+
+    def _restart(self, lost: Process, reason: str, places: list[tuple[str, int]]) -> None:
+        """Start these anew, at once the first time; gives up when that did not help repeatedly."""
+        unit = _unit(lost)
+        attempts = self._attempts[unit]
+        if attempts == _MAX_ATTEMPTS:
+            problem = f"{attempts} restarts of the {unit} in a row did not help; last: {lost.name}"
+            code = start_error(lost.popen.returncode, "").exit_code
+            self._give_up(f"{problem}: {reason}", code)
+            return
+        self._attempts[unit] += 1
+        if unit == _ENGINE:
+            self._epoch += 1
+        at = time.monotonic() + 0.5 * (2**attempts - 1)
+        self._due |= dict.fromkeys(places, at)
+
+    def _give_up(self, reason: str, exit_code: int) -> None:
+        _log.error("giving up: %s", reason)
+        self._tell("frontend", PeerLost("scheduler", 0, reason))
+        self._stop(exit_code)
+
+    # --- actions ----------------------------------------------------------------------------
+
+    def _start_everything(self) -> None:
+        self._spawn("scheduler", 0)
+        for rank in range(self._config.tp):
+            self._spawn("worker", rank)
+        for index in range(self._config.httpserver_workers):
+            self._spawn("frontend", index)
+
+    def _spawn(self, role: str, index: int) -> None:
+        process = self._children.spawn(role, index, self._epoch)
+        if self._phase is Phase.STARTING:
+            self._display.update(process.name, process.stage)
+        else:
+            _log.info("started %s again (pid %d)", process.name, process.popen.pid)
+
+    def _tick(self, now: float) -> None:
+        """What time brings: restarts that are due, silence, the end of patience."""
+        if self._phase is Phase.STOPPING:
+            if now > self._deadline:
+                self._children.kill(list(self._children.alive))
+            return
+        if now - self._looked_at > _PAUSE_S:
+            for process in self._children.alive:
+                process.heard = now
+        self._looked_at = now
+        for role, index in [key for key, at in self._due.items() if at <= now]:
+            del self._due[role, index]
+            if role != "frontend" or self._phase is Phase.SERVING:
+                self._spawn(role, index)
+        stuck = self._stuck(now)
+        if stuck is not None:
+            self._end(stuck, f"silent for {now - stuck.heard:.0f} s")
+        ended = not self._children.of("frontend") or now > self._deadline
+        if self._phase is Phase.DRAINING and ended:
+            self._stop(0)
+
+    def _stuck(self, now: float) -> Process | None:
+        """A process that hangs in silence: a scheduler or frontend without heartbeat, a starting
+        process without progress. Nobody is blamed while it has to wait for another."""
+        patience = self._config.start_timeout_s
+        scheduler = self._children.find("scheduler", 0)
+        if scheduler is not None:
+            beats = scheduler.stage == _RUNNING
+            if now - scheduler.heard > (HEARTBEAT_LIMIT_S if beats else patience):
+                return scheduler
+        workers = self._children.of("worker")
+        if workers and now - max(process.heard for process in workers) > patience:
+            for process in sorted(workers, key=lambda process: process.heard):
+                if not process.ready:
+                    return process
+        for process in self._children.of("frontend"):
+            since = max(process.heard, self._engine_ready_at)
+            if now - since > (FRONTEND_LIMIT_S if process.ready else patience):
+                return process
+        return None
+
+    def _drain(self) -> None:
+        seconds = self._config.drain_timeout_s
+        _log.info("stopping: running requests get %.0f s to finish", seconds)
+        self._phase = Phase.DRAINING
+        self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_S
+        self._tell("frontend", Shutdown(seconds))
+        self._tell("scheduler", Shutdown(seconds))
+
+    def _stop(self, exit_code: int) -> None:
+        if self._phase is Phase.STOPPING:
+            return
+        # Who still loads does not listen, and nothing is lost with it.
+        patience = 0.0 if self._phase is Phase.STARTING else _STOP_WAIT_S
+        self._phase = Phase.STOPPING
+        self._exit_code = exit_code
+        self._deadline = time.monotonic() + patience
+        for process in self._children.alive:
+            process.sender.send(Shutdown(0.0))
+
+    def _tell(self, role: str, message: Message) -> None:
+        for process in self._children.of(role):
+            process.sender.send(message)
+
+
+def _unit(process: Process) -> str:
+    """What is restarted together, by name: scheduler and workers, or one frontend."""
+    return process.name if process.role == "frontend" else _ENGINE
+
+
+@contextlib.contextmanager
+def _handlers(on_signal: Callable[[], None], wake_fd: int) -> Iterator[None]:
+    """Route stop signals to `on_signal` and let them end a wait. nohup stays what it is."""
+    previous_fd = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, lambda *_: on_signal()) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(previous_fd)

@@ -1,0 +1,220 @@
+"""The launcher's child processes: how each is started, watched, and ended for sure.
+
+Knows processes, not what they mean for each other: that is `server.py`.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...shared import errors
+from ...shared.config import child_environment
+from ...shared.errors import StartError
+from ...shared.lifecycle import failure_file
+from ...shared.transport import Sender, frontend_address, scheduler_address, worker_address
+from .runtime_dir import RuntimeDir
+
+_log = logging.getLogger(__name__)
+_EXIT_WAIT_S = 10.0
+_MAX_JANITORS = 10  # more dying ones mean that it cannot run here
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What `python -m` runs for each role."""
+
+    scheduler: str = "glimmer.scheduler"
+    worker: str = "glimmer.workers"
+    frontend: str = "glimmer.frontend"
+
+
+@dataclass(eq=False)
+class Process:
+    """One child. `epoch` is the incarnation of the engine that it was started for."""
+
+    role: str
+    index: int
+    epoch: int
+    popen: subprocess.Popen[bytes]
+    sender: Sender  # what a dead process has not read goes with it
+    sentinel: int | None  # pidfd: readable once the process ended; None on old kernels
+    ready: bool = False
+    stage: str = "starting"
+    heard: float = field(default_factory=time.monotonic)  # when it last sent anything
+
+    @property
+    def name(self) -> str:
+        """For people: "worker 0"."""
+        return f"{self.role} {self.index}"
+
+
+@dataclass
+class Children:
+    """All live children. The death pipe's write end is held here and nowhere else."""
+
+    runtime_dir: Path
+    modules: Modules
+    worker_threads: int
+    listen_fd: int
+    alive: list[Process] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._death_read, self._death_write = os.pipe()
+
+    def spawn(self, role: str, index: int, epoch: int) -> Process:
+        """Start a process. Call from the main thread only: the kernel ties children to the
+        thread that forked them."""
+        command = [sys.executable, "-P", "-m", getattr(self.modules, role)]
+        command += ["--runtime_dir", str(self.runtime_dir), "--index", str(index)]
+        command += ["--epoch", str(epoch), "--parent_pid", str(os.getpid())]
+        command += ["--death_fd", str(self._death_read)]
+        fds = [self._death_read]
+        if role == "frontend":
+            command += ["--listen_fd", str(self.listen_fd)]
+            fds.append(self.listen_fd)
+        popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            pass_fds=fds,
+            start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
+            env=child_environment(role, self.worker_threads),
+        )
+        sender = Sender.connect(_inbox(str(self.runtime_dir), role, index, epoch))
+        process = Process(role, index, epoch, popen, sender, sentinel_of(popen.pid))
+        self.alive.append(process)
+        return process
+
+    def of(self, role: str) -> list[Process]:
+        """Live children of one role."""
+        return [process for process in self.alive if process.role == role]
+
+    def find(self, role: str, index: int) -> Process | None:
+        """The live child with this role and number."""
+        return next((p for p in self.of(role) if p.index == index), None)
+
+    def reap(self) -> list[tuple[Process, str]]:
+        """Children that ended since the last call, each with the reason."""
+        ended = [process for process in self.alive if process.popen.poll() is not None]
+        return [(process, self._bury(process)) for process in ended]
+
+    def kill(self, processes: list[Process]) -> None:
+        """SIGKILL these and wait until they are gone."""
+        for process in processes:
+            process.popen.kill()
+        for process in processes:
+            try:
+                process.popen.wait(_EXIT_WAIT_S)
+            except subprocess.TimeoutExpired:  # stuck in the kernel, a driver call perhaps
+                _log.error("%s (pid %d) does not die", process.name, process.popen.pid)
+            self._bury(process)
+
+    def close(self) -> None:
+        """End whatever still lives."""
+        self.kill(list(self.alive))
+        os.close(self._death_read)
+        os.close(self._death_write)
+
+    def _bury(self, process: Process) -> str:
+        self.alive.remove(process)
+        process.sender.close()
+        if process.sentinel is not None:
+            os.close(process.sentinel)
+        note = failure_file(str(self.runtime_dir), process.popen.pid)
+        with contextlib.suppress(OSError):
+            reason = note.read_text()
+            note.unlink()
+            return reason
+        return describe_exit(process.popen.returncode)
+
+
+def _inbox(runtime_dir: str, role: str, index: int, epoch: int) -> str:
+    if role == "frontend":
+        return frontend_address(runtime_dir, index)
+    if role == "scheduler":
+        return scheduler_address(runtime_dir)
+    return worker_address(runtime_dir, epoch, index)
+
+
+class JanitorKeeper:
+    """Keeps a janitor waiting for the end of this process (see `janitor.py`)."""
+
+    def __init__(self, runtime: RuntimeDir) -> None:
+        self._runtime = runtime
+        self._read, self._write = os.pipe()
+        self._count = 0
+        self.sentinel: int | None = None
+        self._spawn()
+
+    def _spawn(self) -> None:
+        self._count += 1
+        command = [sys.executable, "-P", "-m", f"{__package__}.janitor"]
+        command += ["--watch_fd", str(self._read), "--sweep_dir", str(self._runtime.path)]
+        if self._runtime.created:
+            command.append("--whole")
+        self._popen = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[self._read],
+            start_new_session=True,
+        )
+        self.sentinel = sentinel_of(self._popen.pid)
+
+    def check(self) -> None:
+        """Start another if it died."""
+        if self._popen.poll() is None or self._count > _MAX_JANITORS:
+            return
+        self._close_sentinel()
+        if self._count == _MAX_JANITORS:
+            _log.error("the janitor does not stay alive; files may be left after a SIGKILL")
+            self._count += 1
+        else:
+            self._spawn()
+
+    def close(self) -> None:
+        """Let it end. Call when the runtime directory is gone or may go."""
+        os.close(self._write)
+        try:
+            self._popen.wait(_EXIT_WAIT_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        self._close_sentinel()
+        os.close(self._read)
+
+    def _close_sentinel(self) -> None:
+        if self.sentinel is not None:
+            os.close(self.sentinel)
+            self.sentinel = None
+
+
+def sentinel_of(pid: int) -> int | None:
+    """A file descriptor that becomes readable when this child ends; None on old kernels."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def describe_exit(code: int | None) -> str:
+    """A `Popen.returncode` in words."""
+    if code is None:
+        return "does not die"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def start_error(code: int | None, message: str) -> StartError:
+    """The error of the tree whose exit code a child ended with."""
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, StartError) and kind.exit_code == code:
+            return kind(message)
+    return StartError(message)

@@ -1,0 +1,1 @@
+"""One file for each wire format and direction: bodies in, replies out."""

@@ -1,0 +1,87 @@
+"""Routes about the server itself: its settings, its cache, requests to end.
+
+What would let anybody disturb others, forgetting the cache and ending all requests, needs
+`--enable_admin_api`.
+"""
+
+import dataclasses
+from typing import Annotated
+
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from ... import __version__
+from ...shared.errors import RequestError
+from ..engine.job import FRONTEND, Frontend, clean_id
+from ..wire.schema import decode_body, wrong
+from .ops import read_body, reply
+
+
+class AbortBody(Struct):
+    """Body of /abort_request. `request_id`, or `rid`, is the X-Request-Id of a request."""
+
+    request_id: Annotated[str, Meta(max_length=128)] | int | None = None
+    rid: Annotated[str, Meta(max_length=128)] | int | None = None
+    abort_all: bool | None = None
+
+
+async def server_info(request: web.Request) -> web.Response:
+    """GET or POST /get_server_info: version, start arguments, settled limits."""
+    frontend = request.app[FRONTEND]
+    info = dataclasses.asdict(frontend.config)
+    state = frontend.client.state
+    engine = None
+    if state.ready is not None:
+        names = ("epoch", "num_pages", "max_req_total_len")
+        engine = {name: getattr(state.ready, name) for name in names}
+    more = {"version": __version__, "state": state.why_not_ready() or "ready", "engine": engine}
+    return reply({**info, **more})
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /version: the version of the server."""
+    return reply({"version": __version__})
+
+
+async def weight_version(request: web.Request) -> web.Response:
+    """GET or POST /get_weight_version: weights never change while the server runs."""
+    return reply({"weight_version": "default"})
+
+
+async def flush_cache(request: web.Request) -> web.Response:
+    """GET or POST /flush_cache: forget the prefixes that no running request uses."""
+    frontend = request.app[FRONTEND]
+    _check_allowed(frontend, "/flush_cache")
+    frontend.client.flush_cache()
+    return reply({"message": "Ok"})
+
+
+async def abort_request(request: web.Request) -> web.Response:
+    """POST /abort_request: end a request of any HTTP process; its reply says "abort"."""
+    frontend = request.app[FRONTEND]
+    body = decode_body(await read_body(request), AbortBody)
+    wanted = body.request_id if body.request_id is not None else body.rid
+    name = "" if wanted is None else clean_id(str(wanted))
+    if body.abort_all:
+        _check_allowed(frontend, "abort_all")
+        name = ""
+    elif not name:
+        raise wrong("request_id", "must be the X-Request-Id of a request")
+    frontend.client.abort_named(name)
+    frontend.client.tell_others(frontend.config.httpserver_workers, name)
+    return reply({"message": "Ok"})
+
+
+async def no_profiler(request: web.Request) -> web.Response:
+    """GET /profiler_start and /profiler_stop: 400, there is no profiler."""
+    raise RequestError("the server has no profiler")
+
+
+async def no_score(request: web.Request) -> web.Response:
+    """POST /get_score: 400, this is no reward model."""
+    raise RequestError("the model generates text, it gives no scores")
+
+
+def _check_allowed(frontend: Frontend, what: str) -> None:
+    if not frontend.config.enable_admin_api:
+        raise RequestError(f"{what} needs --enable_admin_api")

@@ -1,0 +1,260 @@
+"""Anthropic's request bodies: their schema, and their translation to OpenAI's chat terms.
+
+Blocks become what the chat template knows: tool results are messages of their own, thinking is the
+reasoning of its turn, tool uses are calls. Cache marks, metadata and the signatures of thinking
+blocks are accepted and mean nothing here. Thinking is off unless a request asks for it, as in
+Anthropic's interface.
+"""
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from ..chat.chat import ChatRequest
+from ..chat.conversation import string_at
+from ..chat.request import chat_request
+from ..engine.params import ModelFacts
+from ..wire.schema import Bias, ChatBody, Count, StopString, Temperature, TopP, wrong
+
+Json = dict[str, Any]
+Blocks = str | Annotated[list[Json], Meta(max_length=10_000)]
+# Changes with every request of one client, so it would keep every prompt out of the prefix cache.
+_VOLATILE_BLOCK = "x-anthropic-billing-header"
+
+
+class Turn(Struct):
+    """One message: text, or blocks of text, thinking, tool_use and tool_result."""
+
+    role: Literal["user", "assistant", "system"]
+    content: Blocks
+
+
+class ThinkingConfig(Struct):
+    """`thinking`. Every type but "disabled" turns it on; budgets are not enforced."""
+
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
+    budget_tokens: Count | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ToolChoice(Struct):
+    """`tool_choice`; `name` with type "tool" only."""
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class Tool(Struct):
+    """A tool of the client's. Tools that a server would run are not offered."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    input_schema: Json | None = None
+    description: str | None = None
+    type: str | None = None
+    strict: bool | None = None
+
+
+class OutputConfig(Struct):
+    """`output_config`: a JSON schema for the text of the reply; effort has no effect."""
+
+    format: Json | None = None
+    effort: str | None = None
+
+
+class CountTokensBody(Struct):
+    """Body of /v1/messages/count_tokens: what makes the prompt."""
+
+    messages: Annotated[list[Turn], Meta(max_length=10_000)]
+    model: Annotated[str, Meta(max_length=256)] = "default"
+    system: Blocks | None = None
+    tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: Json | None = None  # the older name of output_config.format
+    chat_template_kwargs: Json | None = None  # ours
+
+
+class MessagesBody(CountTokensBody, kw_only=True):
+    """Body of /v1/messages."""
+
+    max_tokens: Count
+    stop_sequences: Annotated[list[StopString], Meta(max_length=64)] | None = None
+    stream: bool | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    metadata: Json | None = None  # no effect
+    service_tier: str | None = None  # no effect
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None  # ours, as the rest
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Bias | None = None
+
+
+def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
+    """The request in OpenAI's terms. Raises RequestError naming the field that is wrong."""
+    tools = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or [])]
+    choice = body.tool_choice or ToolChoice("auto")
+    thinking = body.thinking is not None and body.thinking.type != "disabled"
+    chat = ChatBody(
+        messages=_messages(body),
+        model=body.model,
+        tools=tools or None,
+        tool_choice=_tool_choice(choice, body.tools or []),
+        parallel_tool_calls=not choice.disable_parallel_tool_use,
+        chat_template_kwargs={"enable_thinking": thinking, **(body.chat_template_kwargs or {})},
+        response_format=_response_format(body),
+    )
+    if isinstance(body, MessagesBody):
+        if body.messages and body.messages[-1].role == "assistant":
+            raise wrong("messages", "the last one must not be the assistant's")
+        chat.max_tokens, chat.stop = body.max_tokens, body.stop_sequences
+        chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
+        chat.min_p, chat.repetition_penalty = body.min_p, body.repetition_penalty
+        chat.seed, chat.ignore_eos, chat.logit_bias = body.seed, body.ignore_eos, body.logit_bias
+    return dataclasses.replace(chat_request(chat, facts), split_reasoning=True)
+
+
+def _messages(body: CountTokensBody) -> list[Json]:
+    messages: list[Json] = []
+    system = [block for block in _blocks(body.system or []) if not _is_volatile(block)]
+    if system:
+        messages.append({"role": "system", "content": _plain(system, "system")})
+    for n, turn in enumerate(body.messages):
+        where = f"messages[{n}].content"
+        match turn.role:
+            case "user":
+                messages += _user(turn.content, where)
+            case "assistant":
+                messages.append(_assistant(turn.content, where))
+            case "system":
+                messages.append({"role": "system", "content": _plain(turn.content, where)})
+    return messages if body.messages else []
+
+
+def _user(content: Blocks, where: str) -> list[Json]:
+    """Text and tool results, in their order."""
+    messages: list[Json] = []
+    texts: list[str] = []
+
+    def flush() -> None:
+        if texts:
+            messages.append({"role": "user", "content": "\n".join(texts)})
+            texts.clear()
+
+    for n, block in enumerate(_blocks(content)):
+        place = f"{where}[{n}]"
+        match block.get("type"):
+            case "text":
+                texts.append(string_at(block, "text", place))
+            case "tool_result":
+                flush()
+                result = _plain(block.get("content") or "", f"{place}.content")
+                if block.get("is_error") is True:
+                    result = f"Error: {result}"
+                call_id = string_at(block, "tool_use_id", place)
+                messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
+            case other:
+                raise _unknown(place, other)
+    flush()
+    return messages or [{"role": "user", "content": ""}]
+
+
+def _assistant(content: Blocks, where: str) -> Json:
+    texts: list[str] = []
+    thoughts: list[str] = []
+    calls: list[Json] = []
+    for n, block in enumerate(_blocks(content)):
+        place = f"{where}[{n}]"
+        match block.get("type"):
+            case "text":
+                texts.append(string_at(block, "text", place))
+            case "thinking":
+                thoughts.append(string_at(block, "thinking", place))
+            case "redacted_thinking":
+                pass  # only its author can read it
+            case "tool_use":
+                arguments = block.get("input")
+                if not isinstance(arguments, dict):
+                    raise wrong(f"{place}.input", "must be an object")
+                name = string_at(block, "name", place)
+                function = {"name": name, "arguments": arguments}
+                calls.append(
+                    {"id": string_at(block, "id", place), "type": "function", "function": function}
+                )
+            case other:
+                raise _unknown(place, other)
+    message: Json = {"role": "assistant", "content": "\n".join(texts)}
+    if thoughts:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _plain(content: Any, where: str) -> str:
+    """Text alone: of the system prompt or of a tool's result."""
+    if not isinstance(content, str | list):
+        raise wrong(where, "must be a string or a list of blocks")
+    texts = []
+    for n, block in enumerate(_blocks(content)):
+        if not isinstance(block, dict) or block.get("type") != "text":
+            kind = block.get("type") if isinstance(block, dict) else None
+            raise _unknown(f"{where}[{n}]", kind)
+        texts.append(string_at(block, "text", f"{where}[{n}]"))
+    return "\n".join(texts)
+
+
+def _is_volatile(block: Json) -> bool:
+    return str(block.get("text", "")).startswith(_VOLATILE_BLOCK)
+
+
+def _blocks(content: Blocks) -> list[Json]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _unknown(where: str, kind: Any) -> Exception:
+    known = "text, thinking, tool_use and tool_result"
+    return wrong(where, f"this model reads {known} blocks where they belong, not {kind!r:.60}")
+
+
+def _tool(tool: Tool, where: str) -> Json:
+    if tool.type not in (None, "custom"):
+        raise wrong(f"{where}.type", f"tools that the server runs are not offered: {tool.type:.60}")
+    if tool.input_schema is None:
+        raise wrong(f"{where}.input_schema", "is missing")
+    function: Json = {"name": tool.name, "description": tool.description}
+    function["parameters"] = tool.input_schema
+    if tool.strict is not None:
+        function["strict"] = tool.strict
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(choice: ToolChoice, tools: list[Tool]) -> str | Json:
+    match choice.type:
+        case "any":
+            if not tools:
+                raise wrong("tool_choice", "'any' needs tools")
+            return "required"
+        case "tool":
+            if choice.name not in {tool.name for tool in tools}:
+                raise wrong("tool_choice.name", f"{choice.name!r:.80} is not among the tools")
+            return {"type": "function", "function": {"name": choice.name}}
+    return choice.type
+
+
+def _response_format(body: CountTokensBody) -> Json | None:
+    given, where = body.output_format, "output_format"
+    if body.output_config is not None and body.output_config.format is not None:
+        given, where = body.output_config.format, "output_config.format"
+    if given is None:
+        return None
+    if given.get("type") != "json_schema":
+        raise wrong(f"{where}.type", "must be 'json_schema'")
+    if not isinstance(given.get("schema"), dict):
+        raise wrong(f"{where}.schema", "must be an object")
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": given["schema"]}}

@@ -1,0 +1,187 @@
+"""`/openapi.json`, made from the routes and the structs of their bodies, and the page `/docs`."""
+
+import html
+import json
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from ... import __version__
+from ..routes import Route
+
+Json = dict[str, Any]
+_REFUSALS = {
+    400: "The request is wrong: `param` names the field.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    429: "Too many requests: see Retry-After.",
+    500: "An error of the server.",
+    503: "The engine cannot take requests now: see Retry-After.",
+}
+_ALSO = {404: "Not found."}
+_HELLO = [{"role": "user", "content": "Hello"}]
+_EXAMPLES: Json = {
+    "AbortBody": {"request_id": "a3f1"},
+    "ChatBody": {"messages": _HELLO, "max_tokens": 100},
+    "CompletionBody": {"prompt": "What is AI?", "max_tokens": 16},
+    "CountTokensBody": {"messages": _HELLO},
+    "DetokenizeBody": {"tokens": [1, 2, 3]},
+    "GenerateBody": {"inputs": "What is AI?", "parameters": {"max_new_tokens": 16}},
+    "MessagesBody": {"messages": _HELLO, "max_tokens": 100},
+    "ResponsesBody": {"input": "Hello", "max_output_tokens": 100},
+    "TgiBody": {"inputs": "What is AI?", "parameters": {"max_new_tokens": 16, "stop": ["."]}},
+    "TokenizeBody": {"prompt": "What is AI?"},
+    "TokensBody": {"text": "What is AI?"},
+}
+_ERROR = {"$ref": "#/components/schemas/Refusal"}
+_ANTHROPIC_ERROR = {"$ref": "#/components/schemas/AnthropicRefusal"}
+
+
+class ErrorObject(Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+
+
+class Refusal(Struct):
+    """Body of an error reply."""
+
+    error: ErrorObject
+    message: str
+
+
+class AnthropicErrorObject(Struct):
+    """Anthropic's error object."""
+
+    type: str
+    message: str
+
+
+class AnthropicRefusal(Struct):
+    """Body of an error reply on Anthropic's paths."""
+
+    type: str
+    error: AnthropicErrorObject
+    request_id: str | None
+
+
+def openapi(routes: tuple[Route, ...]) -> Json:
+    """The OpenAPI 3.1 document."""
+    bodies = {route.body for route in routes if route.body is not None}
+    types = [*sorted(bodies, key=lambda body: body.__name__), Refusal, AnthropicRefusal]
+    _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Glimmer",
+            "version": __version__,
+            "description": "A server for GLM-4.7-Flash. Unknown fields of bodies are ignored.",
+        },
+        "paths": {route.path: _path(route) for route in routes},
+        "components": {"schemas": schemas},
+    }
+
+
+def _path(route: Route) -> Json:
+    return {method.lower(): _operation(route, method) for method in route.methods.split()}
+
+
+def _operation(route: Route, method: str) -> Json:
+    name = route.path.strip("/").replace("/", "_").replace("{", "").replace("}", "")
+    operation: Json = {
+        "operationId": f"{method.lower()}_{name or 'root'}",
+        "summary": route.summary,
+        "responses": _responses(route),
+    }
+    if "{id}" in route.path:
+        schema = {"type": "string"}
+        operation["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": schema}]
+    if route.body is not None and method == "POST":
+        schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
+        example = _EXAMPLES[route.body.__name__]
+        content = {"application/json": {"schema": schema, "example": example}}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+def _responses(route: Route) -> Json:
+    content: Json = {route.media: {"schema": {}}}
+    if route.streams:
+        content["text/event-stream"] = {"schema": {}}
+    error = _ANTHROPIC_ERROR if route.path.startswith("/v1/messages") else _ERROR
+    refusal = {"application/json": {"schema": error if route.has_envelope else {}}}
+    refusals = _REFUSALS | {status: _ALSO[status] for status in route.also}
+    return {"200": {"description": "Done.", "content": content}} | {
+        str(status): {"description": text, "content": refusal}
+        for status, text in sorted(refusals.items())
+    }
+
+
+def docs_page(document: Json) -> str:
+    """The same for people: one HTML page that loads nothing."""
+    schemas = document["components"]["schemas"]
+    parts = [_operations(path, methods) for path, methods in document["paths"].items()]
+    parts.append("<h2>Bodies</h2>")
+    parts += [_schema(name, schema) for name, schema in sorted(schemas.items())]
+    title = html.escape(f"{document['info']['title']} {document['info']['version']}")
+    return _PAGE.format(title=title, body="\n".join(parts))
+
+
+def _operations(path: str, methods: Json) -> str:
+    [operation] = list(methods.values())[-1:]
+    names = " ".join(method.upper() for method in methods)
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+    link = _type(body["schema"]) if body else ""
+    if body:
+        link += f"<pre>{html.escape(json.dumps(body['example']))}</pre>"
+    summary = html.escape(operation["summary"])
+    return f"<h3>{names} <code>{html.escape(path)}</code></h3><div>{summary} {link}</div>"
+
+
+def _schema(name: str, schema: Json) -> str:
+    required = schema.get("required", ())
+    rows = [
+        f"<tr><td><code>{html.escape(field)}</code>{' *' if field in required else ''}</td>"
+        f"<td>{_type(about)}</td></tr>"
+        for field, about in schema.get("properties", {}).items()
+    ]
+    text = html.escape(schema.get("description", ""))
+    return f'<h3 id="{name}">{name}</h3><p>{text}</p><table>{"".join(rows)}</table>'
+
+
+def _type(schema: Json) -> str:
+    """What a field holds, in a few words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in schema:
+        return " or ".join(_type(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return html.escape(", ".join(repr(value) for value in schema["enum"]))
+    text = html.escape(str(schema.get("type", "anything")))
+    if isinstance(schema.get("items"), dict) and schema["items"]:
+        text += f" of {_type(schema['items'])}"
+    bounds = {
+        "minimum": "from",
+        "exclusiveMinimum": "above",
+        "maximum": "to",
+        "maxItems": "at most",
+    }
+    limits = [f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]
+    return " ".join([text, *limits])
+
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
+h3 {{ margin: 1.5rem 0 0; }} td {{ border-top: 1px solid #ccc; padding: .2rem 1rem .2rem 0; }}
+</style></head><body><h1>{title}</h1>
+<p>The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>
+{body}
+</body></html>
+"""

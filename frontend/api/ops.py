@@ -1,0 +1,135 @@
+"""Small routes for people and machines that operate the server: probes, metrics, names, counts.
+
+All answered from memory: a probe never queues behind generation.
+"""
+
+import asyncio
+import datetime
+import time
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from ...shared.errors import NotFoundError, OverloadedError, RequestError
+from ..engine.job import FRONTEND
+from ..engine.metrics import kv_usage
+from ..wire.sse import encode_json
+
+BODY_TIMEOUT_S = 60.0
+_MAX_BODIES = 16  # bodies of full size that may be half received at a time
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A JSON response."""
+    return web.Response(body=encode_json(value), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body. Refuses a compressed one, a too large one (413, before it is read if its
+    length is known), one that takes too long to come (408), and any while clients that are slow to
+    send have too much in memory already (429)."""
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise RequestError(f"Content-Encoding: {encoding:.40} is not supported", "Content-Encoding")
+    size, limit = request.content_length or 0, request.client_max_size
+    if size > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    frontend, body = request.app[FRONTEND], bytearray()
+    try:
+        async for piece in request.content.iter_any():
+            body += piece
+            frontend.num_body_bytes += len(piece)
+            if len(body) > limit:
+                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
+            if frontend.num_body_bytes > _MAX_BODIES * limit:
+                raise OverloadedError("too many request bodies are on their way", None, 1.0)
+        return bytes(body)
+    finally:
+        frontend.num_body_bytes -= len(body)
+
+
+async def health(request: web.Request) -> web.Response:
+    """GET /health: 503 when the scheduler is silent, or busy without progress."""
+    frontend = request.app[FRONTEND]
+    now, limit_s = time.monotonic(), frontend.config.health_timeout_s
+    if frontend.client.state.is_healthy(now, limit_s):
+        return reply({"message": "Ok"})
+    return reply({"message": "Error"}, 503)
+
+
+async def liveness(request: web.Request) -> web.Response:
+    """GET /liveness: this process's event loop runs."""
+    return reply({"status": "ok"})
+
+
+async def readiness(request: web.Request) -> web.Response:
+    """GET /readiness: 503 with the reason while new requests should go elsewhere."""
+    reason = request.app[FRONTEND].client.state.why_not_ready()
+    return reply({"status": reason}, 503) if reason else reply({"status": "ok"})
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """GET /metrics: Prometheus text."""
+    body = request.app[FRONTEND].metrics.render()
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+async def token_load(request: web.Request) -> web.Response:
+    """GET /token_load: used part of the KV pages now, and at the estimated peak."""
+    frontend = request.app[FRONTEND]
+    heartbeat = frontend.client.state.heartbeat
+    current = peak = 0.0
+    if heartbeat is not None:
+        current = kv_usage(heartbeat)
+        capacity = heartbeat.pages_total * frontend.config.page_size
+        peak = heartbeat.estimated_peak_tokens / max(1, capacity)
+    return reply({"current_load": current, "logical_max_load": 0.0, "dynamic_max_load": peak})
+
+
+async def model_name(request: web.Request) -> web.Response:
+    """GET or POST /get_model_name: the name of the model."""
+    return reply({"model_name": request.app[FRONTEND].config.model_name})
+
+
+async def models(request: web.Request) -> web.Response:
+    """GET /v1/models: the one model that is served."""
+    card = _model_card(request)
+    more = {}
+    if "anthropic-version" in request.headers:
+        more = {"first_id": card["id"], "last_id": card["id"], "has_more": False}
+    return reply({"object": "list", "data": [card], **more})
+
+
+async def model(request: web.Request) -> web.Response:
+    """GET /v1/models/{id}: 404 for any but the one that is served."""
+    card = _model_card(request)
+    wanted = request.match_info["id"]
+    if wanted != card["id"]:
+        raise NotFoundError(f"model {wanted!r:.200} is not served here", "model")
+    return reply(card)
+
+
+def _model_card(request: web.Request) -> dict[str, Any]:
+    """The served model; Anthropic's clients get the keys that they look for as well."""
+    frontend = request.app[FRONTEND]
+    name = frontend.config.model_name
+    card = {
+        "id": name,
+        "object": "model",
+        "created": frontend.created,
+        "owned_by": frontend.config.model_owner or "lightllm",
+        "max_model_len": frontend.client.max_req_total_len,
+    }
+    if "anthropic-version" in request.headers:
+        made = datetime.datetime.fromtimestamp(frontend.created, datetime.UTC).isoformat()
+        card |= {"type": "model", "display_name": name, "created_at": made}
+    return card

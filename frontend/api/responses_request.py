@@ -1,0 +1,264 @@
+"""OpenAI's /v1/responses: the schema of its body, and its translation to chat terms.
+
+Nothing is stored, so what refers to earlier responses is refused; `store` itself changes nothing
+that a client could see. Items of a conversation are put together to messages: reasoning, text and
+calls that follow each other are one turn of the assistant's.
+"""
+
+import dataclasses
+import logging
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ...shared.errors import RequestError
+from ..chat.chat import ChatRequest
+from ..chat.conversation import string_at, text_of
+from ..chat.request import chat_request
+from ..engine.params import ModelFacts
+from ..wire.schema import (
+    Bias,
+    ChatBody,
+    Count,
+    Effort,
+    StopStrings,
+    Temperature,
+    Tools,
+    TopP,
+    wrong,
+)
+
+Json = dict[str, Any]
+_SPARE_LEVELS = 64
+LOGPROBS = "message.output_text.logprobs"
+log = logging.getLogger(__name__)
+
+
+class ReasoningConfig(Struct):
+    """`reasoning`: effort "none" turns it off; it is never summarised."""
+
+    effort: Effort | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class TextConfig(Struct):
+    """`text`: the format of the reply's text."""
+
+    format: Json | None = None
+    verbosity: str | None = None
+
+
+class ResponsesBody(Struct):
+    """Body of /v1/responses."""
+
+    input: str | Annotated[list[Json], Meta(max_length=10_000)]
+    model: Annotated[str, Meta(max_length=256)] = "default"
+    instructions: str | None = None
+    tools: Tools | None = None
+    tool_choice: str | Json | None = None
+    parallel_tool_calls: bool | None = None
+    max_output_tokens: Count | None = None
+    max_tool_calls: Count | None = None  # no effect: the server runs no tools
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    include: Annotated[list[str], Meta(max_length=64)] | None = None
+    text: TextConfig | None = None
+    reasoning: ReasoningConfig | None = None
+    stream: bool | None = None
+    stream_options: Json | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    store: bool | None = None
+    background: bool | None = None
+    previous_response_id: str | None = None
+    conversation: Any = None
+    prompt: Any = None
+    metadata: Json | None = None  # this and the next have no effect
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None  # ours, as the rest
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    seed: Annotated[int, Meta(ge=-1, le=2**63 - 1)] | None = None
+    stop: StopStrings | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Bias | None = None
+    chat_template_kwargs: Json | None = None
+
+
+def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
+    """The request in chat terms. Raises RequestError naming the field that is wrong."""
+    _refuse_state(body)
+    _refuse_deep(body)
+    wants_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
+    chat = ChatBody(
+        messages=_messages(body),
+        model=body.model,
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        seed=body.seed,
+        stop=body.stop,
+        ignore_eos=body.ignore_eos,
+        logit_bias=body.logit_bias,
+        logprobs=wants_logprobs or None,
+        top_logprobs=body.top_logprobs,
+        tools=_tools(body.tools or []) or None,
+        tool_choice=_tool_choice(body),
+        parallel_tool_calls=body.parallel_tool_calls,
+        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        response_format=_response_format(body.text),
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+    return dataclasses.replace(chat_request(chat, facts), split_reasoning=True)
+
+
+def _refuse_state(body: ResponsesBody) -> None:
+    for name in ("previous_response_id", "conversation", "prompt"):
+        if getattr(body, name) is not None:
+            raise wrong(name, "nothing is stored here: send the whole conversation as input")
+    if body.background:
+        raise wrong("background", "not supported")
+    if body.truncation == "auto":
+        raise wrong("truncation", "only 'disabled' is supported")
+
+
+def _refuse_deep(body: ResponsesBody) -> None:
+    """What replies repeat sits deeper there than in the request; find out now if that is too deep
+    to be written."""
+    repeated: Any = [body.metadata, body.tools, body.tool_choice, body.text and body.text.format]
+    for _ in range(_SPARE_LEVELS):
+        repeated = [repeated]
+    try:
+        msgspec.json.encode(repeated)
+    except RecursionError:
+        raise RequestError("the body is nested too deeply") from None
+
+
+def _messages(body: ResponsesBody) -> list[Json]:
+    messages: list[Json] = []
+    if body.instructions:
+        messages.append({"role": "system", "content": body.instructions})
+    if isinstance(body.input, str):
+        return [*messages, {"role": "user", "content": body.input}]
+    if not body.input:
+        raise wrong("input", "must not be empty")
+    turn: Json | None = None  # the assistant's, while it can grow
+    for n, item in enumerate(body.input):
+        where = f"input[{n}]"
+        kind = item.get("type") or ("message" if "role" in item else None)
+        part = _assistant_part(kind, item, where)
+        if part is None:
+            turn = None
+            messages.append(_other_message(kind, item, where))
+        elif turn is None or not _grow(turn, part):
+            turn = {"role": "assistant", "content": "", **part}
+            messages.append(turn)
+    return messages
+
+
+def _assistant_part(kind: Any, item: Json, where: str) -> Json | None:
+    """What an item adds to a turn of the assistant's; None when it is not the assistant's."""
+    match kind:
+        case "reasoning":
+            parts = item.get("content") or item.get("summary") or []
+            return {"reasoning_content": text_of(parts, f"{where}.content")}
+        case "function_call":
+            call: Json = {"id": string_at(item, "call_id", where), "type": "function"}
+            arguments = _arguments(item, f"{where}.arguments")
+            call["function"] = {"name": string_at(item, "name", where), "arguments": arguments}
+            return {"tool_calls": [call]}
+        case "message" if item.get("role") == "assistant":
+            return {"content": text_of(item.get("content"), f"{where}.content")}
+    return None
+
+
+def _grow(turn: Json, part: Json) -> bool:
+    """Add a part to a turn, if it comes in the order reasoning, text, calls."""
+    calls = turn.get("tool_calls")
+    if "tool_calls" in part:
+        turn["tool_calls"] = [*(calls or []), *part["tool_calls"]]
+        return True
+    if calls or turn["content"] or ("reasoning_content" in part and "reasoning_content" in turn):
+        return False
+    turn.update(part)
+    return True
+
+
+def _other_message(kind: Any, item: Json, where: str) -> Json:
+    match kind:
+        case "message":
+            role = item.get("role")
+            if role not in ("user", "system", "developer"):
+                raise wrong(f"{where}.role", "must be user, assistant, system or developer")
+            return {"role": role, "content": text_of(item.get("content"), f"{where}.content")}
+        case "function_call_output":
+            call_id = string_at(item, "call_id", where)
+            output = text_of(item.get("output"), f"{where}.output")
+            return {"role": "tool", "tool_call_id": call_id, "content": output}
+    known = "message, reasoning, function_call or function_call_output"
+    raise wrong(f"{where}.type", f"must be {known}, not {kind!r:.60}")
+
+
+def _arguments(item: Json, where: str) -> Json:
+    try:
+        arguments = msgspec.json.decode(item.get("arguments") or "{}", type=dict)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError) as error:
+        raise wrong(where, f"must be the text of a JSON object: {error}") from None
+    return dict(arguments)
+
+
+def _tools(tools: list[Json]) -> list[Json]:
+    """The functions among them. Agents offer tools of other kinds unasked, such as a search that
+    the server would run: the model does not hear of those."""
+    others = {str(tool.get("type"))[:60] for tool in tools if tool.get("type") != "function"}
+    if others:
+        log.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
+    return [
+        _tool(tool, f"tools[{n}]") for n, tool in enumerate(tools) if tool.get("type") == "function"
+    ]
+
+
+def _tool(tool: Json, where: str) -> Json:
+    if not tool.get("name") or not isinstance(tool["name"], str):
+        raise wrong(f"{where}.name", "must be a string")
+    if not isinstance(tool.get("parameters") or {}, dict):
+        raise wrong(f"{where}.parameters", "must be an object")
+    keys = ("name", "description", "parameters", "strict")
+    return {"type": "function", "function": {key: tool.get(key) for key in keys}}
+
+
+def _tool_choice(body: ResponsesBody) -> str | Json | None:
+    choice = body.tool_choice
+    if not isinstance(choice, dict):
+        return choice
+    names = [tool.get("name") for tool in body.tools or []]
+    several = choice.get("type") == "allowed_tools"
+    chosen = choice.get("tools") if several else [choice]
+    if not isinstance(chosen, list) or not all(_is_function(one, names) for one in chosen):
+        raise wrong("tool_choice", "must be a mode, or {type: 'function', name: ...} of a tool")
+    functions = [{"type": "function", "function": {"name": one["name"]}} for one in chosen]
+    if not several:
+        return functions[0]
+    allowed = {"mode": choice.get("mode"), "tools": functions}
+    return {"type": "allowed_tools", "allowed_tools": allowed}
+
+
+def _is_function(one: Any, names: list[Any]) -> bool:
+    return isinstance(one, dict) and one.get("type") == "function" and one.get("name") in names
+
+
+def _response_format(text: TextConfig | None) -> Json | None:
+    """text.format is chat's response_format without the inner object."""
+    given = text.format if text else None
+    if given is None or given.get("type") != "json_schema":
+        return given
+    inner = {key: given[key] for key in ("name", "schema", "strict", "description") if key in given}
+    return {"type": "json_schema", "json_schema": inner}

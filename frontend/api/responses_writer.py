@@ -1,0 +1,218 @@
+"""One response of /v1/responses while it is generated: its items, and the events that tell of them.
+
+Every event has its type as name and a running `sequence_number`. An item is announced empty, filled
+by deltas, and repeated whole when it is done; the last event repeats the whole response. A reply
+that does not stream is the response after the same steps.
+"""
+
+import secrets
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from ..chat.chat import News, Usage
+from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
+from ..text.detokenize import Piece, Vocabulary
+from ..wire.sse import encode_json
+from .openai import chat_logprobs
+from .responses_request import ResponsesBody
+
+Json = dict[str, Any]
+_STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
+_ECHOED = (
+    *("instructions", "max_output_tokens", "max_tool_calls", "metadata", "user"),
+    *("previous_response_id", "safety_identifier", "prompt_cache_key", "service_tier"),
+)
+
+
+class ResponseWriter:
+    """The items and events of one response. `response` is what there is of it so far."""
+
+    def __init__(self, body: ResponsesBody, vocabulary: Vocabulary) -> None:
+        self.response = _opening(body)
+        self._vocabulary = vocabulary
+        self._sequence_number = 0
+        self._finish_reason = "stop"
+        self._item: Json | None = None  # the open one, the last of the output
+        self._texts: list[str] = []  # its text or arguments so far
+        self._logprobs: list[Json] = []
+
+    def start(self) -> Iterator[bytes]:
+        """Before anything was generated."""
+        yield self._event("response.created", response=self.response)
+        yield self._event("response.in_progress", response=self.response)
+
+    def news(self, news: News) -> Iterator[bytes]:
+        """What a piece of the reply adds."""
+        pieces = news.pieces
+        for delta in news.deltas:
+            yield from self._delta(delta, pieces if isinstance(delta, Content) else [])
+            pieces = [] if isinstance(delta, Content) else pieces
+        if pieces and self._item is not None and self._item["type"] == "message":
+            yield self._text_delta("", pieces)  # of text that went out before
+        if news.finish_reason is not None:
+            self._finish_reason = news.finish_reason
+
+    def end(self, usage: Usage) -> Iterator[bytes]:
+        """What closes the stream: completed, incomplete, or failed when it was aborted."""
+        status = _STATUS.get(self._finish_reason)
+        if status is None:
+            yield from self.fail("the request was aborted", usage)
+            return
+        yield from self._close(status)
+        if status == "incomplete":
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        else:
+            self.response["completed_at"] = int(time.time())
+        yield self._finish(status, usage)
+
+    def fail(self, message: str, usage: Usage) -> Iterator[bytes]:
+        """The last event of a response that breaks."""
+        yield from self._close("incomplete")
+        self.response["error"] = {"code": "server_error", "message": message}
+        yield self._finish("failed", usage)
+
+    def _finish(self, status: str, usage: Usage) -> bytes:
+        self.response["status"] = status
+        self.response["usage"] = _usage(usage)
+        return self._event(f"response.{status}", response=self.response)
+
+    # --- items ---
+
+    def _delta(self, delta: Delta, pieces: list[Piece]) -> Iterator[bytes]:
+        match delta:
+            case Reasoning(text):
+                if self._open_type != "reasoning":
+                    yield from self._open({"id": _new_id("rs"), "type": "reasoning", "summary": []})
+                self._texts.append(text)
+                yield self._part_event("response.reasoning_text.delta", delta=text)
+            case Content(text):
+                if self._open_type != "message":
+                    item = {"id": _new_id("msg"), "type": "message", "role": "assistant"}
+                    yield from self._open(item)
+                yield self._text_delta(text, pieces)
+            case CallStart(_, call_id, name):
+                item = {"id": _new_id("fc"), "type": "function_call", "call_id": call_id}
+                yield from self._open({**item, "name": name, "arguments": ""})
+            case CallArguments(_, text):
+                self._texts.append(text)
+                yield self._item_event("response.function_call_arguments.delta", delta=text)
+
+    def _text_delta(self, text: str, pieces: list[Piece]) -> bytes:
+        logprobs = chat_logprobs(self._vocabulary, pieces)["content"] if pieces else []
+        self._texts.append(text)
+        self._logprobs += logprobs
+        return self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)
+
+    def _open(self, item: Json) -> Iterator[bytes]:
+        yield from self._close("completed")
+        self._item, self._texts, self._logprobs = item, [], []
+        item["status"] = "in_progress"
+        if item["type"] != "function_call":
+            item["content"] = []
+        self.response["output"].append(item)
+        yield self._output_event("response.output_item.added")
+        if item["type"] != "function_call":
+            yield self._part_event("response.content_part.added", part=self._part())
+
+    def _close(self, status: str) -> Iterator[bytes]:
+        item = self._item
+        if item is None:
+            return
+        text = "".join(self._texts)
+        if item["type"] == "function_call":
+            item["arguments"] = text
+            done: Json = {"name": item["name"], "arguments": text}
+            yield self._item_event("response.function_call_arguments.done", **done)
+        else:
+            item["content"] = [self._part()]
+            if item["type"] == "reasoning":
+                yield self._part_event("response.reasoning_text.done", text=text)
+            else:
+                done = {"text": text, "logprobs": self._logprobs}
+                yield self._part_event("response.output_text.done", **done)
+            yield self._part_event("response.content_part.done", part=item["content"][0])
+        item["status"] = status
+        yield self._output_event("response.output_item.done")
+        self._item = None
+
+    def _part(self) -> Json:
+        """The content of the open item."""
+        text = "".join(self._texts)
+        if self._open_type == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        part = {"type": "output_text", "text": text, "annotations": []}
+        return {**part, "logprobs": self._logprobs}
+
+    @property
+    def _open_type(self) -> str | None:
+        return self._item["type"] if self._item is not None else None
+
+    # --- events ---
+
+    def _part_event(self, kind: str, **more: Any) -> bytes:
+        return self._item_event(kind, content_index=0, **more)
+
+    def _item_event(self, kind: str, **more: Any) -> bytes:
+        assert self._item is not None, "an event about an item that is not open"
+        place = {"item_id": self._item["id"], "output_index": len(self.response["output"]) - 1}
+        return self._event(kind, **place, **more)
+
+    def _output_event(self, kind: str) -> bytes:
+        index = len(self.response["output"]) - 1
+        return self._event(kind, output_index=index, item=self._item)
+
+    def _event(self, kind: str, **more: Any) -> bytes:
+        data = {"type": kind, "sequence_number": self._sequence_number, **more}
+        self._sequence_number += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode_json(data))
+
+
+def _opening(body: ResponsesBody) -> Json:
+    """The response before anything was generated: what was asked for, with defaults."""
+    text = msgspec.to_builtins(body.text or {})
+    fields = {key: getattr(body, key) for key in _ECHOED}
+    return {
+        "id": _new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "reasoning": msgspec.to_builtins(body.reasoning) or {"effort": None, "summary": None},
+        "store": False,
+        "temperature": body.temperature,
+        "text": {"format": {"type": "text"}, **_given(text)},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        **fields,
+        "metadata": body.metadata or {},
+    }
+
+
+def _given(fields: Json) -> Json:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _usage(usage: Usage) -> Json:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+    }
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(24)}"

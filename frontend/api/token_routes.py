@@ -1,0 +1,98 @@
+"""Text to token ids and back: LightLLM's /tokens, vLLM's /tokenize and /detokenize."""
+
+from typing import Annotated, Any
+
+from aiohttp import web
+from msgspec import Meta, Struct
+
+from ..chat.conversation import check_tools, normalise_messages
+from ..chat.request import template_kwargs
+from ..engine.job import FRONTEND
+from ..wire.schema import (
+    ChatBody,
+    Effort,
+    GenerateParameters,
+    Messages,
+    Thinking,
+    TokensBody,
+    Tools,
+    decode_body,
+    wrong,
+)
+from .ops import read_body, reply
+
+
+class TokenizeBody(Struct):
+    """Body of /tokenize: a prompt, or the messages of a chat."""
+
+    prompt: str | None = None
+    messages: Messages | None = None
+    model: Annotated[str, Meta(max_length=256)] = "default"
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    tools: Tools | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+
+
+class DetokenizeBody(Struct):
+    """Body of /detokenize."""
+
+    tokens: list[int]
+    model: Annotated[str, Meta(max_length=256)] = "default"
+
+
+async def tokens(request: web.Request) -> web.Response:
+    """GET or POST /tokens: how many tokens a text has."""
+    frontend = request.app[FRONTEND]
+    body = decode_body(await read_body(request), TokensBody)
+    special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+    ids = await frontend.tokenizer.encode(
+        body.text, "text", frontend.client.max_req_total_len, special
+    )
+    return reply({"ntokens": len(ids)})
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    """POST /tokenize: the ids of a text, or of the prompt that a chat becomes."""
+    frontend = request.app[FRONTEND]
+    body = decode_body(await read_body(request), TokenizeBody)
+    tokenizer, max_total = frontend.tokenizer, frontend.client.max_req_total_len
+    if (body.prompt is None) == (body.messages is None):
+        raise wrong("prompt", "give either prompt or messages")
+    if body.messages is None:
+        assert body.prompt is not None, "one of the two is there"
+        special = body.add_special_tokens is not False
+        ids = await tokenizer.encode(body.prompt, "prompt", max_total, special)
+    else:
+        if body.add_generation_prompt is False:
+            raise wrong("add_generation_prompt", "chats are always completed by the assistant")
+        if body.continue_final_message:
+            raise wrong("continue_final_message", "not supported")
+        chat = ChatBody(
+            messages=body.messages,
+            chat_template_kwargs=body.chat_template_kwargs,
+            reasoning_effort=body.reasoning_effort,
+            thinking=body.thinking,
+        )
+        kwargs = template_kwargs(chat, frontend.facts)
+        messages, tools = normalise_messages(body.messages), check_tools(body.tools)
+        ids = await tokenizer.encode_chat(messages, tools, kwargs, max_total)
+    texts = [tokenizer.vocabulary.text(i) for i in ids] if body.return_token_strs else None
+    return reply(
+        {"count": len(ids), "max_model_len": max_total, "tokens": ids, "token_strs": texts}
+    )
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    """POST /detokenize: the text of token ids, special tokens included."""
+    frontend = request.app[FRONTEND]
+    body = decode_body(await read_body(request), DetokenizeBody)
+    limit = frontend.client.max_req_total_len
+    if len(body.tokens) > limit:
+        raise wrong("tokens", f"{len(body.tokens)} ids; at most {limit}, as many as a request has")
+    frontend.tokenizer.check_ids(body.tokens, "tokens")
+    return reply({"prompt": frontend.tokenizer.decode(body.tokens)})

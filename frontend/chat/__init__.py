@@ -1,0 +1,1 @@
+"""What all chat routes share: a conversation in, messages of the assistant out."""

@@ -1,0 +1,58 @@
+"""`--metric_gateway`: this process's metrics, sent to a Prometheus push gateway now and then."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import push_to_gateway
+from prometheus_client.exposition import basic_auth_handler, default_handler
+
+from ...shared.config import ServeConfig, monitor_credentials
+from .job import Frontend
+
+_TIMEOUT_S = 10.0
+log = logging.getLogger(__name__)
+
+
+async def push_forever(frontend: Frontend) -> None:
+    """Push until cancelled. A gateway that does not answer is logged once, until it does."""
+    config, is_failing = frontend.config, False
+    while True:
+        try:
+            await asyncio.to_thread(push_once, frontend)
+            is_failing = False
+        except OSError as error:  # the gateway's errors, too
+            if not is_failing:
+                log.warning("cannot push metrics to %s: %s", config.metric_gateway, error)
+            is_failing = True
+        await asyncio.sleep(config.push_interval)
+
+
+def push_once(frontend: Frontend) -> None:
+    """One push, which replaces the group's last one. Raises OSError when it fails."""
+    config = frontend.config
+    assert config.metric_gateway, "only called with a gateway"
+    push_to_gateway(
+        config.metric_gateway,
+        config.job_name,
+        frontend.metrics.registry,
+        grouping_key(config, frontend.client.index),
+        _TIMEOUT_S,
+        handler=_with_credentials if config.enable_monitor_auth else default_handler,
+    )
+
+
+def grouping_key(config: ServeConfig, index: int) -> dict[str, str]:
+    """What tells this process's metrics from others at the gateway."""
+    key = dict(pair.split("=", 1) for pair in config.grouping_key)
+    return key | ({"frontend": str(index)} if config.httpserver_workers > 1 else {})
+
+
+def _with_credentials(
+    url: str, method: str, timeout: float | None, headers: list[tuple[str, str]], data: bytes
+) -> Callable[[], None]:
+    user, password = monitor_credentials()
+    handler: Any = basic_auth_handler
+    send: Callable[[], None] = handler(url, method, timeout, headers, data, user, password)
+    return send

@@ -1,0 +1,121 @@
+"""The fields that say what a reply's text must look like -> `OutputFormat`. All of them: OpenAI's
+response_format, LightLLM's guided_* and regular_constraint, and the spellings of other servers."""
+
+from typing import Any
+
+import msgspec
+
+from ..grammar.keywords import MAX_CHOICES
+from ..grammar.source import FormatKind, OutputFormat
+from ..wire.schema import SamplingFields, wrong
+
+_FIELDS: dict[str, FormatKind] = {
+    "guided_json": "json_schema",
+    "guided_grammar": "ebnf",
+    "guided_regex": "regex",
+    "regular_constraint": "regex",
+    "guided_choice": "choice",
+}
+_STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
+    "json": "json_schema",
+    "grammar": "ebnf",
+    "regex": "regex",
+    "choice": "choice",
+    "json_object": "json_object",
+}
+
+
+_HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it: so it is anyway
+
+
+def output_format(fields: SamplingFields, prefix: str = "") -> OutputFormat | None:
+    """What a request's fields ask for; None for free text. `prefix`: what their names start with
+    in errors. Raises RequestError for wrong values and for two that exclude each other."""
+    found = [
+        _format(prefix + name, kind, getattr(fields, name))
+        for name, kind in _FIELDS.items()
+        if _is_given(getattr(fields, name))
+    ]
+    found += _structured(fields.structured_outputs, f"{prefix}structured_outputs")
+    found += _response_format(getattr(fields, "response_format", None))
+    if len(found) > 1:
+        raise wrong(found[1].field, f"cannot be combined with {found[0].field}")
+    if not found:
+        return None
+    if fields.allowed_token_ids:
+        raise wrong(f"{prefix}allowed_token_ids", f"cannot be combined with {found[0].field}")
+    return found[0]
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != ""  # LightLLM's clients send empty texts
+
+
+def _structured(value: Any, field: str) -> list[OutputFormat]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        raise wrong(field, "must be an object")
+    for key in value:
+        if key not in (*_STRUCTURED, *_HARMLESS) and value[key] is not None:
+            raise wrong(f"{field}.{key:.80}", "is not supported")
+    return [
+        _format(f"{field}.{key}", _STRUCTURED[key], given)
+        for key, given in value.items()
+        if key in _STRUCTURED and _is_given(given) and given is not False
+    ]
+
+
+def _response_format(value: Any) -> list[OutputFormat]:
+    if value is None:
+        return []
+    field = "response_format"
+    kind = value.get("type")
+    match kind:
+        case "text":
+            return []
+        case "json_object":
+            return [OutputFormat("json_object", None, field)]
+        case "json_schema":
+            spec = value.get("json_schema")
+            if not isinstance(spec, dict):
+                raise wrong(f"{field}.json_schema", "must be {name, schema}")
+            name = spec.get("name")
+            if name is not None and not isinstance(name, str):
+                raise wrong(f"{field}.json_schema.name", "must be a string")
+            if not isinstance(spec.get("strict"), bool | None):
+                raise wrong(f"{field}.json_schema.strict", "must be a boolean")
+            schema = spec.get("schema")
+            return [_format(f"{field}.json_schema.schema", "json_schema", schema)]
+    raise wrong(f"{field}.type", "must be text, json_object or json_schema")
+
+
+def _format(field: str, kind: FormatKind, value: Any) -> OutputFormat:
+    match kind:
+        case "json_schema":
+            return OutputFormat(kind, _schema(field, value), field)
+        case "json_object":
+            return OutputFormat(kind, None, field)
+        case "choice":
+            if not isinstance(value, list) or not 0 < len(value) <= MAX_CHOICES:
+                raise wrong(field, f"must be a list of 1 to {MAX_CHOICES} texts")
+            if not all(isinstance(text, str) and text for text in value):
+                raise wrong(field, "must hold texts that are not empty")
+        case _:
+            if not isinstance(value, str):
+                raise wrong(field, "must be a string")
+            if kind == "ebnf" and value.strip() == "json":
+                return OutputFormat("json", None, field)
+    return OutputFormat(kind, value, field)
+
+
+def _schema(field: str, value: Any) -> Any:
+    """A JSON schema: an object, or its text."""
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise wrong(field, f"is not JSON: {error}") from None
+    if not isinstance(value, dict | bool):
+        raise wrong(field, "must be a JSON schema: an object")
+    return value

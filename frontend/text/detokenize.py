@@ -1,0 +1,222 @@
+"""Token ids to text, one sequence at a time.
+
+Never half a character: bytes wait until they complete a character. Stop strings are found across
+token boundaries; text that may be the beginning of one is held back where it would be removed.
+Knows nothing about HTTP. `tokenize.py` makes the `Vocabulary`.
+"""
+
+import codecs
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ...shared.messages import TokenLogprob
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What each token id is as text."""
+
+    token_bytes: list[bytes]  # by id; b"" for padding rows of the embedding
+    special_ids: frozenset[int]  # left out under skip_special_tokens
+    added_ids: dict[str, int]  # text -> id of the tokens that are not BPE pieces
+
+    def text(self, token_id: int) -> str:
+        """One token alone; bytes that are no whole character become U+FFFD."""
+        return self.token_bytes[token_id].decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How a sequence becomes text and what ends it."""
+
+    stop_token_ids: frozenset[int] = frozenset()  # as in SamplingParams: the engine stops there
+    hidden_ids: frozenset[int] = frozenset()  # no text for these (the end tokens)
+    stop_strings: tuple[str, ...] = ()
+    stop_id_sequences: tuple[tuple[int, ...], ...] = ()
+    keep_stop: bool = False  # a matched stop string stays in the text; then nothing is held back
+    min_new_tokens: int = 0  # stop strings and sequences are not looked for before
+    skip_special_tokens: bool = False
+    add_spaces_between_special_tokens: bool = False
+    record_pieces: bool = False  # keep each token's text and logprob for `take_pieces`
+
+
+class Piece(NamedTuple):
+    """One token: the text it completed, and where in the sequence's text that begins."""
+
+    token_id: int
+    text: str
+    offset: int
+    logprob: TokenLogprob | None
+
+
+class StopStrings:
+    """Finds the first of several strings in a text that arrives in pieces.
+
+    One Knuth-Morris-Pratt automaton per string: constant work per character, whatever the text.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = [s for s in strings if s]
+        self._first_chars = frozenset(s[0] for s in self._strings)
+        self._fallbacks = [_fallbacks(s) for s in self._strings]
+        self._matched = [0] * len(self._strings)  # characters of each string seen so far
+
+    @property
+    def num_partial(self) -> int:
+        """Length of the longest end of the text that begins one of the strings."""
+        return max(self._matched, default=0)
+
+    def feed(self, text: str) -> int:
+        """Add text. When a string is complete: how many characters there are from its beginning
+        to the end of the text; else 0."""
+        if not any(self._matched) and self._first_chars.isdisjoint(text):
+            return 0
+        for position, char in enumerate(text):
+            longest = 0
+            for n, string in enumerate(self._strings):
+                matched, fallbacks = self._matched[n], self._fallbacks[n]
+                while matched and string[matched] != char:
+                    matched = fallbacks[matched - 1]
+                if string[matched] == char:
+                    matched += 1
+                if matched == len(string):
+                    longest = max(longest, matched)
+                    matched = fallbacks[-1]
+                self._matched[n] = matched
+            if longest:
+                return longest + len(text) - position - 1
+        return 0
+
+
+def _fallbacks(string: str) -> list[int]:
+    """For each prefix, the length of its longest proper prefix that is also its end."""
+    table, matched = [0] * len(string), 0
+    for i in range(1, len(string)):
+        while matched and string[matched] != string[i]:
+            matched = table[matched - 1]
+        if string[matched] == string[i]:
+            matched += 1
+        table[i] = matched
+    return table
+
+
+class Decoder:
+    """Bytes of tokens to whole characters."""
+
+    def __init__(self, vocabulary: Vocabulary, options: TextOptions) -> None:
+        self._bytes = vocabulary.token_bytes
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        skipped = vocabulary.special_ids if options.skip_special_tokens else frozenset()
+        self._silent = options.hidden_ids | skipped
+        self._spaces = options.add_spaces_between_special_tokens
+        self._added = frozenset(vocabulary.added_ids.values()) if self._spaces else frozenset()
+        self._last_was_added: bool | None = None
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether a token never has text here."""
+        return token_id in self._silent or not self._bytes[token_id]
+
+    def text(self, token_id: int) -> str:
+        """The text that the next token completes, which may be none."""
+        if token_id in self._silent:
+            return ""
+        data = self._bytes[token_id]
+        if self._spaces:
+            added = token_id in self._added
+            if self._last_was_added is not None and (added or self._last_was_added):
+                data = b" " + data
+            self._last_was_added = added
+        return self._decode(data)
+
+
+@dataclass
+class TextStream:
+    """The text of one sequence while its tokens arrive.
+
+    `finish_reason` is set with the token that ends the sequence ("stop" or "length"); tokens
+    after it are ignored. It agrees with the engine's `Finished`, or comes before it when a stop
+    string was found: then the engine must be told with an `Abort` (`must_abort`).
+    """
+
+    vocabulary: Vocabulary
+    options: TextOptions
+    max_new_tokens: int
+    num_tokens: int = 0
+    finish_reason: str | None = None
+    must_abort: bool = False
+    pieces: list[Piece] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        options = self.options
+        self._decoder = Decoder(self.vocabulary, options)
+        self._stops = StopStrings(options.stop_strings) if options.stop_strings else None
+        self._ids: list[int] = []
+        self._length = 0  # characters decoded so far, held ones included
+        self._held = ""
+
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> str:
+        """Text that may be sent now. `logprobs` is parallel to `token_ids` or empty."""
+        texts = []
+        for n, token_id in enumerate(token_ids):
+            if self.finish_reason is not None:
+                break
+            self.num_tokens += 1
+            text = self._decoder.text(token_id)
+            if self.options.record_pieces:
+                logprob = logprobs[n] if logprobs else None
+                self.pieces.append(Piece(token_id, text, self._length, logprob))
+            self._length += len(text)
+            if token_id in self.options.stop_token_ids:
+                self.finish_reason = "stop"
+            elif self.num_tokens >= self.max_new_tokens:
+                self.finish_reason = "length"
+            texts.append(self._release(text) if self._stops else text)
+            if self.options.stop_id_sequences:
+                self._match_ids(token_id)
+        if self.finish_reason is not None:
+            texts.append(self.finish())
+        return "".join(texts)
+
+    def finish(self) -> str:
+        """Text still held back. Bytes of an unfinished character are dropped."""
+        text, self._held = self._held, ""
+        return text
+
+    def take_pieces(self) -> list[Piece]:
+        """Recorded tokens whose text has been released and that were not taken before."""
+        released = self._length - len(self._held)
+        if self.finish_reason is not None or not self._held:
+            taken, self.pieces = self.pieces, []
+            return taken
+        count = sum(piece.offset < released for piece in self.pieces)
+        taken, self.pieces = self.pieces[:count], self.pieces[count:]
+        return taken
+
+    def _release(self, text: str) -> str:
+        assert self._stops is not None, "only called with stop strings"
+        if self.num_tokens < self.options.min_new_tokens:
+            return text
+        cut = self._stops.feed(text)
+        if cut:
+            self.must_abort = self.finish_reason is None
+            self.finish_reason = "stop"
+        if self.options.keep_stop:
+            return text
+        text = self._held + text
+        if cut:
+            self._held = ""
+            self._length -= cut
+            self.pieces = [piece for piece in self.pieces if piece.offset < self._length]
+            return text[:-cut]
+        released = len(text) - self._stops.num_partial
+        self._held = text[released:]
+        return text[:released]
+
+    def _match_ids(self, token_id: int) -> None:
+        self._ids.append(token_id)
+        if self.finish_reason is not None or self.num_tokens < self.options.min_new_tokens:
+            return
+        for wanted in self.options.stop_id_sequences:
+            if wanted[-1] == token_id and tuple(self._ids[-len(wanted) :]) == wanted:
+                self.finish_reason, self.must_abort = "stop", True

@@ -1,0 +1,225 @@
+"""Text to token ids: the checkpoint's tokenizer and chat template, on threads of their own.
+
+`tokenizer.json` is read as it is, by the library that made it: transformers reads it the same way
+and would bring torch in. The template comes from the model directory (or `--chat_template`), never
+from a request, and is rendered in a process of its own (`template.py`); no code of the checkpoint
+is run here.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders
+
+from ...shared.errors import ConfigError, ModelError, RequestError, StartError
+from ..wire.schema import wrong
+from .detokenize import Vocabulary
+from .template import Renderer, check_template
+
+_THREADS = 2
+_RENDER_S = 10.0
+_RESERVED = frozenset(
+    "self messages tools documents conversation chat_template tokenize truncation padding "
+    "max_length return_tensors return_dict tokenizer_kwargs add_generation_prompt "
+    "continue_final_message raise_exception strftime_now namespace".split()
+)
+_MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenised
+# Never left out of the text, whatever tokenizer.json flags: parsers and clients look for them.
+_ALWAYS_VISIBLE = frozenset(
+    f"<{slash}{name}>"
+    for name in ("think", "tool_call", "tool_response", "arg_key", "arg_value")
+    for slash in ("", "/")
+)
+# Settings whose values templates know by name.
+_TOKEN_NAMES = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+T = TypeVar("T")
+
+
+class Tokenizer:
+    """The checkpoint's tokenizer. Encoding runs in a small thread pool, rendering in another
+    process, one prompt at a time.
+
+    Raises ModelError when the tokenizer cannot be loaded or is not a byte-level BPE, ConfigError
+    when `chat_template` (a path that replaces the checkpoint's template) cannot be read; both when
+    the template has an error of syntax. `render_limit_s` is the longest time for one prompt.
+    """
+
+    def __init__(
+        self,
+        model_dir: Path,
+        vocab_size: int,
+        chat_template: str | None = None,
+        render_limit_s: float = _RENDER_S,
+    ) -> None:
+        self._backend = _load_backend(model_dir / "tokenizer.json")
+        settings = _load_settings(model_dir / "tokenizer_config.json")
+        tokens = _special_tokens(settings)
+        template = _load_template(settings.get("chat_template"), model_dir, chat_template)
+        self._renderer: Renderer | None = None
+        if template is not None:
+            self._renderer = Renderer(template, tokens, render_limit_s)
+        self.vocab_size = vocab_size
+        self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
+        # One thread, which waits for the process: a template that hangs keeps no text from
+        # being encoded.
+        self._render_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
+        self._reserved = _RESERVED | tokens.keys()
+
+    def start(self) -> None:
+        """Have the first prompt rendered as quickly as the others."""
+        if self._renderer is not None:
+            self._render_pool.submit(self._renderer.start)
+
+    async def encode(
+        self, text: str, field: str, max_tokens: int, add_special_tokens: bool = False
+    ) -> list[int]:
+        """Token ids of `text`. Raises RequestError naming `field` when it is far too long."""
+        check_text_length(len(text), field, max_tokens)
+        return await self._run(lambda: self._encode(text, add_special_tokens))
+
+    async def encode_chat(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        template_kwargs: dict[str, Any],
+        max_tokens: int,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn.
+
+        `messages` as `conversation.py` leaves them. Raises RequestError when the template fails
+        on them, or when a keyword would replace one of the template call's own arguments.
+        """
+        for name in template_kwargs:
+            if name in self._reserved:
+                raise wrong(f"chat_template_kwargs.{name}", "cannot be set by a request")
+        renderer = self._renderer
+        if renderer is None:
+            raise RequestError("this model has no chat template; use /v1/completions", "messages")
+        check_text_length(sum(len(m.get("content", "")) for m in messages), "messages", max_tokens)
+        arguments = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": True,
+            **template_kwargs,
+        }
+        loop = asyncio.get_running_loop()
+        text = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
+        check_text_length(len(text), "messages", max_tokens)
+        return await self._run(lambda: self._encode(text, add_special_tokens=False))
+
+    def check_ids(self, token_ids: Sequence[int], field: str) -> None:
+        """Raises RequestError unless all ids are rows of the model's embedding."""
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < self.vocab_size):
+            first = next(i for i in token_ids if not 0 <= i < self.vocab_size)
+            raise wrong(field, f"token id {first} is outside 0..{self.vocab_size - 1}")
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of whole sequences, special tokens included; for short jobs off the hot path."""
+        return b"".join(self.vocabulary.token_bytes[i] for i in token_ids).decode(
+            "utf-8", "replace"
+        )
+
+    def close(self) -> None:
+        """Stop the threads; running jobs end first."""
+        self._render_pool.shutdown(wait=False, cancel_futures=True)
+        if self._renderer is not None:
+            self._renderer.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, job: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+
+def _load_backend(path: Path) -> Backend:
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise ModelError(f"{path}: cannot load the tokenizer: {error}") from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
+
+
+def _load_settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, which may be absent."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """Name, such as eos_token, -> text."""
+    values = {name: settings.get(name) for name in _TOKEN_NAMES}
+    texts = {n: v.get("content") if isinstance(v, dict) else v for n, v in values.items()}
+    return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+
+def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | None:
+    """The template's text: that of the file that replaces the checkpoint's, else the checkpoint's
+    file, else `own` from its tokenizer_config.json. None without any."""
+    path = Path(replacement) if replacement is not None else model_dir / "chat_template.jinja"
+    kind: type[StartError] = ModelError
+    name = f"{path}"
+    if replacement is not None:
+        kind, name = ConfigError, f"--chat_template {replacement}"
+    template: str | None = own if isinstance(own, str) else None
+    try:
+        if replacement is not None or path.exists():
+            template = path.read_text()
+        if template is not None:
+            check_template(template)
+    except (OSError, ValueError, RecursionError) as error:
+        raise kind(f"{name}: {error}") from error
+    return template
+
+
+def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
+    """Raises RequestError for texts that can never fit, at a glance."""
+    limit = _MAX_CHARS_PER_TOKEN * max_tokens
+    if num_chars > limit:
+        raise wrong(
+            field,
+            f"{num_chars} characters; at most {limit} can fit the {max_tokens} tokens of a request "
+            "(context_length_exceeded)",
+        )
+
+
+def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Vocabulary:
+    if not isinstance(backend.decoder, decoders.ByteLevel):
+        raise ModelError(f"{model_dir}/tokenizer.json: not a byte-level BPE tokenizer")
+    byte_of_char = _byte_of_char()
+    token_bytes = [b""] * vocab_size
+    for token, token_id in backend.get_vocab(with_added_tokens=True).items():
+        if token_id >= vocab_size:
+            raise ModelError(f"{model_dir}: token id {token_id} exceeds vocab_size {vocab_size}")
+        try:
+            token_bytes[token_id] = bytes([byte_of_char[char] for char in token])
+        except KeyError:  # an added token with characters that stand for themselves
+            token_bytes[token_id] = token.encode()
+    added = backend.get_added_tokens_decoder()
+    return Vocabulary(
+        token_bytes,
+        frozenset(i for i, t in added.items() if t.special and t.content not in _ALWAYS_VISIBLE),
+        {t.content: i for i, t in added.items()},
+    )
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The alphabet of byte-level BPE: printable Latin-1 bytes stand for themselves, the others
+    for the characters from U+0100 on."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(0x100) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(0x100 + n): b for n, b in enumerate(shifted)}

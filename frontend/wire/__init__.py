@@ -1,0 +1,1 @@
+"""What crosses HTTP whatever the route: bodies, errors, server-sent events."""

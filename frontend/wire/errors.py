@@ -1,0 +1,47 @@
+"""Errors as each interface spells them: one JSON body per refusal.
+
+OpenAI's error object with LightLLM's top-level `message` beside it everywhere, Anthropic's on
+Anthropic's paths.
+"""
+
+from typing import Any
+
+from ...shared.errors import HttpError
+
+Json = dict[str, Any]
+_ANTHROPIC_PATH = "/v1/messages"
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def error_body(
+    path: str,
+    status: int,
+    message: str,
+    kind: str | None = None,
+    field: str | None = None,
+    request_id: str | None = None,
+) -> Json:
+    """The body of an error reply of `path`. `kind` is OpenAI's `type`, `field` its `param`."""
+    message = message.encode("utf-8", "replace").decode()  # paths and headers may be no text
+    if path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/"):
+        return {**anthropic_error(status, message), "request_id": request_id}
+    error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}
+    return {"error": error, "message": message}
+
+
+def anthropic_error(status: int, message: str) -> Json:
+    """Anthropic's error object, also the data of its `error` event."""
+    other = "api_error" if status >= 500 else "invalid_request_error"
+    kind = _ANTHROPIC_TYPES.get(status, other)
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def anthropic_event(error: HttpError) -> Json:
+    """The last event of a stream of Anthropic's that breaks."""
+    return anthropic_error(error.status, str(error))

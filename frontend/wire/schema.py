@@ -1,0 +1,234 @@
+"""Request bodies: JSON bytes -> typed structs with every number, text and list bounded.
+
+Every rejection is a RequestError that names the field and its limit. Unknown fields are ignored,
+as other servers of these two interfaces do. What the fields mean: `params.py`.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ...shared.errors import RequestError
+
+_BIG = 2**31 - 1
+_MAX_SEED = 2**63 - 1
+
+Count = Annotated[int, Meta(ge=1, le=_BIG)]
+TokenId = Annotated[int, Meta(ge=0, le=_BIG)]
+Samples = Annotated[int, Meta(ge=1, le=8)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+LightllmPenalty = Annotated[float, Meta(ge=0, le=100)]
+StopString = Annotated[str, Meta(max_length=1024)]
+StopIds = Annotated[list[TokenId], Meta(min_length=1, max_length=256)]
+StopStrings = StopString | Annotated[list[StopString], Meta(max_length=64)]
+StopSequences = StopString | Annotated[list[StopString | StopIds], Meta(max_length=64)]
+Ids = Annotated[list[TokenId], Meta(max_length=1024)]
+AllowedIds = Annotated[list[TokenId], Meta(max_length=1 << 20)]  # a whole vocabulary
+Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]  # OpenAI's range; LightLLM's is wider
+TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: the likeliest token alone
+Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
+Body = TypeVar("Body")
+
+
+UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that asks for nothing
+    "bad_words": [],
+    "include_stop_str_in_output": False,
+    "logits_processors": [],
+    "truncate_prompt_tokens": None,
+    "use_beam_search": False,
+}
+UNSUPPORTED_CHAT: dict[str, Any] = {
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "echo": False,
+    "prompt_logprobs": None,
+    "chat_template": None,
+}
+
+
+class SamplingFields(Struct):
+    """Sampling parameters that both interfaces spell the same way. None: not given."""
+
+    do_sample: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
+    top_p: TopP | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=_BIG)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Samples | None = None
+    best_of: Samples | None = None
+    seed: Annotated[int, Meta(ge=-1, le=_MAX_SEED)] | None = None
+    ignore_eos: bool | None = None
+    logit_bias: Bias | None = None
+    allowed_token_ids: AllowedIds | None = None
+    skip_special_tokens: bool | None = None
+    guided_json: Any = None
+    guided_grammar: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    structured_outputs: Any = None
+    regular_constraint: Any = None
+
+
+class GenerateParameters(SamplingFields):
+    """`parameters` of /generate."""
+
+    presence_penalty: LightllmPenalty | None = None
+    frequency_penalty: LightllmPenalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=1, le=100)] | None = None
+    input_penalty: bool | None = None
+    exponential_decay_length_penalty: (
+        tuple[Annotated[int, Meta(ge=0, le=_BIG)], Annotated[float, Meta(ge=1, le=100)]] | None
+    ) = None
+    max_new_tokens: Count | None = None
+    min_new_tokens: Count | None = None
+    stop_sequences: StopSequences | None = None
+    add_special_tokens: bool | None = None
+    add_spaces_between_special_tokens: bool | None = None
+    print_eos_token: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=1024)] | None = None
+    disable_prompt_cache: bool | None = None
+    return_details: bool | None = None
+
+
+class GenerateBody(Struct):
+    """Body of /generate, /generate_stream and /."""
+
+    inputs: str | list[int]
+    parameters: GenerateParameters | None = None
+    multimodal_params: dict[str, Any] | None = None
+    stream: bool | None = None  # read by / only
+
+
+class StreamOptions(Struct):
+    """`stream_options` of the OpenAI routes."""
+
+    include_usage: bool | None = None
+
+
+class OpenAiBody(SamplingFields):
+    """What chat and completion requests have in common, with the extensions users know."""
+
+    model: Annotated[str, Meta(max_length=256)] = "default"
+    temperature: Temperature | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
+    max_tokens: Count | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=_BIG)] | None = None
+    stop: StopStrings | None = None
+    stop_token_ids: Ids | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    cache_salt: Annotated[str, Meta(max_length=256)] | None = None
+    user: str | None = None  # this and the next have no effect here
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    bad_words: Any = None  # this and the next would change replies and are not built: `UNSUPPORTED`
+    include_stop_str_in_output: Any = None
+    logits_processors: Any = None
+    truncate_prompt_tokens: Any = None
+    use_beam_search: Any = None
+
+
+class Thinking(Struct):
+    """`thinking` of the chat route, as the model's own service spells it."""
+
+    type: Literal["enabled", "disabled"]
+    clear_thinking: bool | None = None  # of earlier turns; default: --preserve_thinking
+
+
+class ChatBody(OpenAiBody, kw_only=True):
+    """Body of /v1/chat/completions."""
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    function_call: Any = None
+    functions: Any = None
+    chat_template: Any = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
+    thinking: Thinking | None = None
+    separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
+    stream_reasoning: bool | None = None  # no effect: reasoning always streams
+    role_settings: Any = None  # given to the template, which may know them
+    character_settings: Any = None
+    modalities: list[Literal["text"]] | None = None
+    audio: None = None
+    add_generation_prompt: Any = None  # this and the next as `bad_words`
+    continue_final_message: Any = None
+    echo: Any = None
+    prompt_logprobs: Any = None
+
+
+class CompletionBody(OpenAiBody, kw_only=True):
+    """Body of /v1/completions."""
+
+    prompt: str | list[str | int | list[int]]
+    max_tokens: Annotated[int, Meta(ge=0, le=_BIG)] | None = None  # 0 with echo
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=-1, le=1024)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+
+class TokensBody(Struct):
+    """Body of /tokens."""
+
+    text: str
+    parameters: GenerateParameters | None = None
+
+
+def wrong(field: str, problem: str) -> RequestError:
+    """The client's mistake in `field`, as an error to raise."""
+    return RequestError(f"{field}: {problem}", field=field)
+
+
+def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
+    """Raises RequestError for a field that would change the reply if it were built."""
+    for name, harmless in unsupported.items():
+        if getattr(body, name) not in (None, harmless):
+            raise wrong(name, "not supported")
+
+
+@contextlib.contextmanager
+def spelled(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about fields that this route spells differently: `names` maps ours, as regular
+    expressions, to the client's. The first that fits counts."""
+    try:
+        yield
+    except RequestError as error:
+        for ours, theirs in names.items():
+            if error.field and (found := re.match(rf"{ours}(?=$|[.\[])", error.field)):
+                spelling = found.expand(theirs)
+                message = str(error).replace(found[0], spelling, 1)
+                raise type(error)(message, spelling + error.field[found.end() :]) from None
+        raise
+
+
+def decode_body(data: bytes, kind: type[Body]) -> Body:
+    """JSON -> struct. Raises RequestError naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        problem, _, place = str(error).partition(" - at ")
+        missing = re.search(r"missing required field `(\w+)`", problem)
+        path = re.search(r"`\$\.?([^`]*)`", place)
+        field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
+        raise RequestError(f"{field or 'body'}: {problem}", field=field or None) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RequestError(f"body is not valid JSON: {error}") from None

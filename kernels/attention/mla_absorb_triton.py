@@ -1,0 +1,118 @@
+"""Triton kernel of `mla_absorb.py`: one small product per head."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ..launch import pdl
+
+
+@triton.jit
+def head_product(
+    x_lines, inside, weight, weight_strides, out_lines, out_ids, num_in, num_out,
+    IN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """The outputs out_ids of one head's product: x_lines, out_lines [rows] are where its tokens'
+    inputs and outputs begin, `weight` where the head's weights [num_in, num_out] do."""
+    in_ids = tl.arange(0, IN)
+    is_in = in_ids < num_in
+    is_out = out_ids < num_out
+    w = tl.load(
+        weight + in_ids[:, None] * weight_strides[1] + out_ids[None, :] * weight_strides[2],
+        mask=is_in[:, None] & is_out[None, :],
+        other=0.0,
+    )
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    a = tl.load(
+        x_lines[:, None] + in_ids[None, :], mask=inside[:, None] & is_in[None, :], other=0.0
+    )
+    result = tl.dot(a, w).to(out_lines.dtype.element_ty)
+    tl.store(out_lines[:, None] + out_ids[None, :], result, mask=inside[:, None] & is_out[None, :])
+
+
+@triton.jit(do_not_specialize=("num_tokens",))
+def _head_product_kernel(
+    x,
+    weight,
+    out,
+    num_tokens,
+    num_in,
+    num_out,
+    num_tail,
+    x_token_stride,
+    x_head_stride,
+    weight_strides,
+    out_token_stride,
+    out_head_stride,
+    ROWS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    TAIL: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """OUT outputs of a head for ROWS tokens; the programs behind the last output copy the tail of
+    x, which follows its num_in inputs, behind the outputs."""
+    head = tl.program_id(0)
+    first = tl.program_id(1) * OUT
+    rows = (tl.program_id(2) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    inside = rows < num_tokens
+    x_lines = x + rows * x_token_stride + head * x_head_stride
+    out_lines = out + rows * out_token_stride + head * out_head_stride
+    if first < num_out:
+        out_ids = first + tl.arange(0, OUT)
+        mine = weight + head.to(tl.int64) * weight_strides[0]
+        head_product(x_lines, inside, mine, weight_strides, out_lines, out_ids,
+                     num_in, num_out, IN, PDL)  # fmt: skip
+    else:
+        if PDL:
+            gdc_wait()
+            gdc_launch_dependents()
+        tail_ids = tl.arange(0, TAIL)
+        place = inside[:, None] & (tail_ids < num_tail)[None, :]
+        tail = tl.load(x_lines[:, None] + num_in + tail_ids[None, :], mask=place, other=0.0)
+        tl.store(out_lines[:, None] + num_out + tail_ids[None, :], tail, mask=place)
+
+
+def product_tile(num_tokens: int, weight: Tensor) -> tuple[int, int]:
+    """Tokens and outputs of a program of `head_product`; weight [heads, in, out]."""
+    return min(64, max(16, triton.next_power_of_2(num_tokens))), 64 if weight.stride(2) == 1 else 32
+
+
+def launch_head_product(
+    x: Tensor, weight: Tensor, num_tail: int, out: Tensor | None = None
+) -> Tensor:
+    """x [num_tokens, heads, in + num_tail] times weight [heads, in, out], any strides over heads
+    -> [num_tokens, heads, out + num_tail], the tail copied; `out` if given."""
+    num_tokens, heads, _ = x.shape
+    _, num_in, num_out = weight.shape
+    if out is None:
+        out = torch.empty(num_tokens, heads, num_out + num_tail, dtype=x.dtype, device=x.device)
+    if not num_tokens:
+        return out
+    rows, columns = product_tile(num_tokens, weight)
+    blocks = -(-num_out // columns)
+    _head_product_kernel[(heads, blocks + bool(num_tail), -(-num_tokens // rows))](
+        x,
+        weight,
+        out,
+        num_tokens,
+        num_in,
+        num_out,
+        num_tail,
+        x.stride(0),
+        x.stride(1),
+        weight.stride(),
+        out.stride(0),
+        out.stride(1),
+        ROWS=rows,
+        IN=max(16, triton.next_power_of_2(num_in)),
+        OUT=columns,
+        TAIL=triton.next_power_of_2(max(1, num_tail)),
+        num_warps=4,
+        **pdl(),
+    )
+    return out

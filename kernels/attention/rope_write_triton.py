@@ -1,0 +1,158 @@
+"""Triton kernel of `rope_write.py`: a token has programs that each rotate some of its queries and
+one that writes its latent."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from ..launch import pdl
+
+
+@triton.jit
+def turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Rotated vectors [n, 2 * HALF] that begin at line [n], where `place` [n]; (cos, sin)
+    [1 or n, HALF] -> both halves of the pairs [n, HALF], in the type they have."""
+    pair_ids = tl.arange(0, HALF)
+    is_pair = place[:, None] & (pair_ids < half)[None, :]
+    if INTERLEAVE:  # read side by side, then taken apart: twice the width of a read
+        ids = tl.arange(0, 2 * HALF)
+        mask = place[:, None] & (ids < 2 * half)[None, :]
+        both = tl.load(line[:, None] + ids[None, :], mask=mask, other=0.0)
+        a, b = tl.split(tl.reshape(both, (both.shape[0], HALF, 2)))
+    else:
+        a = tl.load(line[:, None] + pair_ids[None, :], mask=is_pair, other=0.0)
+        b = tl.load(line[:, None] + half + pair_ids[None, :], mask=is_pair, other=0.0)
+    wide_a, wide_b = a.to(tl.float32), b.to(tl.float32)
+    turned_a = wide_a * c - wide_b * s
+    turned_b = wide_b * c + wide_a * s
+    return turned_a.to(a.dtype), turned_b.to(b.dtype)
+
+
+@triton.jit
+def put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Store what `turn` returns."""
+    if INTERLEAVE:
+        ids = tl.arange(0, 2 * HALF)
+        mask = place[:, None] & (ids < 2 * half)[None, :]
+        both = tl.reshape(tl.join(a, b), (a.shape[0], 2 * HALF))
+        tl.store(line[:, None] + ids[None, :], both, mask=mask)
+    else:
+        ids = tl.arange(0, HALF)
+        mask = place[:, None] & (ids < half)[None, :]
+        tl.store(line[:, None] + ids[None, :], a, mask=mask)
+        tl.store(line[:, None] + half + ids[None, :], b, mask=mask)
+
+
+@triton.jit
+def normed(line, ids, inside, weight, width, eps):
+    """RMS norm of `width` numbers that begin at `line`, in their type."""
+    value = tl.load(line + ids, mask=inside, other=0.0)
+    wide = value.to(tl.float32)
+    wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
+    rounded = wide.to(value.dtype).to(tl.float32)  # before the weight, as in training
+    return (rounded * weight.to(tl.float32)).to(value.dtype)
+
+
+@triton.jit
+def _rope_write_kernel(
+    queries,
+    kv_a,
+    norm,
+    cos,
+    sin,
+    slots,
+    kv,
+    latents,
+    eps,
+    num_heads,
+    rank,
+    half,
+    nope,
+    query_strides,
+    kv_a_stride,
+    kv_strides,
+    latent_stride,
+    PAGE: tl.constexpr,
+    INTERLEAVE: tl.constexpr,
+    KEEP: tl.constexpr,
+    HEADS: tl.constexpr,
+    RANK: tl.constexpr,
+    HALF: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    rank_ids = tl.arange(0, RANK)
+    is_rank = rank_ids < rank
+    scale = tl.load(norm + rank_ids, mask=is_rank, other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    pair_ids = tl.arange(0, HALF)[None, :]
+    c = tl.load(cos + token * half + pair_ids, mask=pair_ids < half, other=0.0)
+    s = tl.load(sin + token * half + pair_ids, mask=pair_ids < half, other=0.0)
+    if tl.program_id(1) == 0:
+        line = kv_a + token * kv_a_stride
+        value = normed(line, rank_ids, is_rank, scale, rank, eps)
+        one = tl.arange(0, 1)
+        a, b = turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+        slot = tl.load(slots + token)
+        target = kv + slot // PAGE * kv_strides[0] + slot % PAGE * kv_strides[1]
+        tl.store(target + rank_ids, value, mask=is_rank)
+        put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+        if KEEP:
+            target = latents + token * latent_stride
+            tl.store(target + rank_ids, value, mask=is_rank)
+            put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+    else:
+        heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
+        lines = queries + token * query_strides[0] + heads * query_strides[1] + nope
+        first, second = turn(lines, heads < num_heads, c, s, half, INTERLEAVE, HALF)
+        put(lines, heads < num_heads, first, second, half, INTERLEAVE, HALF)
+
+
+def launch_rope_write(
+    queries: Tensor,
+    kv_a: Tensor,
+    kv_norm: Tensor,
+    eps: float,
+    angles: tuple[Tensor, Tensor],
+    kv: Tensor,
+    slots: Tensor,
+    latents: Tensor | None,
+    interleave: bool,
+) -> None:
+    """`rope_write` into `latents` [num_tokens, latent_dim] as well, unless None."""
+    num_tokens, num_heads, dim = queries.shape
+    if not num_tokens:
+        return
+    cos, sin = angles
+    half, rank = cos.shape[1], len(kv_norm)
+    heads = min(32, triton.next_power_of_2(num_heads))  # of a program
+    _rope_write_kernel[(num_tokens, 1 + -(-num_heads // heads))](
+        queries,
+        kv_a,
+        kv_norm,
+        cos,
+        sin,
+        slots,
+        kv,
+        kv if latents is None else latents,
+        eps,
+        num_heads,
+        rank,
+        half,
+        dim - 2 * half,
+        queries.stride()[:2],
+        kv_a.stride(0),
+        kv.stride()[:2],
+        0 if latents is None else latents.stride(0),
+        PAGE=kv.shape[1],
+        INTERLEAVE=interleave,
+        KEEP=latents is not None,
+        HEADS=heads,
+        RANK=triton.next_power_of_2(rank),
+        HALF=triton.next_power_of_2(half),
+        num_warps=2,
+        **pdl(),
+    )

@@ -1,0 +1,108 @@
+"""A renderer outlives what its templates do."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from glimmer.frontend.text import template
+from glimmer.frontend.text.template import Renderer, check_template
+from glimmer.shared.errors import RequestError
+from transformers import AutoTokenizer
+
+
+@contextmanager
+def renderer(template: str, limit_s: float = 20.0, **variables: Any) -> Iterator[Renderer]:
+    with closing(Renderer(template, variables, limit_s)) as one:
+        yield one
+
+
+def test_arguments_and_variables_reach_the_template() -> None:
+    with renderer("{{ bos }}{{ x | tojson }}", bos="<s>") as one:
+        assert one.render({"x": {"b": "é", "a": [1, 2.5, None]}}) == (
+            '<s>{"b": "é", "a": [1, 2.5, null]}'
+        )
+        long = "word 👍 " * 300_000
+        assert one.render({"x": long, "bos": ""}) == f'"{long}"'
+
+
+def test_failures_name_the_messages_and_the_next_prompt_works() -> None:
+    with renderer("{{ 1 // x }}") as one:
+        with pytest.raises(RequestError, match="ZeroDivisionError") as failure:
+            one.render({"x": 0})
+        assert failure.value.field == "messages"
+        assert one.render({"x": 1}) == "1"
+        deep: Any = []
+        for _ in range(2000):
+            deep = [deep]
+        with pytest.raises(RequestError, match="template"):
+            one.render({"x": deep})
+        assert one.render({"x": 1}) == "1"
+
+
+def test_a_process_that_dies_or_swells_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    with renderer("{{ ('x' * n) | length }}") as one:
+        assert one.render({"n": 5}) == "5"
+        assert one._process is not None
+        os.kill(one._process.pid, signal.SIGKILL)
+        assert one.render({"n": 5}) == "5"  # it did not die of this
+        with monkeypatch.context() as patched:
+            patched.setattr(template, "receive", lambda link: b"")  # as if it died again and again
+            with pytest.raises(RequestError, match="broke down"):
+                one.render({"n": 5})
+        assert one.render({"n": 5}) == "5"
+        with pytest.raises(RequestError, match="MemoryError"):
+            one.render({"n": 1 << 40})
+        assert one.render({"n": 5}) == "5"
+
+
+def test_work_that_holds_the_interpreter_ends_in_time() -> None:
+    with renderer("{{ (9 ** n) % 7 }}", limit_s=0.5) as one:
+        one.start()
+        with pytest.raises(RequestError, match=r"longer than 0.5 s"):
+            one.render({"n": 1 << 33})
+        assert one.render({"n": 1}) == "2"
+
+
+def test_the_process_dies_with_the_thread_that_started_it() -> None:
+    one = Renderer("x", {})
+    thread = threading.Thread(target=one.start)
+    thread.start()
+    thread.join()
+    assert one._process is not None
+    assert one._process.wait(20) == -signal.SIGKILL
+    one.close()
+    one.close()
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ x", "{% for x in %}{% endfor %}"])
+def test_wrong_syntax_is_found_before(template: str) -> None:
+    with pytest.raises(ValueError, match="line 2"):
+        check_template("fine\n" + template)
+    check_template(
+        "{% generation %}{{ x }}{% endgeneration %}{% for x in y %}{% break %}{% endfor %}"
+    )
+
+
+def test_prompts_are_those_that_transformers_renders(tiny_model: Path) -> None:
+    template = (tiny_model / "chat_template.jinja").read_text()
+    function = {"name": "f", "arguments": {"a": "é", "b": [1, {"c": None}]}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"x": '"<é>"'}}}]
+    messages = [
+        {"role": "system", "content": " s \n"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "c", "tool_calls": [{"function": function}]},
+        {"role": "tool", "content": "r"},
+    ]
+    own: Any = AutoTokenizer.from_pretrained(tiny_model)
+    with renderer(template, **own.special_tokens_map) as one:
+        for arguments in ({"tools": None}, {"tools": tools}, {"enable_thinking": False}):
+            expected = own.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **arguments
+            )
+            arguments = {"messages": messages, "add_generation_prompt": True, **arguments}
+            assert one.render(arguments) == expected

@@ -1,0 +1,56 @@
+"""The language of templates is sandboxed; messages keep their borders."""
+
+import socket
+
+import jinja2
+import pytest
+from glimmer.frontend.text.template_child import make_environment, receive, send
+
+
+def render(template: str, **variables: object) -> str:
+    return make_environment().from_string(template).render(**variables)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+        "{% for x in range(10000000) %}{% endfor %}",
+        "{{ raise_exception('no') }}",
+    ],
+)
+def test_what_a_template_may_not_do(template: str) -> None:
+    with pytest.raises((jinja2.TemplateError, OverflowError)):
+        render(template, messages=[])
+
+
+def test_the_inside_of_objects_is_not_there() -> None:
+    assert render("{{ messages.__class__ }}", messages=[]) == ""
+
+
+def test_the_filters_and_tags_of_chat_templates() -> None:
+    assert render("{{ x | tojson }}", x={"a": "<é>"}) == '{"a": "<é>"}'
+    assert render("{{ x | tojson(indent=1, sort_keys=True) }}", x={"b": 1, "a": 2}) == (
+        '{\n "a": 2,\n "b": 1\n}'
+    )
+    assert render("{{ x | tojson(ensure_ascii=True) }}", x="é") == '"\\u00e9"'
+    assert render(
+        "{% for i in x %}{% if i %}{% break %}{% endif %}{{ i }}{% endfor %}", x=[0, 1]
+    ) == ("0")
+    assert render("a {% generation %}b{% endgeneration %} c") == "a b c"
+    assert len(render("{{ strftime_now('%Y') }}")) == 4
+    assert render("  {% if 1 %}\nx\n  {% endif %}\n") == "x\n"
+    assert render("{% set n = namespace(a=1) %}{% set n.a = 2 %}{{ n.a }}") == "2"
+
+
+def test_messages_keep_their_borders() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        for message in (b"x", b"long " * 10_000):
+            here.settimeout(10)
+            send(here, message)
+            assert receive(there) == message
+        here.close()
+        assert receive(there) == b""
