@@ -1,0 +1,21 @@
+"""The way of one chat through the code stays short enough to read. Figures: `measure.py`."""
+
+from pathlib import Path
+
+import pytest
+from measure import print_path, trace
+
+ROOT = Path(__file__).parent.parent
+# The goal is 50 files and 2,900 lines.
+MAX_FILES = 74
+MAX_LINES = 3630
+
+
+def test_one_streamed_chat_executes_little_code(capsys: pytest.CaptureFixture[str]) -> None:
+    path = trace(ROOT)
+    lines = sum(file.lines for file in path)
+    with capsys.disabled():
+        print()
+        print_path(path)
+    assert len(path) <= MAX_FILES
+    assert lines <= MAX_LINES

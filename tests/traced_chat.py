@@ -1,0 +1,188 @@
+"""Runs the real frontend, scheduler and worker of a checkout in threads of this process, streams
+chats through them on the CPU, and collects the functions that ran.
+
+`python tests/traced_chat.py ROOT` prints them as JSON: [[file, first line of the function], ...].
+The demo model serves, without drafts. A first chat fills caches and is not counted. Then more
+chats follow, each with another question, and a function counts if it ran for every one of them. So
+work on a timer, such as a heartbeat, does not count. The process that renders chat templates runs,
+but is not traced. ROOT may be an older checkout with other folders inside `frontend`, `scheduler`
+and `workers`: names that this script imports must exist in all of them.
+"""
+
+import asyncio
+import http.client
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+NUM_CHATS = 8
+MAX_TOKENS = 8
+START_TIMEOUT_S = 120.0
+
+
+class Tracer:
+    """Collects code objects that begin to run, in all threads that start after `install`."""
+
+    def __init__(self) -> None:
+        self._codes: set[CodeType] = set()
+        self._is_on = False
+
+    def install(self) -> None:
+        monitoring = getattr(sys, "monitoring", None)  # since 3.12
+        if monitoring is None:
+            threading.settrace(self._on_call)
+            sys.settrace(self._on_call)
+        else:
+            events = monitoring.events
+            monitoring.use_tool_id(monitoring.PROFILER_ID, "traced_chat")
+            for event in (events.PY_START, events.PY_RESUME):
+                monitoring.register_callback(monitoring.PROFILER_ID, event, self._on_start)
+            monitoring.set_events(monitoring.PROFILER_ID, events.PY_START | events.PY_RESUME)
+
+    def record(self, act: Callable[[], None]) -> set[CodeType]:
+        """What began to run, or went on, while `act` did."""
+        self._codes = set()
+        self._is_on = True
+        act()
+        self._is_on = False
+        return self._codes
+
+    def _on_call(self, frame: FrameType, event: str, argument: object) -> None:
+        if self._is_on:
+            self._codes.add(frame.f_code)
+
+    def _on_start(self, code: CodeType, offset: int) -> None:
+        if self._is_on:
+            self._codes.add(code)
+
+
+def use_checkout(root: Path, directory: Path) -> None:
+    """Let `import glimmer` find `root`, also in processes that this one starts."""
+    (directory / "glimmer").symlink_to(root)
+    sys.path.insert(0, str(directory))
+    os.environ["PYTHONPATH"] = str(directory)
+
+
+def find_demo_model(root: Path) -> Path:
+    return next((root / "deploy").rglob("model.safetensors.index.json")).parent
+
+
+def settle(model_dir: Path, port: int) -> Any:
+    """The configuration of `glimmer serve` for the demo model on a CPU."""
+    from glimmer.shared.config import ServeConfig
+    from glimmer.shared.model_spec import load_model_spec
+    from glimmer.shared.resolve import Hardware, resolve
+
+    config = ServeConfig(
+        model_dir=str(model_dir),
+        device="cpu",
+        data_type="float32",
+        port=port,
+        max_total_token_num=16384,
+        reasoning_parser="glm45",
+    )
+    return resolve(config, load_model_spec(model_dir), Hardware(8 << 30, 2))
+
+
+def start_processes(runtime_dir: str) -> None:
+    """All three, each in a thread. They find their configuration in `runtime_dir`."""
+    from glimmer.frontend.app import serve
+    from glimmer.scheduler.loop import SchedulerLoop
+    from glimmer.shared.lifecycle import start_child
+    from glimmer.workers.loop import run_worker
+
+    def child(role: str) -> Any:
+        return start_child(role, ["--runtime_dir", runtime_dir])
+
+    def run_frontend() -> None:
+        loop = asyncio.new_event_loop()
+        loop.add_signal_handler = lambda *_: None  # type: ignore[method-assign]
+        loop.run_until_complete(serve(child("frontend")))
+
+    def run_scheduler() -> None:
+        SchedulerLoop(child("scheduler")).run()
+
+    def work() -> None:
+        run_worker(child("worker"))
+
+    for target in (run_scheduler, work, run_frontend):
+        threading.Thread(target=target, daemon=True).start()
+
+
+def wait_for_frontend(launcher: Any) -> None:
+    """Until it listens. A process that fails ends this one."""
+    from glimmer.shared.messages import Ready
+
+    while True:
+        messages = launcher.receive(START_TIMEOUT_S)
+        if not messages:
+            raise TimeoutError("the server did not start")
+        if any(isinstance(m, Ready) and m.role == "frontend" for m in messages):
+            return
+
+
+def ask(port: int, question: str) -> None:
+    """Stream one chat and read it to the end."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    body = {
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": MAX_TOKENS,
+        "stream": True,
+    }
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    reply = connection.getresponse()
+    text = reply.read()
+    connection.close()
+    if reply.status != 200 or not text.endswith(b"data: [DONE]\n\n"):
+        raise RuntimeError(f"HTTP {reply.status}: {text.decode()}")
+
+
+def trace_chats(root: Path, directory: Path) -> set[tuple[str, int]]:
+    """File (relative to `root`) and first line of every code object that each chat ran."""
+    use_checkout(root, directory)
+    tracer = Tracer()
+    tracer.install()
+    from glimmer.shared.transport import Receiver, launcher_address
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    runtime_dir = directory / "run"
+    runtime_dir.mkdir()
+    settle(find_demo_model(root), port).save(runtime_dir / "config.json")
+    launcher = Receiver.bind(launcher_address(str(runtime_dir)))
+    start_processes(str(runtime_dir))
+    wait_for_frontend(launcher)
+    ask(port, "Who are you?")
+    traces = []
+    for number in range(NUM_CHATS):
+        traces.append(tracer.record(partial(ask, port, f"What is {number} + 3?")))
+    executed = set.intersection(*traces)
+    prefix = str(directory / "glimmer") + os.sep
+    return {
+        (code.co_filename.removeprefix(prefix), code.co_firstlineno)
+        for code in executed
+        if code.co_filename.startswith(prefix) and code.co_name != "<module>"
+    }
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    root = Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as directory:
+        executed = trace_chats(root, Path(directory))
+    print(json.dumps(sorted(executed)), flush=True)
+    os._exit(0)  # the threads serve on
+
+
+if __name__ == "__main__":
+    main()
