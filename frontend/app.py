@@ -22,25 +22,25 @@ from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
-from .api import ops
 from .api.openapi import docs_page, openapi
+from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
 from .engine.client import EngineClient
-from .engine.job import FRONTEND, Frontend, clean_id
 from .engine.metrics import Metrics
 from .engine.metrics_push import push_forever
 from .engine.params import ModelFacts, load_defaults
 from .grammar.compiler import GrammarCompiler
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
+from .wire.body import encode_json, read_body, reply
 from .wire.errors import error_body
-from .wire.sse import CONTEXT, RequestContext, encode_json
+from .wire.sse import Stalls
 
 _BACKLOG = 4096
 _MAX_HEADER = 64 << 10  # bytes of one header or of the request line; gateways add long tokens
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _BEAT_S = 1.0
 _END_S = 2.0  # for the last events after the time to drain has passed
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def create_app(frontend: Frontend) -> web.Application:
@@ -86,7 +86,7 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
     grammars = GrammarCompiler(
         config, tokenizer.vocabulary, facts.eos_ids, client.grammar_directory
     )
-    return Frontend(config, facts, tokenizer, client, metrics, grammars)
+    return Frontend(config, facts, tokenizer, client, metrics, grammars, Stalls())
 
 
 async def serve(child: Child) -> None:
@@ -146,7 +146,7 @@ async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
         create_app(frontend),
         handler_cancellation=True,
         access_log=None,
-        auto_decompress=False,  # `ops.read_body` refuses what is compressed
+        auto_decompress=False,  # `read_body` refuses what is compressed
         keepalive_timeout=75.0,
         max_line_size=_MAX_HEADER,
         max_field_size=_MAX_HEADER,
@@ -174,7 +174,7 @@ async def _first_of(wanted: asyncio.Event, otherwise: asyncio.Event) -> bool:
 
 async def _drain(frontend: Frontend) -> None:
     """Wait for open requests; when time is up, end the rest with an error."""
-    log.info("draining, %d requests open", frontend.num_open)
+    logger.info("draining, %d requests open", frontend.num_open)
     state = frontend.client.state
     while frontend.num_open and time.monotonic() < state.shutdown_at:
         await asyncio.sleep(0.02)
@@ -208,7 +208,7 @@ def _admit(handler: Generating) -> Handler:
         frontend = request.app[FRONTEND]
         with frontend.metrics.counted():
             frontend.check_accepting()
-            data = await ops.read_body(request)
+            data = await read_body(request)
             with frontend.admitted():
                 return await handler(frontend, request, data)
 
@@ -230,7 +230,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     except ConnectionError:  # the client went away while we wrote; nobody sees this reply
         return context.stream.response if context.stream else web.Response(status=499)
     except Exception:
-        log.exception("request %s failed", request_id)
+        logger.exception("request %s failed", request_id)
         internal = EngineError(f"internal error; request id {request_id}")
         return await _fail(request, internal)
     finally:
@@ -267,7 +267,7 @@ def _refusal(
     request: web.Request, status: int, message: str, kind: str | None, field: str | None = None
 ) -> web.Response:
     request_id = request[CONTEXT].request_id
-    return ops.reply(error_body(request.path, status, message, kind, field, request_id), status)
+    return reply(error_body(request.path, status, message, kind, field, request_id), status)
 
 
 def _too_large(config: ServeConfig) -> TooLargeError:

@@ -17,7 +17,7 @@ from .api.anthropic_request import CountTokensBody, MessagesBody
 from .api.completions import completions
 from .api.openai import chat
 from .api.responses_request import ResponsesBody
-from .engine.job import Frontend
+from .context import Frontend
 from .wire.schema import ChatBody, CompletionBody, GenerateBody, TokensBody
 
 Generating = Callable[[Frontend, web.Request, bytes], Awaitable[web.StreamResponse]]

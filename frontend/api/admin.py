@@ -12,9 +12,9 @@ from msgspec import Meta, Struct
 
 from ... import __version__
 from ...shared.errors import RequestError
-from ..engine.job import FRONTEND, Frontend, clean_id
+from ..context import FRONTEND, Frontend, clean_id
+from ..wire.body import read_body, reply
 from ..wire.schema import decode_body, wrong
-from .ops import read_body, reply
 
 
 class AbortBody(Struct):

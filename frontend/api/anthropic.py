@@ -14,13 +14,13 @@ from aiohttp import web
 
 from ..chat.blocks import Block, run_blocks
 from ..chat.chat import ChatJob, News, Usage, open_chat, prompt_ids
-from ..engine.job import Frontend
+from ..context import Frontend
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
+from ..wire.body import encode_json, reply
 from ..wire.errors import Json, anthropic_event
 from ..wire.schema import decode_body, spelled
-from ..wire.sse import EventStream, encode_json
+from ..wire.sse import EventStream
 from .anthropic_request import CountTokensBody, MessagesBody, anthropic_chat
-from .ops import reply
 
 _NAMES = {
     "stop": "stop_sequences",

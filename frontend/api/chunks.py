@@ -8,9 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..wire.body import encode_json, reply
 from ..wire.schema import OpenAiBody
-from ..wire.sse import encode_json
-from . import ops
 
 Json = dict[str, Any]
 PREFIX = b"data: "
@@ -55,7 +54,7 @@ class Chunks:
 
     def whole_reply(self, kind: str, choices: list[Json], usage: Json) -> web.Response:
         """The reply of a request that does not stream."""
-        return ops.reply({**self._head, "object": kind, "choices": choices, "usage": usage})
+        return reply({**self._head, "object": kind, "choices": choices, "usage": usage})
 
 
 def usage_json(prompt_tokens: int, output_tokens: int, cached_tokens: int) -> Json:

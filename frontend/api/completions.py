@@ -14,12 +14,14 @@ import msgspec
 from aiohttp import web
 
 from ...shared.messages import TokenLogprob
+from ..context import Frontend
 from ..engine.constraints import constraint_for
-from ..engine.job import Frontend, Job, Sequence
+from ..engine.job import Job, Sequence
 from ..engine.params import GenerationSpec, openai_spec, parse_prompts
 from ..text.detokenize import Decoder, Piece, TextOptions, Vocabulary
+from ..wire.body import encode_json
 from ..wire.schema import CompletionBody, decode_body, wrong
-from ..wire.sse import KEEP_ALIVE, EventStream, encode_json
+from ..wire.sse import KEEP_ALIVE, EventStream
 from .chunks import PREFIX, Chunks, Json, usage_json
 from .generate import named_logprobs
 

@@ -10,13 +10,14 @@ from typing import Any
 from aiohttp import web
 
 from ...shared.messages import TokenLogprob
+from ..context import Frontend
 from ..engine.constraints import constraint_for
-from ..engine.job import Frontend, Job, Sequence
+from ..engine.job import Job, Sequence
 from ..engine.params import generate_spec
 from ..text.detokenize import Piece, Vocabulary
+from ..wire.body import encode_json, reply
 from ..wire.schema import GenerateBody, GenerateParameters, decode_body, wrong
-from ..wire.sse import EventStream, encode_json
-from .ops import reply
+from ..wire.sse import EventStream
 
 Json = dict[str, Any]
 _PREFIX = b"data:"

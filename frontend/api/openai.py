@@ -12,11 +12,12 @@ from aiohttp import web
 
 from ..chat.chat import ChatJob, Choice, News, open_chat
 from ..chat.request import chat_request
-from ..engine.job import Frontend
+from ..context import Frontend
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
 from ..text.detokenize import Piece, Vocabulary
+from ..wire.body import encode_json
 from ..wire.schema import ChatBody, decode_body
-from ..wire.sse import KEEP_ALIVE, EventStream, encode_json
+from ..wire.sse import KEEP_ALIVE, EventStream
 from .chunks import PREFIX, Chunks, Json, usage_json
 
 _FIRST = b'"delta":{"role":"assistant","content":""}'

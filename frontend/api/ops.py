@@ -3,7 +3,6 @@
 All answered from memory: a probe never queues behind generation.
 """
 
-import asyncio
 import datetime
 import time
 from typing import Any
@@ -11,50 +10,10 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from ...shared.errors import NotFoundError, OverloadedError, RequestError
-from ..engine.job import FRONTEND
+from ...shared.errors import NotFoundError
+from ..context import FRONTEND
 from ..engine.metrics import kv_usage
-from ..wire.sse import encode_json
-
-BODY_TIMEOUT_S = 60.0
-_MAX_BODIES = 16  # bodies of full size that may be half received at a time
-
-
-def reply(value: Any, status: int = 200) -> web.Response:
-    """A JSON response."""
-    return web.Response(body=encode_json(value), status=status, content_type="application/json")
-
-
-async def read_body(request: web.Request) -> bytes:
-    """The whole body. Refuses a compressed one, a too large one (413, before it is read if its
-    length is known), one that takes too long to come (408), and any while clients that are slow to
-    send have too much in memory already (429)."""
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        raise RequestError(f"Content-Encoding: {encoding:.40} is not supported", "Content-Encoding")
-    size, limit = request.content_length or 0, request.client_max_size
-    if size > limit:
-        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(request, limit)
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
-
-
-async def _read(request: web.Request, limit: int) -> bytes:
-    frontend, body = request.app[FRONTEND], bytearray()
-    try:
-        async for piece in request.content.iter_any():
-            body += piece
-            frontend.num_body_bytes += len(piece)
-            if len(body) > limit:
-                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
-            if frontend.num_body_bytes > _MAX_BODIES * limit:
-                raise OverloadedError("too many request bodies are on their way", None, 1.0)
-        return bytes(body)
-    finally:
-        frontend.num_body_bytes -= len(body)
+from ..wire.body import reply
 
 
 async def health(request: web.Request) -> web.Response:

@@ -6,10 +6,10 @@ from aiohttp import web
 
 from ...shared.errors import HttpError
 from ..chat.chat import ChatJob, open_chat
-from ..engine.job import Frontend
+from ..context import Frontend
+from ..wire.body import reply
 from ..wire.schema import decode_body, spelled
 from ..wire.sse import EventStream
-from .ops import reply
 from .responses_request import ResponsesBody, responses_chat
 from .responses_writer import ResponseWriter
 

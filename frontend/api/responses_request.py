@@ -32,7 +32,7 @@ from ..wire.schema import (
 Json = dict[str, Any]
 _SPARE_LEVELS = 64
 LOGPROBS = "message.output_text.logprobs"
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ReasoningConfig(Struct):
@@ -220,7 +220,7 @@ def _tools(tools: list[Json]) -> list[Json]:
     the server would run: the model does not hear of those."""
     others = {str(tool.get("type"))[:60] for tool in tools if tool.get("type") != "function"}
     if others:
-        log.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
+        logger.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
     return [
         _tool(tool, f"tools[{n}]") for n, tool in enumerate(tools) if tool.get("type") == "function"
     ]

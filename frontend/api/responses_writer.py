@@ -15,7 +15,7 @@ import msgspec
 from ..chat.chat import News, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
 from ..text.detokenize import Piece, Vocabulary
-from ..wire.sse import encode_json
+from ..wire.body import encode_json
 from .openai import chat_logprobs
 from .responses_request import ResponsesBody
 

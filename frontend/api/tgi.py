@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Struct
 
-from ..engine.job import Frontend
+from ..context import Frontend
+from ..wire.body import reply
 from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
@@ -21,7 +22,6 @@ from ..wire.schema import (
     spelled,
 )
 from .generate import Formatter, start, stream_events
-from .ops import reply
 
 Json = dict[str, Any]
 _NAMES = {"parameters.best_of": "num_beam"}

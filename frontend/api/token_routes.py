@@ -7,7 +7,8 @@ from msgspec import Meta, Struct
 
 from ..chat.conversation import check_tools, normalise_messages
 from ..chat.request import template_kwargs
-from ..engine.job import FRONTEND
+from ..context import FRONTEND
+from ..wire.body import read_body, reply
 from ..wire.schema import (
     ChatBody,
     Effort,
@@ -19,7 +20,6 @@ from ..wire.schema import (
     decode_body,
     wrong,
 )
-from .ops import read_body, reply
 
 
 class TokenizeBody(Struct):

@@ -20,8 +20,9 @@ from typing import Any
 
 from aiohttp import web
 
+from ..context import Frontend
 from ..engine.constraints import constraint_for
-from ..engine.job import Frontend, Job
+from ..engine.job import Job
 from ..engine.params import GenerationSpec
 from ..parsers.deltas import Delta, Message, join
 from ..parsers.glm import TAGS, ParserOptions

@@ -37,7 +37,7 @@ from .state import EngineState
 
 RETRY_AFTER_S = 5.0  # told to clients while the engine restarts
 _IDLE_S = 15.0  # `receive` returns empty-handed so often, so that streams can show life
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -266,23 +266,23 @@ class EngineClient:
             case PeerLost(role="scheduler", reason=reason):
                 self._on_scheduler_lost(reason)
             case PeerLost():
-                log.warning("%s %d lost: %s", message.role, message.index, message.reason)
+                logger.warning("%s %d lost: %s", message.role, message.index, message.reason)
             case Shutdown(drain_s=drain_s):
                 self.begin_shutdown(drain_s)
             case _:
-                log.error("unexpected message %s", type(message).__name__)
+                logger.error("unexpected message %s", type(message).__name__)
 
     def _on_ready(self, ready: Ready) -> None:
         if self.state.ready is None and ready.epoch <= self.state.last_epoch:
             return  # the lost scheduler's, overtaken by the news of its death
         if ready != self.state.ready:  # said twice to a frontend that greets just then
-            log.info("engine ready, epoch %d", ready.epoch)
+            logger.info("engine ready, epoch %d", ready.epoch)
         self.state.ready, self.state.last_epoch = ready, ready.epoch
         self.state.progress_at = self._clock()
         self.state.became_ready.set()
 
     def _on_scheduler_lost(self, reason: str) -> None:
-        log.error("scheduler lost: %s", reason)
+        logger.error("scheduler lost: %s", reason)
         self.state.ready, self.state.heartbeat = None, None
         self.fail_all(f"the engine was lost: {reason}")
         self._aborts.clear()

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from ...shared.messages import Grammar
+from ..context import Frontend
 from ..grammar.source import Calls, GrammarSource, OutputFormat
 from ..grammar.tool_calls import TAGS
 from ..wire.schema import wrong
-from .job import Frontend
 from .params import GenerationSpec
 
 Json = dict[str, Any]

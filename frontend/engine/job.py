@@ -1,71 +1,29 @@
 """One HTTP request while it is generated: prompts in, text of every sequence out, then its record.
 
 Between the routes (`generate.py`, `openai.py`, `completions.py`), which know the wire formats, and
-`client.py`, which knows the engine. `Frontend` is what all handlers share.
+`client.py`, which knows the engine.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol
 
 from aiohttp import web
 
-from ...shared.config import ServeConfig
 from ...shared.errors import EngineError, HttpError, OverloadedError, RequestError, UnavailableError
 from ...shared.messages import Finished, TokenLogprob
-from ..grammar.compiler import GrammarCompiler
+from ..context import CONTEXT, Frontend, clean_id
 from ..text.detokenize import Piece, TextStream
-from ..text.tokenizer import Tokenizer
 from ..wire.schema import wrong
-from ..wire.sse import CONTEXT, Stalls
-from .client import RETRY_AFTER_S, EngineClient, Event
-from .metrics import Metrics, RequestRecord
-from .params import MAX_SEQUENCES, GenerationSpec, ModelFacts
+from .client import Event
+from .metrics import RequestRecord
+from .params import MAX_SEQUENCES, GenerationSpec
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class Frontend:
-    """Everything a handler may need. One per process."""
-
-    config: ServeConfig
-    facts: ModelFacts
-    tokenizer: Tokenizer
-    client: EngineClient
-    metrics: Metrics
-    grammars: GrammarCompiler
-    stalls: Stalls = field(default_factory=Stalls)
-    created: int = field(default_factory=lambda: int(time.time()))
-    num_open: int = 0  # generating requests, tokenising ones included
-    num_body_bytes: int = 0  # received of bodies that are not whole yet
-
-    def check_accepting(self) -> None:
-        """Raises UnavailableError unless new requests can be taken."""
-        reason = self.client.state.why_not_ready()
-        if reason and reason != "engine restarting":  # those wait in the queue
-            raise UnavailableError(f"not accepting requests: {reason}", None, RETRY_AFTER_S)
-
-    @contextlib.contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Counts a generating request. Raises OverloadedError when far too many are open: the
-        scheduler's queue limit is the one that clients normally meet."""
-        limit = self.config.max_queued_requests + (self.config.running_max_req_size or 0)
-        if self.num_open >= limit:
-            raise OverloadedError(f"{limit} requests are open", retry_after_s=RETRY_AFTER_S)
-        self.num_open += 1
-        try:
-            yield
-        finally:
-            self.num_open -= 1
-
-
-FRONTEND = web.AppKey("frontend", Frontend)
+logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
@@ -254,7 +212,7 @@ class Job:
 
     def _log(self, record: RequestRecord, status: int) -> None:
         """One line per request, with the field names of LightLLM's; never a prompt."""
-        log.info(
+        logger.info(
             "X-Request-Id:%s X-Session-Id:%s path:%s status:%d finish_reason:%s "
             "first_token_cost:%.1fms total_cost_time:%.1fms out_token_counter:%d "
             "mean_per_token_cost_time:%.2fms prompt_token_num:%d gpu_prompt_cache_len:%d "
@@ -274,11 +232,6 @@ class Job:
             record.cache_ratio,
             record.tokens_per_step,
         )
-
-
-def clean_id(text: str) -> str:
-    """A client's id as far as it may stand in a log line or a header: printable ASCII, short."""
-    return "".join(c for c in text[:128] if "!" <= c <= "~")
 
 
 def _check_prompt(prompt: list[int], max_total: int, field: str) -> None:

@@ -9,10 +9,10 @@ from prometheus_client import push_to_gateway
 from prometheus_client.exposition import basic_auth_handler, default_handler
 
 from ...shared.config import ServeConfig, monitor_credentials
-from .job import Frontend
+from ..context import Frontend
 
 _TIMEOUT_S = 10.0
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 async def push_forever(frontend: Frontend) -> None:
@@ -24,7 +24,7 @@ async def push_forever(frontend: Frontend) -> None:
             is_failing = False
         except OSError as error:  # the gateway's errors, too
             if not is_failing:
-                log.warning("cannot push metrics to %s: %s", config.metric_gateway, error)
+                logger.warning("cannot push metrics to %s: %s", config.metric_gateway, error)
             is_failing = True
         await asyncio.sleep(config.push_interval)
 

@@ -31,7 +31,7 @@ _MAX_WAITING = 256  # compilations asked for and not answered
 _START_S = 60.0  # for a process that starts on a busy machine
 _LENGTH = struct.Struct("!I")
 _encode = msgspec.msgpack.encode
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class _Lost(Exception):  # noqa: N818 - not an error of anybody's request
@@ -198,7 +198,7 @@ class GrammarCompiler:
                     future.set_result(answer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             if not self._closing:
-                log.warning("the grammar compiler has died; the next grammar starts another one")
+                logger.warning("the grammar compiler has died; the next grammar starts another one")
         finally:
             process, writer = self._process, self._writer
             assert process is not None, "reads only while there is a process"

@@ -25,7 +25,7 @@ TAGS = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>"),
     *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
 )
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class State(Enum):
@@ -233,7 +233,7 @@ class GlmParser:
     def _not_a_name(self) -> None:
         """What looked like a call is text."""
         if not self._has_told:
-            log.info("output has <tool_call> and no declared tool after it: %.64r", self._name)
+            logger.info("output has <tool_call> and no declared tool after it: %.64r", self._name)
         self._has_told = True
         self.state = self._origin
         self._on_text("<tool_call>" + self._name)

@@ -7,28 +7,15 @@ handler and so aborts its sequences. Framing of both interfaces is in `generate.
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-import msgspec
 from aiohttp import web
 
 from ...shared.errors import HttpError
+from ..context import CONTEXT
+from .body import encode_json
 
 WRITE_STALL_S = 30.0
 KEEP_ALIVE = b": keep-alive\n\n"
-encode_json = msgspec.json.Encoder().encode
-
-
-@dataclass
-class RequestContext:
-    """What the middleware knows about a request."""
-
-    request_id: str
-    arrived_s: float  # time.monotonic
-    stream: "EventStream | None" = None
-
-
-CONTEXT = web.RequestKey("context", RequestContext)
 
 
 class EventStream:

@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 from glimmer.frontend.app import listen, load
+from glimmer.frontend.context import Frontend
 from glimmer.frontend.engine.client import EngineClient
-from glimmer.frontend.engine.job import Frontend
 from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
@@ -216,6 +216,16 @@ class Harness:
         assert blocks.pop() == ""
         found = [block.removeprefix("data:").strip() for block in blocks]
         return [text if text == "[DONE]" else json.loads(text) for text in found]
+
+    async def exchange(self, data: bytes) -> bytes:
+        """Send bytes on a new connection; everything up to the end of the answer's head."""
+        port = int(self.url.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(data)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        writer.close()
+        await writer.wait_closed()
+        return head
 
     def settle(self, condition: Callable[[], bool]) -> Awaitable[None]:
         """Wait until this process has reached a state."""

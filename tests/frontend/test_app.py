@@ -42,53 +42,8 @@ async def test_malformed_json_is_a_400(server: Any, path: str) -> None:
     assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
 
 
-async def test_large_bodies_are_refused_before_they_are_read(server: Any) -> None:
-    port = int(server.url.rsplit(":", 1)[1])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1073741824\r\n\r\n")
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)  # not a byte of it was sent
-    assert head.startswith(b"HTTP/1.1 413")
-    assert b"Connection: close" in head
-    writer.close()
-    await writer.wait_closed()
-
-
-async def test_large_chunked_bodies_are_refused_on_the_way(server: Any) -> None:
-    async def body() -> AsyncIterator[bytes]:
-        for _ in range(64):
-            yield b" " * (1 << 16)
-
-    async with server.session.post(server.url + "/generate", data=body()) as reply:
-        assert reply.status == 413
-        assert "1 MB" in (await reply.json())["message"]
-    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
-
-
-@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/tokens"])
-@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "x"])
-async def test_compressed_bodies_are_refused_by_name(server: Any, path: str, encoding: str) -> None:
-    headers, data = {"Content-Encoding": encoding}, b'{"inputs": "x"}'
-    async with server.session.post(server.url + path, data=data, headers=headers) as reply:
-        assert reply.status == 400
-        body = await reply.json()
-    assert body["error"]["param"] == "Content-Encoding"
-    assert encoding in body["message"]
-
-
-async def exchange(server: Any, data: bytes) -> bytes:
-    """Send bytes on a new connection; everything up to the end of the answer's head."""
-    port = int(server.url.rsplit(":", 1)[1])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(data)
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    writer.close()
-    await writer.wait_closed()
-    return head
-
-
 async def test_an_expectation_that_nobody_knows_is_a_417(server: Any) -> None:
-    head = await exchange(
-        server,
+    head = await server.exchange(
         b"POST /generate HTTP/1.1\r\nHost: x\r\nExpect: the-worst\r\nContent-Length: 2\r\n\r\n{}",
     )
     assert head.startswith(b"HTTP/1.1 417")
@@ -100,47 +55,15 @@ async def test_bytes_that_are_no_text_are_refused_like_any_other(server: Any) ->
         b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Encoding: \xff\xe9\r\n"
         b"Content-Length: 2\r\n\r\n{}",
     ):
-        assert (await exchange(server, head)).split()[1] in (b"400", b"404")
+        assert (await server.exchange(head)).split()[1] in (b"400", b"404")
 
 
 async def test_bytes_that_are_not_http_leave_no_traceback(
     server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     for data in (b"GET / HTTP/9.9\r\n\r\n", b"GET /health HTTP/1.1\r\nA: " + b"a" * 70_000):
-        assert (await exchange(server, data)).startswith(b"HTTP/1.0 400")
+        assert (await server.exchange(data)).startswith(b"HTTP/1.0 400")
     assert caplog.text == ""
-
-
-async def test_bodies_that_never_arrive_time_out(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app.ops, "BODY_TIMEOUT_S", 0.05)
-    port = int(server.url.rsplit(":", 1)[1])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
-    assert head.startswith(b"HTTP/1.1 408")
-    assert server.frontend.num_open == 0
-    writer.close()
-    await writer.wait_closed()
-
-
-async def test_half_sent_bodies_take_bounded_memory(server: Any) -> None:
-    port = int(server.url.rsplit(":", 1)[1])
-    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n"
-    slow = []
-    for _ in range(16):  # of 1 MB each, but for the last byte
-        slow.append((await asyncio.open_connection("127.0.0.1", port))[1])
-        slow[-1].write(head + b" " * (1048576 - 1))
-    await server.settle(lambda: server.frontend.num_body_bytes == 16 * (1048576 - 1))
-    answer = await exchange(server, head + b" " * 100)
-    assert answer.startswith(b"HTTP/1.1 429")
-    assert b"Retry-After: 1" in answer
-    slow.pop().close()
-    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
-    for writer in slow:
-        writer.close()
-    await server.settle(lambda: server.frontend.num_body_bytes == 0)
 
 
 async def test_request_ids_come_back_also_on_streams_and_errors(server: Any) -> None:

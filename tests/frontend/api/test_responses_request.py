@@ -6,8 +6,8 @@ import pytest
 from glimmer.frontend.api.responses_request import ResponsesBody, responses_chat
 from glimmer.frontend.chat.chat import ChatRequest
 from glimmer.frontend.engine.params import GenerationDefaults, ModelFacts
+from glimmer.frontend.wire.body import encode_json
 from glimmer.frontend.wire.schema import decode_body
-from glimmer.frontend.wire.sse import encode_json
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import RequestError
 from glimmer.shared.model_spec import load_model_spec

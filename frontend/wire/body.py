@@ -1,0 +1,55 @@
+"""HTTP bodies: `read_body` reads a request's bytes, `reply` answers with JSON."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from ...shared.errors import OverloadedError, RequestError
+from ..context import FRONTEND
+
+BODY_TIMEOUT_S = 60.0
+_MAX_BODIES = 16  # bodies of the maximum size that may be incomplete in memory at a time
+encode_json = msgspec.json.Encoder().encode
+
+
+def reply(value: Any, status: int = 200) -> web.Response:
+    """A JSON response."""
+    return web.Response(body=encode_json(value), status=status, content_type="application/json")
+
+
+async def read_body(request: web.Request) -> bytes:
+    """The whole body.
+
+    Refuses a compressed body (400), one that is too large (413; before reading it if its length
+    is known), one that takes too long to arrive (408), and any body while clients that send
+    slowly already hold too much memory (429).
+    """
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise RequestError(f"Content-Encoding: {encoding:.40} is not supported", "Content-Encoding")
+    size, limit = request.content_length or 0, request.client_max_size
+    if size > limit:
+        raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await _read(request, limit)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    frontend = request.app[FRONTEND]
+    body = bytearray()
+    try:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            frontend.num_body_bytes += len(chunk)
+            if len(body) > limit:
+                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
+            if frontend.num_body_bytes > _MAX_BODIES * limit:
+                raise OverloadedError("too many request bodies are on their way", None, 1.0)
+        return bytes(body)
+    finally:
+        frontend.num_body_bytes -= len(body)
