@@ -1,7 +1,7 @@
-"""`docs/tracing-a-request.md` shows one real prompt's messages. This test sends that prompt through
-the real tokenizer, scheduler core and model, and compares.
+"""`docs/tracing-a-request.md` shows the messages of one real prompt. This test sends that prompt
+through the real tokenizer, scheduler core and a tiny model, and compares the page with them.
 
-After a change of messages: `pytest tests/e2e/test_trace.py --update-trace` writes the page anew.
+After a change of messages, `pytest tests/e2e/test_trace.py --update-trace` rewrites the page.
 """
 
 import textwrap
@@ -24,67 +24,88 @@ POST /v1/chat/completions
 TEMPLATE = """\
 # Tracing a request
 
-The messages of one prompt through the demo model, as they really are: `tests/e2e/test_trace.py`
-runs it and compares this page. Follow along in `shared/messages.py`, where each type says who sends
-it and when.
+This page follows one prompt through a tiny test model and prints every message.
+`tests/e2e/test_trace.py` sends the prompt and compares its messages with this page. The types are
+in `shared/messages.py`, which says who sends each of them and when. Fields with default values
+are left out.
 
-## In: HTTP to `Submit`
+## 1. HTTP to `Submit`
+
 ```
 {body}
 ```
-`frontend/api/openai.py` decodes and checks it; `frontend/text/tokenizer.py` renders the
-chat template to `{prompt}` and makes {count} ids of it.
-`frontend/engine/client.py` draws a request id and a seed and sends
-{submit_bytes} bytes of MessagePack:
+
+`frontend/api/openai.py` decodes and checks the body. `frontend/text/tokenizer.py` renders the
+chat template to `{prompt}` and encodes it to {count} ids. `frontend/engine/client.py` draws a
+request id and a seed. It sends {submit_bytes} bytes of MessagePack to the scheduler:
+
 ```
 {submit}
 ```
 
-## Step 0: the prompt
-`Scheduler.step` in `scheduler/core.py` puts the request in the queue, finds a row and pages for it,
-and `scheduler/batch.py` makes this plan. The chunk holds the last known token, so one is sampled:
+## 2. Step 0: the prompt
+
+`scheduler/core.py` puts the request into the queue and then gives it a row and pages.
+`scheduler/batch.py` makes this plan. The chunk ends with the last known token, so the step
+samples a token (`sample=True`):
+
 ```
 {plan0}
 ```
-Before its result is there, the next plan is made and sent (look-ahead): the row decodes, from a
-token that only the worker knows yet:
+
+The scheduler does not wait for the result. It sends the next plan at once (look-ahead). The plan
+names only the row: the row's next input is the token that step 0 samples, which the worker has.
+
 ```
 {plan1}
 ```
-`workers/runner.py` applies the plan to its rows, runs `workers/model/glm4_moe_lite.py`, samples:
+
+The worker (`workers/runner.py`) applies plan 0 to its rows, runs the model
+(`workers/model/glm4_moe_lite.py`), samples, and answers:
+
 ```
 {result0}
 ```
-The scheduler passes the token on, and `frontend/text/detokenize.py` makes text of it:
+
+The scheduler forwards the token to the frontend, where `frontend/text/detokenize.py` turns it
+into text:
+
 ```
 {tokens0}
 ```
 
-## Step 1: one token more
+## 3. Step 1: one more token
+
 ```
 {result1}
 ```
-That was the last of two tokens, so there is no third plan. `Finished` follows the last `Tokens`,
-exactly once:
+
+This is the second of two allowed tokens, so the scheduler sends no third plan. It sends the token
+and then `Finished`. Each `Submit` is answered by exactly one `Finished`:
+
 ```
 {tokens1}
 {finished}
 ```
-`frontend/wire/sse.py` or a whole JSON body tells the client.
+
+The frontend writes the reply: one JSON body, or the last events of a stream.
 
 ## Messages that this request did not need
-| message | from, to | when |
+
+| message | sender to receiver | when |
 |---|---|---|
-| `Hello`, `Progress`, `Ready` | each process, to launcher, scheduler | start: who, how far, ready |
-| `Heartbeat` | scheduler, to frontends and launcher | every second: progress, queue, pages |
-| `Abort` | frontend, to scheduler | the client left, or a stop string was seen |
-| `AbortNamed` | frontend, to the other frontends | `/abort_request`: one may have that request |
-| `FlushCache` | frontend, to scheduler | `/flush_cache` |
-| `LoadGrammar` | scheduler, to worker rank 0 | a request needs a grammar that is not there yet |
-| `GrammarLoaded` | worker rank 0, to scheduler | now its rows may be admitted |
-| `WorkerFailed` | worker or scheduler, to launcher | a rank cannot go on, or does not answer |
-| `PeerLost` | launcher, to the others | a process died |
-| `Shutdown` | launcher, to all | drain, or stop now |
+| `Hello` | every process to launcher and scheduler | first, with its version |
+| `Progress` | every process to launcher | at start: the current stage |
+| `Ready` | every process to launcher; worker to scheduler; scheduler to frontends | it can work |
+| `Heartbeat` | scheduler to frontends and launcher | every second: progress, queue, pages |
+| `Abort` | frontend to scheduler | the client left, or a stop string was found |
+| `AbortNamed` | frontend to the other frontends | `/abort_request`: one may have the request |
+| `FlushCache` | frontend to scheduler | `/flush_cache` |
+| `LoadGrammar` | scheduler to worker rank 0 | a request needs a grammar that is not loaded yet |
+| `GrammarLoaded` | worker rank 0 to scheduler | rows with this grammar may now be admitted |
+| `WorkerFailed` | worker or scheduler to launcher | a rank cannot continue, or does not answer |
+| `PeerLost` | launcher to the others | a process died |
+| `Shutdown` | launcher to all | drain, or stop now |
 """
 
 
