@@ -29,7 +29,7 @@ def prepare_graphs(runner: ModelRunner, config: ServeConfig) -> int:
     """Graphs for the runner, in use once they are captured -> bytes that they will take."""
     graphs = runner.graphs = _decode_graphs(runner, config)
     most_tokens = config.batch_max_tokens or config.max_req_total_len or 1
-    layers = runner.layer_graphs = LayerGraphs(runner.model, runner.spec, runner.ranks, most_tokens)
+    layers = runner.layer_graphs = LayerGraphs(runner.model, most_tokens)
 
     def run_largest() -> None:
         graphs.run_largest()
@@ -63,8 +63,8 @@ def _decode_graphs(runner: ModelRunner, config: ServeConfig) -> DecodeGraphs:
         if not torch.cuda.is_current_stream_capturing():  # a graph keeps what was planned last
             runner.plan_attention([table.scratch_row] * len(rows))
         inputs = decode_inputs(rows, table, backend, runner.planned)
-        hidden, _ = hidden_states(model, inputs, runner.kv, spec, runner.ranks)
-        compute_logits(model, hidden, spec, runner.ranks, logits)
+        hidden, _ = hidden_states(model, inputs, runner.kv)
+        compute_logits(model, hidden, logits)
         table.lengths.index_add_(0, rows, torch.ones_like(rows))
         table.lengths[table.scratch_row :].zero_()
         return None

@@ -89,8 +89,6 @@ class DraftSteps:
         self._feeds_normed = main == "after_norm"
         self.layer = DraftLayer(
             weights=model.nextn,
-            spec=spec,
-            ranks=ranks,
             first_kv_layer=spec.num_layers,
             num_kv_layers=num_kv_layers(spec, config) - spec.num_layers,
             is_chained=config.mtp_mode == "vanilla_with_att",
@@ -124,8 +122,8 @@ class DraftSteps:
         """What comes before sampling in a step without chunks, for `rows` [n] int64; fills logits
         [n * (num_drafts + 1), vocab]. -> (states that the draft layer is fed, sampling places)."""
         inputs = verify_inputs(state, rows, num_drafts)
-        states = hidden_states(self._model, inputs, kv, self._spec, self._ranks)
-        compute_logits(self._model, states[0], self._spec, self._ranks, logits)
+        states = hidden_states(self._model, inputs, kv)
+        compute_logits(self._model, states[0], logits)
         return states[0 if self._feeds_normed else 1], verify_places(state, rows, num_drafts)
 
     def finish(
@@ -179,7 +177,7 @@ class DraftSteps:
             ids = places.owners
             if rows:
                 sampling = normed[inputs.sampling_index]
-                ids = choose(compute_logits(self._model, sampling, self._spec, self._ranks), places)
+                ids = choose(compute_logits(self._model, sampling), places)
             if not plan.prefill:
                 num_tokens = self.finish(index, num_drafts, ids, hidden, state, kv)
             else:

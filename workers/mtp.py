@@ -29,10 +29,8 @@ from torch import Tensor
 
 from ..kernels.sampling.noise import uniform
 from ..kernels.sampling.speculative import accept, drafts_before
-from ..shared.model_spec import ModelSpec
 from .inputs import AttentionGroup, StepInputs
 from .model.nextn import NextnWeights, draft_ids, nextn_states
-from .parallel import Ranks
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,6 @@ class DraftLayer:
     """
 
     weights: NextnWeights
-    spec: ModelSpec
-    ranks: Ranks
     first_kv_layer: int
     num_kv_layers: int = 1
     is_chained: bool = False
@@ -81,12 +77,12 @@ class DraftLayer:
     ) -> tuple[Tensor, Tensor]:
         """One pass -> (normed states, states to feed next). kv: all layers' pages."""
         own = kv[:, self.first_kv_layer + place]
-        normed, raw = nextn_states(self.weights, inputs, hidden, own, self.spec, self.ranks)
+        normed, raw = nextn_states(self.weights, inputs, hidden, own)
         return normed, normed if self.feeds_normed else raw
 
     def guess(self, normed: Tensor) -> Tensor:
         """normed [n, hidden] -> the likeliest tokens [n] int64."""
-        return draft_ids(self.weights, normed, self.spec, self.ranks)
+        return draft_ids(self.weights, normed)
 
 
 class Places(NamedTuple):

@@ -181,14 +181,14 @@ class ModelRunner:
         sampling = inputs.sampling_rows
         if not sampling:
             return None, sampling, found
-        logits = compute_logits(self.model, hidden[inputs.sampling_index], self.spec, self.ranks)
+        logits = compute_logits(self.model, hidden[inputs.sampling_index])
         return logits, sampling, found
 
     def _hidden_states(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         graphs = self.layer_graphs
         if graphs is not None and graphs.covers(len(inputs.token_ids)):
             return graphs.run(inputs, self.kv, self.num_pages * self.page_size)
-        return hidden_states(self.model, inputs, self.kv, self.spec, self.ranks)
+        return hidden_states(self.model, inputs, self.kv)
 
     def plan_attention(self, rows: Sequence[int]) -> None:
         """Before a step that decodes these rows: what runs attention may want to know lengths."""
@@ -257,6 +257,6 @@ class ModelRunner:
 
     def _prompt_logprobs(self, chunk: PrefillChunk, hidden: Tensor) -> list[TokenLogprob]:
         def logits_of(states: Tensor) -> Tensor | None:
-            return compute_logits(self.model, states, self.spec, self.ranks)
+            return compute_logits(self.model, states)
 
         return prompt_logprobs(self.table, chunk, hidden, logits_of)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..kernels.tune import tune_asked, use_stored
 from ..shared.cache_dir import user_cache_dir
@@ -19,7 +20,7 @@ from .parallel import check_split, join_ranks, rank_device
 from .runner import ModelRunner
 from .warm_up import run_largest_step, run_usual_steps, warm_up
 from .weights.checkpoint import check_draft, check_weights
-from .weights.weights import load_weights, random_weights
+from .weights.weights import load_weights, observe_routing, random_weights
 
 _DTYPES = {
     **dict.fromkeys(("float32", "fp32"), torch.float32),
@@ -36,10 +37,16 @@ ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
 def load_runner(
-    config: ServeConfig, rank: int, epoch: int, runtime_dir: Path, report: ReportProgress
+    config: ServeConfig,
+    rank: int,
+    epoch: int,
+    runtime_dir: Path,
+    report: ReportProgress,
+    on_route: Callable[[Tensor], None] | None = None,
 ) -> ModelRunner:
-    """From a settled config to a runner that has run its first step. Raises ConfigError or
-    ModelError before any weight is allocated, RuntimeError when other ranks do not show up."""
+    """From a settled config to a runner that has run its first step. `on_route` is for benchmarks,
+    see `MoeWeights`. Raises ConfigError or ModelError before any weight is allocated, RuntimeError
+    when other ranks do not show up."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
     torch.set_num_threads(num_threads(spec, config.tp))
@@ -69,6 +76,8 @@ def load_runner(
             lambda done, total: report("loading weights", done, total),
             draft,
         )
+    if on_route is not None:
+        model = observe_routing(model, on_route)
     runner = ModelRunner(spec, config, model, ranks, epoch)
     try:
         if config.device == "cpu":

@@ -2,14 +2,16 @@
 them, the next one launched before the last one's tokens are read. What is measured is in
 `latency.py`."""
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
+from torch import Tensor
 
 from ...shared.config import ServeConfig
 from ...shared.errors import UsageError
@@ -38,6 +40,29 @@ class Experts:
     drafts: list[float] = field(default_factory=list)
 
 
+class Routing:
+    """Records which experts a model's passes choose: weights that send all tokens to the same few
+    make any engine look fast. Nothing is recorded outside of `recorded`."""
+
+    def __init__(self) -> None:
+        self._seen: list[Tensor] | None = None
+
+    def __call__(self, ids: Tensor) -> None:
+        """The expert ids [num_tokens, k] of one routing; see `MoeWeights.on_route`."""
+        if self._seen is not None:
+            self._seen.append(ids.clone())
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """The expert ids of each routing inside the `with`, in the order of layers and passes, on
+        the device."""
+        self._seen = []
+        try:
+            yield self._seen
+        finally:
+            self._seen = None
+
+
 class Bench:
     """A rank and the plans it is given. Rows 0 to n-1 are used, pages one after the other. With
     `num_drafts` each decode row verifies so many drafts in each step and makes as many.
@@ -57,7 +82,8 @@ class Bench:
         from ...workers.startup import load_runner
 
         self._console = Console(stderr=True)
-        self.runner = load_runner(config, 0, 0, runtime_dir, self._report)
+        self._routing = Routing()
+        self.runner = load_runner(config, 0, 0, runtime_dir, self._report, self._routing)
         self.config = config
         self.is_chained = config.mtp_mode == "vanilla_with_att"
         self.num_drafts = 0
@@ -116,12 +142,10 @@ class Bench:
 
     def count_experts(self, rows: int) -> Experts:
         """Decode all rows for some steps and look at their routing."""
-        from ...workers.model.routing import count_distinct, recorded_routing
-
         runner = self.runner
         graphs = runner.graphs, runner.layer_graphs
         runner.graphs = runner.layer_graphs = None  # their routing cannot be seen
-        with recorded_routing() as seen:
+        with self._routing.recorded() as seen:
             self.decode(rows, _COUNTED_STEPS - 1)
         runner.graphs, runner.layer_graphs = graphs
         return average_experts(
@@ -198,6 +222,11 @@ def decoded(plan: StepPlan, result: StepResult) -> list[int]:
         raise RuntimeError(result.error)
     behind = len(result.rows) - len(plan.decode)  # chunks come first
     return [len(row.token_ids) for row in result.rows[behind:]]
+
+
+def count_distinct(seen: Sequence[Tensor]) -> list[int]:
+    """Distinct experts in each of the recorded routings. Waits for the device."""
+    return [len(set(ids.flatten().tolist())) for ids in seen]
 
 
 def average_experts(counts: Sequence[int], layers: int, passes: int, steps: int) -> Experts:

@@ -23,7 +23,7 @@ def test_sizes_end_with_the_largest(tiny_model: Path) -> None:
     spec = load_model_spec(tiny_model)
     model = random_weights(spec, Ranks(), torch.float32, "cpu")
     for largest in (1, 16, 100, 2048, 9000):
-        graphs = LayerGraphs(model, spec, Ranks(), largest)
+        graphs = LayerGraphs(model, largest)
         assert graphs.sizes == sorted(set(graphs.sizes))
         assert graphs.sizes[-1] == min(largest, 2048)
         assert not graphs.covers(1), "nothing is captured"
@@ -34,7 +34,7 @@ def test_a_pass_in_pieces_is_a_pass(tiny_model: Path) -> None:
     """Fresh prompts, a chunk behind a prefix and a decode row, in one step after another."""
     spec = load_model_spec(tiny_model)
     model = random_weights(spec, Ranks(), torch.float32, "cpu")
-    graphs = LayerGraphs(model, spec, Ranks(), 40)
+    graphs = LayerGraphs(model, 40)
     found: list[Any] = []
     for in_pieces in (False, True):
         table = RowTable(4, 3, 16, spec.vocab_size, "cpu")
@@ -55,7 +55,7 @@ def test_a_pass_in_pieces_is_a_pass(tiny_model: Path) -> None:
             if in_pieces:
                 states = graphs.run(inputs, kv, SCRATCH * 16)
             else:
-                states = hidden_states(model, inputs, kv, spec, Ranks())
+                states = hidden_states(model, inputs, kv)
             found.append([part.clone() for part in states])
             chunks = [(chunk.row, len(chunk.token_ids)) for chunk in plan.prefill]
             rows, counts = zip(*chunks, *[(row, 1) for row in plan.decode], strict=True)

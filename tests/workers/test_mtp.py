@@ -71,8 +71,6 @@ class Server:
         assert self.model.nextn is not None
         self.layer = DraftLayer(
             weights=self.model.nextn,
-            spec=self.spec,
-            ranks=Ranks(),
             first_kv_layer=self.spec.num_layers,
             num_kv_layers=STEP if chained else 1,
             is_chained=chained,
@@ -95,8 +93,8 @@ class Server:
 
     def forward(self, inputs: StepInputs, places: Places) -> tuple[Tensor, Tensor]:
         """(tokens at the sampling places, hidden states to feed)."""
-        states = hidden_states(self.model, inputs, self.kv, self.spec, Ranks())
-        logits = compute_logits(self.model, states[0][inputs.sampling_index], self.spec, Ranks())
+        states = hidden_states(self.model, inputs, self.kv)
+        logits = compute_logits(self.model, states[0][inputs.sampling_index])
         assert logits is not None
         rows, num_ids = places.owners.tolist(), self.spec.num_token_ids
         sampled = sample(logits, rows, self.table, num_ids, None, *places)

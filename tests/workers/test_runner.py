@@ -198,9 +198,10 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 
         return call
 
-    modules = ("rows", "rules", "penalties", "drafting", "sampler")
+    modules = ("rows", "sampling.rules", "sampling.penalties", "drafting", "sampling.sampler")
     places = [*(f"{module}.to_device" for module in modules), "inputs.ints_to_device"]
-    places += ["runner.hidden_states", "runner.build_inputs", "sampler.uniform", "pending.HostCopy"]
+    places += ["runner.hidden_states", "runner.build_inputs", "pending.HostCopy"]
+    places += ["sampling.sampler.uniform"]
     for place in places:
         path = f"glimmer.workers.{place}"
         monkeypatch.setattr(path, fail_sometimes(resolve_name(path)))

@@ -4,33 +4,73 @@ Weights are plain dataclasses of tensors, filled by `weights.py`. One forward pa
 tokens of all rows of a step as one flat batch; only attention looks at rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, linear
+from torch.nn.functional import embedding
+from torch.nn.functional import linear as plain_linear
 
 from ...kernels.attention.rope import rope_angles
+from ...kernels.dense.linear import linear
 from ...kernels.dense.rms_norm import rms_norm
 from ...shared.model_spec import ModelSpec
-from ..inputs import StepInputs
+from ..inputs import AttentionGroup, StepInputs
 from ..parallel import Ranks
-from .mla import AttentionWeights, attention
+from .mla import AttentionWeights, Projected, attend, project
 from .moe import DenseWeights, MoeWeights, mlp
 
 if TYPE_CHECKING:
     from .nextn import NextnWeights
 
+Angles = tuple[Tensor, Tensor]  # cosines and sines of each token's rotation, see `rope_angles`
+
 
 @dataclass(frozen=True)
-class LayerWeights:
-    """One decoder layer."""
+class DecoderLayer:
+    """One decoder layer of this rank: its weights, and the order of its parts.
+
+    The parts are separate because CUDA graphs of prompts (`layer_graphs.py`) capture what comes
+    before and after attention, but not attention itself. The residual stream [num_tokens, hidden]
+    is changed in place; kv [num_pages, page_size, latent_dim] is this layer's pages.
+    """
 
     input_norm: Tensor  # [hidden]
     attention: AttentionWeights
     mlp_norm: Tensor  # [hidden]
     mlp: DenseWeights | MoeWeights
+    spec: ModelSpec
+    ranks: Ranks
+
+    def run(self, stream: Tensor, inputs: StepInputs, angles: Angles, kv: Tensor) -> None:
+        """The whole layer."""
+        absorb = all(group.absorbed for group in inputs.groups)
+        norm, weights = self.input_norm, self.attention
+        tokens = project(stream, norm, weights, inputs.slots, angles, kv, absorb)
+        self.after_attention(stream, attend(tokens, weights, inputs.groups, kv))
+
+    def before_attention(
+        self, stream: Tensor, slots: Tensor, angles: Angles, kv: Tensor, out: Projected
+    ) -> None:
+        """Project the tokens into the buffers `out`, and write their latents into kv at `slots`
+        [num_tokens] int64."""
+        project(stream, self.input_norm, self.attention, slots, angles, kv, out=out)
+
+    def attend(
+        self, tokens: Projected, groups: Sequence[AttentionGroup], kv: Tensor, out: Tensor
+    ) -> None:
+        """Attention of tokens from `before_attention` into out [num_tokens, heads, v_head_dim]."""
+        attend(tokens, self.attention, groups, kv, out)
+
+    def after_attention(self, stream: Tensor, values: Tensor) -> None:
+        """Add attention's values [num_tokens, heads, v_head_dim], projected and summed over ranks,
+        and then the MLP."""
+        part = self.ranks.part_of(stream)
+        linear(values.flatten(1), self.attention.o, add_to=part)
+        self.ranks.add_up(part, stream)
+        mlp(stream, self.mlp_norm, self.mlp, self.spec, self.ranks)
 
 
 @dataclass(frozen=True)
@@ -38,52 +78,45 @@ class ModelWeights:
     """The whole model, this rank's share."""
 
     embedding: Tensor  # [vocab, hidden]
-    layers: list[LayerWeights]
+    layers: list[DecoderLayer]
     norm: Tensor  # [hidden]
-    head: Tensor  # [ceil(vocab / ranks), hidden]: this rank's rows, zeros behind the last
+    head: Tensor  # [ceil(vocab / ranks), hidden]: this rank's rows, zeros after the last
+    spec: ModelSpec
+    ranks: Ranks
     nextn: "NextnWeights | None" = None  # the draft layer, with --mtp_mode
 
 
-def hidden_states(
-    model: ModelWeights, inputs: StepInputs, kv: Tensor, spec: ModelSpec, ranks: Ranks
-) -> tuple[Tensor, Tensor]:
+def hidden_states(model: ModelWeights, inputs: StepInputs, kv: Tensor) -> tuple[Tensor, Tensor]:
     """Run the step's tokens, writing their latents into kv [pages, layers, page_size, latent_dim].
-    -> final hidden states [num_tokens, hidden] in the model's float type, normed and before that
-    norm: a draft layer may want either."""
-    stream, angles = embed(model, inputs.token_ids, inputs.positions, spec)
+    -> final hidden states [num_tokens, hidden] in the model's float type, after the last norm and
+    before it: a draft layer may want either."""
+    stream, angles = embed(model, inputs.token_ids, inputs.positions)
     for number, layer in enumerate(model.layers):
-        here = kv[:, number]
-        attention(stream, layer.input_norm, layer.attention, inputs, angles, here, spec, ranks)
-        mlp(stream, layer.mlp_norm, layer.mlp, spec, ranks)
-    return rms_norm(stream, model.norm, spec.rms_norm_eps), stream
+        layer.run(stream, inputs, angles, kv[:, number])
+    return rms_norm(stream, model.norm, model.spec.rms_norm_eps), stream
 
 
-def embed(
-    model: ModelWeights, token_ids: Tensor, positions: Tensor, spec: ModelSpec
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What comes before the first layer: token_ids, positions [num_tokens] int64 -> the residual
-    stream [num_tokens, hidden], which layers add to in place, and the angles of all layers."""
-    stream = embedding(token_ids, model.embedding)
-    return stream, rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
+def embed(model: ModelWeights, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Angles]:
+    """token_ids, positions [num_tokens] int64 -> the residual stream [num_tokens, hidden] before
+    the first layer, which layers add to in place, and the angles of all layers."""
+    spec = model.spec
+    angles = rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
+    return embedding(token_ids, model.embedding), angles
 
 
 def compute_logits(
-    model: "ModelWeights | NextnWeights",
-    hidden: Tensor,
-    spec: ModelSpec,
-    ranks: Ranks,
-    out: Tensor | None = None,
+    model: "ModelWeights | NextnWeights", hidden: Tensor, out: Tensor | None = None
 ) -> Tensor | None:
     """hidden [n, hidden] -> [n, vocab] float32 on rank 0 (in `out`, if given), None on others."""
     if hidden.is_cuda and hidden.dtype != torch.float32:
-        whole = out if ranks.size == 1 else None  # else this rank has a part of the columns
+        whole = out if model.ranks.size == 1 else None  # else this rank has a part of the columns
         logits = torch.mm(hidden, model.head.T, out_dtype=torch.float32, out=whole)
     else:
-        logits = linear(hidden, model.head).float()
-    gathered = ranks.gather_columns(logits)
+        logits = plain_linear(hidden, model.head).float()
+    gathered = model.ranks.gather_columns(logits)
     if gathered is None:
         return None
-    gathered = gathered[:, : spec.vocab_size]
+    gathered = gathered[:, : model.spec.vocab_size]
     if out is None or gathered.data_ptr() == out.data_ptr():
         return gathered
     return out.copy_(gathered)

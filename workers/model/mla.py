@@ -1,7 +1,7 @@
 """Multi-head latent attention: a token's keys and values are one latent vector, kept in pages.
 
-Two equal ways to attend, chosen per row and step in `inputs.py`: up-projected (heads get their
-own keys) and absorbed (queries go down into latent space).
+There are two equivalent ways to attend, chosen per row and step in `inputs.py`: up-projected (each
+head gets its own keys and values) and absorbed (queries are projected into latent space).
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from ...kernels.attention.mla_decode import mla_decode
 from ...kernels.attention.mla_prefill import mla_prefill
 from ...kernels.attention.rope_absorb import rope_absorb
 from ...kernels.attention.rope_write import rope_write
+from ...kernels.attention.up_project import up_project
 from ...kernels.backends import decode_backend, prefill_backend
-from ...kernels.dense.linear import linear, norm_linear
+from ...kernels.dense.linear import norm_linear
 from ...shared.model_spec import ModelSpec
-from ..inputs import AttentionGroup, StepInputs
-from ..parallel import Ranks
+from ..inputs import AttentionGroup
 
 LATENT_NORM_EPS = 1e-6  # of both latent norms; config.json's rms_norm_eps is for the others
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """One layer's, this rank's heads only. Float type of the model."""
+    """One layer's attention, this rank's heads only. Float type of the model."""
 
     qkv_a: Tensor  # [q_lora_rank + latent_dim, hidden]: down-projections of queries and KV
     q_norm: Tensor  # [q_lora_rank]
@@ -34,33 +34,33 @@ class AttentionWeights:
     kv_norm: Tensor  # [kv_lora_rank]
     kv_b: Tensor  # [heads, qk_nope_head_dim + v_head_dim, kv_lora_rank]: W_UK over W_UV
     o: Tensor  # [hidden, heads * v_head_dim]
+    spec: ModelSpec
+
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """W_UK [heads, qk_nope_head_dim, kv_lora_rank], W_UV [heads, v_head_dim, kv_lora_rank]."""
+        w_uk, w_uv = torch.split(self.kv_b, [self.spec.qk_nope_head_dim, self.spec.v_head_dim], 1)
+        return w_uk, w_uv
 
 
-def attention(
-    stream: Tensor,
-    norm: Tensor,
-    weights: AttentionWeights,
-    inputs: StepInputs,
-    angles: tuple[Tensor, Tensor],
-    kv: Tensor,
-    spec: ModelSpec,
-    ranks: Ranks,
-) -> None:
-    """Add to the residual stream [num_tokens, hidden] what this layer's attention makes of its norm
-    with weight `norm`, summed over ranks. Writes the tokens' latents into kv [num_pages,
-    page_size, latent_dim], this layer's pages."""
-    if all(group.absorbed for group in inputs.groups):
-        queries, kv_a = _queries(stream, norm, weights, spec)
-        w_uk, w_uv = _halves(weights.kv_b, spec)
-        given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, inputs.slots)
-        queries = rope_absorb(*given, spec.rope_interleave, w_uk)
-        parts = [_absorbed(queries[g.span], w_uv, kv, g, spec) for g in inputs.groups]
-        values = parts[0] if len(parts) == 1 else torch.cat(parts)
-    else:
-        latents = stream.new_empty(len(stream), spec.latent_dim)
-        queries = project(stream, norm, weights, inputs.slots, angles, kv, spec, latents)
-        values = attend(queries, latents, weights.kv_b, inputs.groups, kv, spec)
-    add_output(stream, values, weights, ranks)
+@dataclass(frozen=True)
+class Projected:
+    """Tokens after `project`, before attention. Their latents are in the KV pages as well."""
+
+    # [num_tokens, heads, qk_head_dim]; without latents absorbed: [num_tokens, heads, latent_dim]
+    queries: Tensor
+    latents: Tensor | None = None  # [num_tokens, latent_dim]
+    # Up-projected from the latents, if that is done already: [num_tokens, heads, qk_head_dim] and
+    # [num_tokens, heads, v_head_dim].
+    keys_values: tuple[Tensor, Tensor] | None = None
+
+    def cut(self, span: slice) -> "Projected":
+        """The tokens of a span."""
+        latents, pair = self.latents, self.keys_values
+        return Projected(
+            self.queries[span],
+            None if latents is None else latents[span],
+            None if pair is None else (pair[0][span], pair[1][span]),
+        )
 
 
 def project(
@@ -70,112 +70,78 @@ def project(
     slots: Tensor,
     angles: tuple[Tensor, Tensor],
     kv: Tensor,
-    spec: ModelSpec,
-    latents: Tensor,
-    out: Tensor | None = None,
-) -> Tensor:
-    """What comes before attention, token by token: stream [num_tokens, hidden] -> queries
-    [num_tokens, heads, qk_head_dim], in `out` if given. Writes the tokens' latents into kv at
-    `slots` [num_tokens] int64, and into `latents` [num_tokens, latent_dim]."""
-    queries, kv_a = _queries(stream, norm, weights, spec, out)
-    given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, slots)
-    rope_write(*given, spec.rope_interleave, latents)
-    return queries
-
-
-def _queries(
-    stream: Tensor,
-    norm: Tensor,
-    weights: AttentionWeights,
-    spec: ModelSpec,
-    out: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """-> queries [num_tokens, heads, qk_head_dim] before rotation, in `out` if given, and
-    compressed KV and keys [num_tokens, latent_dim], raw."""
+    absorb: bool = False,
+    out: Projected | None = None,
+) -> Projected:
+    """Everything before attention, token by token, of the norm (weight `norm`) of the stream
+    [num_tokens, hidden]. Writes the tokens' latents into kv [num_pages, page_size, latent_dim] at
+    `slots` [num_tokens] int64. With `absorb` the queries are absorbed at once, in the kernel that
+    rotates them. `out`: buffers to fill, not with `absorb`."""
+    spec = weights.spec
     both = norm_linear(stream, norm, spec.rms_norm_eps, weights.qkv_a)
     q_latent, kv_a = torch.split(both, [spec.q_lora_rank, spec.latent_dim], dim=-1)
-    flat = None if out is None else out.flatten(1)
+    flat = None if out is None else out.queries.flatten(1)
     queries = norm_linear(q_latent, weights.q_norm, LATENT_NORM_EPS, weights.q_b, flat)
-    return queries.view(len(stream), -1, spec.qk_head_dim), kv_a
-
-
-def _halves(kv_b: Tensor, spec: ModelSpec) -> tuple[Tensor, Tensor]:
-    """W_UK [heads, qk_nope_head_dim, kv_lora_rank] and W_UV [heads, v_head_dim, kv_lora_rank]."""
-    w_uk, w_uv = torch.split(kv_b, [spec.qk_nope_head_dim, spec.v_head_dim], dim=1)
-    return w_uk, w_uv
-
-
-def attend(
-    queries: Tensor,
-    latents: Tensor,
-    kv_b: Tensor,
-    groups: Sequence[AttentionGroup],
-    kv: Tensor,
-    spec: ModelSpec,
-    own: tuple[Tensor, Tensor] | None = None,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Attention of what `project` made: queries [num_tokens, heads, qk_head_dim], latents
-    [num_tokens, latent_dim] -> [num_tokens, heads, v_head_dim], in `out` if given. `own`: keys and
-    values of the latents, if somebody has made them."""
-    w_uk, w_uv = _halves(kv_b, spec)
-    if out is None:
-        out = queries.new_empty(*queries.shape[:2], spec.v_head_dim)
-    for group in groups:
-        span, room = group.span, out[group.span]
-        if group.absorbed:
-            part = _absorbed(absorb_queries(queries[span], w_uk), w_uv, kv, group, spec, room)
-        else:
-            mine = None if own is None else (own[0][span], own[1][span])
-            part = _up_projected(queries[span], latents[span], kv_b, kv, group, spec, mine, room)
-        if part.data_ptr() != room.data_ptr():  # a backend that cannot write there
-            room.copy_(part)
+    queries = queries.view(len(stream), -1, spec.qk_head_dim)
+    given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, slots)
+    if absorb:
+        return Projected(rope_absorb(*given, spec.rope_interleave, weights.halves()[0]))
+    if out is None or out.latents is None:
+        out = Projected(queries, stream.new_empty(len(stream), spec.latent_dim))
+    rope_write(*given, spec.rope_interleave, out.latents)
+    if out.keys_values is not None and out.latents is not None:
+        up_project(out.latents, weights.kv_b, spec.qk_nope_head_dim, out.keys_values)
     return out
 
 
-def add_output(stream: Tensor, values: Tensor, weights: AttentionWeights, ranks: Ranks) -> None:
-    """What comes behind attention: values [num_tokens, heads, v_head_dim] become a summand of the
-    stream [num_tokens, hidden], over all ranks' heads."""
-    part = ranks.part_of(stream)
-    linear(values.flatten(1), weights.o, add_to=part)
-    ranks.add_up(part, stream)
-
-
-def _up_projected(
-    queries: Tensor,
-    latents: Tensor,
-    kv_b: Tensor,
+def attend(
+    projected: Projected,
+    weights: AttentionWeights,
+    groups: Sequence[AttentionGroup],
     kv: Tensor,
-    group: AttentionGroup,
-    spec: ModelSpec,
-    own: tuple[Tensor, Tensor] | None,
-    out: Tensor | None,
-) -> Tensor:
-    return mla_prefill(
-        queries,
-        latents,
-        kv,
-        group.page_table,
-        group.query_starts,
-        group.query_lens,
-        group.prefix_lens,
-        kv_b,
-        spec.softmax_scale,
-        prefill_backend(group.backend, queries, spec.v_head_dim),
-        own,
-        out,
-    )
-
-
-def _absorbed(
-    queries: Tensor,
-    w_uv: Tensor,
-    kv: Tensor,
-    group: AttentionGroup,
-    spec: ModelSpec,
     out: Tensor | None = None,
 ) -> Tensor:
-    """queries [num_tokens, heads, latent_dim]."""
+    """Attention of projected tokens -> [num_tokens, heads, v_head_dim], in `out` if given."""
+    if out is None and len(groups) == 1:
+        return _attend_group(projected, weights, groups[0], kv)
+    if out is None:
+        shape = (*projected.queries.shape[:2], weights.spec.v_head_dim)
+        out = projected.queries.new_empty(shape)
+    for group in groups:
+        target = out[group.span]
+        values = _attend_group(projected.cut(group.span), weights, group, kv, target)
+        if values.data_ptr() != target.data_ptr():  # a backend that cannot write there
+            target.copy_(values)
+    return out
+
+
+def _attend_group(
+    tokens: Projected,
+    weights: AttentionWeights,
+    group: AttentionGroup,
+    kv: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    spec, queries = weights.spec, tokens.queries
+    if not group.absorbed:
+        assert tokens.latents is not None, "absorbed queries cannot attend up-projected"
+        return mla_prefill(
+            queries,
+            tokens.latents,
+            kv,
+            group.page_table,
+            group.query_starts,
+            group.query_lens,
+            group.prefix_lens,
+            weights.kv_b,
+            spec.softmax_scale,
+            prefill_backend(group.backend, queries, spec.v_head_dim),
+            tokens.keys_values,
+            out,
+        )
+    w_uk, w_uv = weights.halves()
+    if tokens.latents is not None:
+        queries = absorb_queries(queries, w_uk)
     if group.planned is not None:
         return expand_values(group.planned.run(queries, kv), w_uv, out)
     return mla_decode(

@@ -1,5 +1,6 @@
 """The MLP of one layer: dense in the first layers, shared plus routed experts in the others."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,6 +32,9 @@ class MoeWeights:
     # (gate_up, down) with the shared expert as the last one, of which the fields above are views;
     # then it runs with the others, as one that every token chooses.
     stacked: tuple[Tensor, Tensor] | None = None
+    # Benchmarks count experts: called with the routed expert ids [num_tokens, k] of each pass that
+    # is not a replay of a CUDA graph.
+    on_route: Callable[[Tensor], None] | None = None
 
 
 def mlp(
@@ -40,8 +44,8 @@ def mlp(
     spec: ModelSpec,
     ranks: Ranks,
 ) -> None:
-    """Add to the residual stream [num_tokens, hidden] what this layer's MLP makes of its norm with
-    weight `norm`, summed over ranks."""
+    """Add this layer's MLP of the stream's norm (weight `norm`), summed over ranks, to the residual
+    stream [num_tokens, hidden]."""
     eps, out = spec.rms_norm_eps, ranks.part_of(stream)
     if isinstance(weights, DenseWeights):
         gated_mlp(rms_norm(stream, norm, eps), weights.gate_up, weights.down, out)
@@ -60,6 +64,8 @@ def mlp(
         spec.routed_scaling_factor,
         num_shared=0 if weights.stacked is None else 1,
     )
+    if weights.on_route is not None:
+        weights.on_route(ids[:, : spec.num_experts_per_token])
     if weights.stacked is not None:
         moe(x, ids, scores, *weights.stacked, out)
     else:

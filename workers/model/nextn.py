@@ -16,9 +16,7 @@ from ...kernels.sampling.sampling import greedy
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs
 from ..parallel import Ranks
-from .glm4_moe_lite import LayerWeights, compute_logits
-from .mla import attention
-from .moe import mlp
+from .glm4_moe_lite import DecoderLayer, compute_logits
 
 
 @dataclass(frozen=True)
@@ -29,38 +27,34 @@ class NextnWeights:
     enorm: Tensor  # [hidden], of the embedded token
     hnorm: Tensor  # [hidden], of the main model's hidden state
     eh_proj: Tensor  # [hidden, 2 * hidden]: columns of the embedding, then of the hidden state
-    layer: LayerWeights
+    layer: DecoderLayer
     norm: Tensor  # [hidden], shared_head.norm
     embedding: Tensor  # [vocab, hidden]
     head: Tensor  # [ceil(vocab / ranks), hidden], as in ModelWeights
+    spec: ModelSpec
+    ranks: Ranks
 
 
 def nextn_states(
-    nextn: NextnWeights,
-    inputs: StepInputs,
-    hidden: Tensor,
-    kv: Tensor,
-    spec: ModelSpec,
-    ranks: Ranks,
+    nextn: NextnWeights, inputs: StepInputs, hidden: Tensor, kv: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Run the layer at the inputs' positions; their token ids are each position's *next* token.
     hidden [num_tokens, hidden]; latents go into kv [pages, page_size, latent_dim], the layer's own.
     -> (normed output, which the head reads; output before that norm), [num_tokens, hidden]."""
-    eps, layer = spec.rms_norm_eps, nextn.layer
+    spec, eps = nextn.spec, nextn.spec.rms_norm_eps
     embedded = rms_norm(embedding(inputs.token_ids, nextn.embedding), nextn.enorm, eps)
     both = torch.cat((embedded, rms_norm(hidden, nextn.hnorm, eps)), dim=-1)
     stream = linear(both, nextn.eh_proj)
     angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
-    attention(stream, layer.input_norm, layer.attention, inputs, angles, kv, spec, ranks)
-    mlp(stream, layer.mlp_norm, layer.mlp, spec, ranks)
+    nextn.layer.run(stream, inputs, angles, kv)
     return rms_norm(stream, nextn.norm, eps), stream
 
 
-def draft_ids(nextn: NextnWeights, normed: Tensor, spec: ModelSpec, ranks: Ranks) -> Tensor:
+def draft_ids(nextn: NextnWeights, normed: Tensor) -> Tensor:
     """The likeliest token of each row of normed [n, hidden] -> [n] int64, on all ranks."""
-    logits = compute_logits(nextn, normed, spec, ranks)
+    logits = compute_logits(nextn, normed)
     if logits is None:
         ids = torch.empty(len(normed), dtype=torch.int64, device=normed.device)
     else:
-        ids = greedy(logits[:, : spec.num_token_ids])[0]
-    return ranks.broadcast(ids)
+        ids = greedy(logits[:, : nextn.spec.num_token_ids])[0]
+    return nextn.ranks.broadcast(ids)

@@ -7,13 +7,13 @@ its bytes are read `shard_reader.py`'s.
 
 import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from ...shared.model_spec import ModelSpec
-from ..model.glm4_moe_lite import LayerWeights, ModelWeights
+from ..model.glm4_moe_lite import DecoderLayer, ModelWeights
 from ..model.mla import AttentionWeights
 from ..model.moe import DenseWeights, MoeWeights
 from ..model.nextn import NextnWeights
@@ -92,6 +92,21 @@ def random_weights(
     return model
 
 
+def observe_routing(model: ModelWeights, on_route: Callable[[Tensor], None]) -> ModelWeights:
+    """The same weights, not copied; every MoE layer, the draft layer's too, calls `on_route` with
+    the expert ids of its passes."""
+
+    def observed(layer: DecoderLayer) -> DecoderLayer:
+        if isinstance(layer.mlp, DenseWeights):
+            return layer
+        return dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, on_route=on_route))
+
+    nextn = model.nextn
+    if nextn is not None:
+        nextn = dataclasses.replace(nextn, layer=observed(nextn.layer))
+    return dataclasses.replace(model, layers=[observed(x) for x in model.layers], nextn=nextn)
+
+
 def _allocate(spec: ModelSpec, ranks: Ranks, dtype: torch.dtype, device: str) -> ModelWeights:
     hidden = spec.hidden_size
     return ModelWeights(
@@ -99,6 +114,8 @@ def _allocate(spec: ModelSpec, ranks: Ranks, dtype: torch.dtype, device: str) ->
         layers=[_empty_layer(n, spec, ranks, dtype, device) for n in range(spec.num_layers)],
         norm=torch.empty(hidden, dtype=dtype, device=device),
         head=_empty_head(spec, ranks, dtype, device),
+        spec=spec,
+        ranks=ranks,
     )
 
 
@@ -119,6 +136,8 @@ def _allocate_nextn(
         norm=main.new_empty(hidden),
         embedding=torch.empty_like(main) if own_embedding else main,
         head=_empty_head(spec, ranks, dtype, device) if own_head else model.head,
+        spec=spec,
+        ranks=ranks,
     )
 
 
@@ -129,7 +148,7 @@ def _empty_head(spec: ModelSpec, ranks: Ranks, dtype: torch.dtype, device: str) 
 
 def _empty_layer(
     number: int, spec: ModelSpec, ranks: Ranks, dtype: torch.dtype, device: str
-) -> LayerWeights:
+) -> DecoderLayer:
     def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
@@ -147,6 +166,7 @@ def _empty_layer(
         kv_norm=empty(spec.kv_lora_rank),
         kv_b=empty(heads, up_dim, spec.kv_lora_rank),
         o=empty(hidden, heads * spec.v_head_dim),
+        spec=spec,
     )
     mlp: DenseWeights | MoeWeights
     if number < spec.first_dense_layers:
@@ -165,7 +185,7 @@ def _empty_layer(
             shared=shared if shared_width else None,
             stacked=(gate_up, down) if stacks else None,
         )
-    return LayerWeights(empty(hidden), attention, empty(hidden), mlp)
+    return DecoderLayer(empty(hidden), attention, empty(hidden), mlp, spec, ranks)
 
 
 def _placements(
@@ -202,7 +222,7 @@ def _head_placement(head: Tensor, spec: ModelSpec, ranks: Ranks) -> Placement:
 
 
 def _layer_placements(
-    prefix: str, layer: LayerWeights, spec: ModelSpec, ranks: Ranks
+    prefix: str, layer: DecoderLayer, spec: ModelSpec, ranks: Ranks
 ) -> Iterator[tuple[str, Placement]]:
     yield f"{prefix}.input_layernorm.weight", Placement(layer.input_norm)
     yield f"{prefix}.post_attention_layernorm.weight", Placement(layer.mlp_norm)

@@ -1,7 +1,8 @@
 """What a benchmark's rank says of its steps."""
 
 import pytest
-from glimmer.deploy.bench.rank import average_experts, decoded
+import torch
+from glimmer.deploy.bench.rank import Routing, average_experts, count_distinct, decoded
 from glimmer.shared.messages import PrefillChunk, RowResult, StepPlan, StepResult
 
 
@@ -30,3 +31,22 @@ def test_decode_rows_are_counted_and_chunks_are_not() -> None:
     assert decoded(StepPlan(0, 0, [], [], [], [chunk], []), StepResult(0, 0, result.rows[:1])) == []
     with pytest.raises(RuntimeError, match="no memory"):
         decoded(plan, StepResult(0, 0, [], error="no memory"))
+
+
+def test_routings_are_recorded_in_order_and_only_when_asked() -> None:
+    routing = Routing()
+    routing(torch.tensor([[7]]))
+    with routing.recorded() as seen:
+        for experts in ([0, 1, 1], [2, 2, 2]):
+            routing(torch.tensor(experts)[:, None])
+    routing(torch.tensor([[7]]))
+    assert [ids.flatten().tolist() for ids in seen] == [[0, 1, 1], [2, 2, 2]]
+    assert count_distinct(seen) == [2, 1]
+
+
+def test_an_error_ends_the_recording() -> None:
+    routing = Routing()
+    with pytest.raises(KeyError), routing.recorded() as seen:
+        raise KeyError
+    routing(torch.tensor([[7]]))
+    assert seen == []

@@ -27,10 +27,10 @@ def states_of(path: Path, rows: list[int]) -> list[torch.Tensor]:
     chunks = [PrefillChunk(row, 0, PROMPTS[row], sample=True) for row in rows]
     inputs = build_inputs(StepPlan(0, 0, [], [], [], chunks, []), table)
     kv = torch.zeros(12, spec.num_layers, 4, spec.latent_dim)
-    hidden, _ = hidden_states(model, inputs, kv, spec, Ranks())
+    hidden, _ = hidden_states(model, inputs, kv)
     written = {int(s) for s in (kv[:, -1].abs().sum(-1).flatten() > 0).nonzero()}
     assert written == set(inputs.slots.tolist())
-    logits = compute_logits(model, hidden, spec, Ranks())
+    logits = compute_logits(model, hidden)
     assert logits is not None
     assert (logits.shape, logits.dtype) == ((len(hidden), spec.vocab_size), torch.float32)
     return [hidden[span] for span in inputs.chunk_spans]

@@ -2,13 +2,14 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from glimmer.shared.model_spec import ModelSpec, load_model_spec
 from glimmer.workers.model.moe import DenseWeights, MoeWeights, mlp
 from glimmer.workers.parallel import Ranks
-from glimmer.workers.weights.weights import random_weights
+from glimmer.workers.weights.weights import observe_routing, random_weights
 
 
 @pytest.fixture
@@ -53,3 +54,21 @@ def test_expert_widths_and_shared_expert_add_up(spec: ModelSpec, num_tokens: int
         total += added(x, routed, spec)
     total += added(x, weights.shared, spec)
     torch.testing.assert_close(total, added(x, weights, spec), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["plain", "grouped"])
+def test_an_observer_sees_the_routed_experts(make_reference: Any, variant: str) -> None:
+    """Not the shared expert, which every token has."""
+    spec = load_model_spec(make_reference(variant).path)
+    seen: list[torch.Tensor] = []
+    plain = random_weights(spec, Ranks(), torch.float32, "cpu", with_nextn=True)
+    model = observe_routing(plain, seen.append)
+    assert model.nextn is not None
+    x = torch.randn(5, spec.hidden_size)
+    for layer in (*model.layers, model.nextn.layer):
+        added(x, layer.mlp, spec)
+    assert len(seen) == spec.num_layers - spec.first_dense_layers + 1
+    for ids in seen:
+        assert ids.shape == (5, spec.num_experts_per_token)
+        assert ids.max() < spec.num_experts
+    assert plain.layers[-1].mlp.gate_up is model.layers[-1].mlp.gate_up

@@ -57,9 +57,11 @@ def test_each_half_of_the_joint_gets_its_own_input(parts: tuple[Any, ModelWeight
         (of_states, rms_norm(hidden, nextn.hnorm, eps), list(range(len(IDS)))),
     ):
         inputs = inputs_of(IDS, spec.vocab_size)
-        found = nextn_states(joint, inputs, hidden, kv[0][:, 0], spec, Ranks())
-        alone = ModelWeights(table, [nextn.layer], nextn.norm, nextn.head)
-        wanted = hidden_states(alone, inputs_of(ids, spec.vocab_size), kv[1], spec, Ranks())
+        found = nextn_states(joint, inputs, hidden, kv[0][:, 0])
+        alone = dataclasses.replace(
+            model, embedding=table, layers=[nextn.layer], norm=nextn.norm, head=nextn.head
+        )
+        wanted = hidden_states(alone, inputs_of(ids, spec.vocab_size), kv[1])
         for left, right in zip(found, wanted, strict=True):
             torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(kv[0], kv[1], atol=1e-5, rtol=1e-5)
@@ -69,6 +71,6 @@ def test_ids_without_a_token_are_no_drafts(parts: tuple[Any, ModelWeights]) -> N
     spec, model = parts
     assert model.nextn is not None
     normed = model.nextn.head[[5, spec.num_token_ids, 7]] * 100
-    ids = draft_ids(model.nextn, normed, spec, Ranks())
+    ids = draft_ids(model.nextn, normed)
     assert ids[[0, 2]].tolist() == [5, 7]
     assert ids.max() < spec.num_token_ids

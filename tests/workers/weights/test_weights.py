@@ -18,11 +18,10 @@ from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.inputs import build_inputs
 from glimmer.workers.memory.kv_cache import allocate_kv
 from glimmer.workers.model.glm4_moe_lite import ModelWeights, hidden_states
-from glimmer.workers.model.routing import count_distinct, recorded_routing
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
 from glimmer.workers.weights.checkpoint import INDEX_FILE, check_draft, check_weights
-from glimmer.workers.weights.weights import load_weights, random_weights
+from glimmer.workers.weights.weights import load_weights, observe_routing, random_weights
 from safetensors import safe_open
 
 
@@ -247,7 +246,9 @@ def test_random_routing_spreads_and_numbers_stay_finite_at_every_depth(
         moe_intermediate_size=48,
         vocab_size=5000,
     )
-    model: ModelWeights = random_weights(spec, Ranks(), torch.bfloat16, device)
+    seen: list[torch.Tensor] = []
+    weights = random_weights(spec, Ranks(), torch.bfloat16, device)
+    model: ModelWeights = observe_routing(weights, seen.append)
     kv = allocate_kv(33, spec, config_of(tiny_model, device=device), torch.bfloat16)
     table = RowTable(32, 1, 64, spec.vocab_size, device)
     params = SamplingParams(max_new_tokens=1)
@@ -257,11 +258,11 @@ def test_random_routing_spreads_and_numbers_stay_finite_at_every_depth(
         chunks = [PrefillChunk(row, begin, ids[row][begin:end], sample=True) for row in range(32)]
         plan = StepPlan(0, 0, [], [] if begin else admits, [], chunks, [])
         table.apply(plan)
-        with recorded_routing() as seen:
-            hidden, _ = hidden_states(model, build_inputs(plan, table), kv, spec, Ranks())
+        seen.clear()
+        hidden, _ = hidden_states(model, build_inputs(plan, table), kv)
         table.advance(list(range(32)), [end - begin] * 32)
     assert hidden.isfinite().all()
     assert hidden.float().std() > 0.5
-    distinct = count_distinct(seen)
+    distinct = [len(experts.unique()) for experts in seen]
     assert len(distinct) == 46
     assert min(distinct) >= 44, distinct
