@@ -15,8 +15,8 @@ from ...shared.errors import PortError, StartError
 from ..cli import parse_with_logging
 from ..launcher.gpus import find_gpus
 from ..launcher.launch import launch
+from ..launcher.launcher import Launcher
 from ..launcher.listen import bind_port
-from ..launcher.server import Server
 from ..launcher.supervise import Modules
 
 MODEL_DIR = Path(__file__).with_name("model")
@@ -44,18 +44,18 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
     config = _with_free_port(config)
     failures: list[Exception] = []
 
-    def ask(server: Server, url: str) -> None:
+    def ask(launcher: Launcher, url: str) -> None:
         try:
             _ask(url, config.model_name, args.prompt)
         except (OSError, http.client.HTTPException, StartError) as error:
             failures.append(error)
         if args.once or failures:
-            server.stop()
+            launcher.stop()
         else:
             _show_next_steps(url, config.model_name)
 
-    def on_ready(server: Server, url: str) -> None:
-        threading.Thread(target=ask, args=(server, url), daemon=True).start()
+    def on_ready(launcher: Launcher, url: str) -> None:
+        threading.Thread(target=ask, args=(launcher, url), daemon=True).start()
 
     code = launch(config, modules, on_ready)
     if failures:

@@ -17,10 +17,10 @@ from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
 from ...shared.resolve import resolve
 from .gpus import check_gpus
+from .launcher import Launcher
 from .listen import bind_port
 from .preflight import check_memory, check_model, detect_hardware
 from .runtime_dir import claim_runtime_dir
-from .server import Server
 from .supervise import Children, JanitorKeeper, Modules
 
 _MAX_FILES = 65536
@@ -29,12 +29,12 @@ _MAX_FILES = 65536
 def launch(
     config: ServeConfig,
     modules: Modules | None = None,
-    on_ready: Callable[[Server, str], None] | None = None,
+    on_ready: Callable[[Launcher, str], None] | None = None,
 ) -> int:
     """Serve until stopped. Call from the main thread.
 
-    `config` is as parsed. `on_ready` is called once with the server and its URL. Returns the exit
-    code. Raises StartError if the server cannot start.
+    `config` is as parsed. `on_ready` is called once, with the launcher and the server's URL.
+    Returns the exit code. Raises StartError if the server cannot start.
     """
     started = time.monotonic()
     _allow_connections()
@@ -54,7 +54,7 @@ def launch(
         config.save(runtime.path / CONFIG_FILE)
         threads = max(1, hardware.num_cpus // config.tp)
         children = Children(runtime.path, modules or Modules(), threads, port.listener.fileno())
-        return Server(config, runtime.path, children, janitor, port, started, on_ready).run()
+        return Launcher(config, children, janitor, port, started, on_ready).run()
 
 
 def _allow_connections() -> None:

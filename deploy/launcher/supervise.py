@@ -1,6 +1,6 @@
 """The launcher's child processes: how each is started, watched, and ended for sure.
 
-Knows processes, not what they mean for each other: that is `server.py`.
+Knows processes, not what they mean for each other: that is `launcher.py`.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from ...shared.lifecycle import failure_file
 from ...shared.transport import Sender, frontend_address, scheduler_address, worker_address
 from .runtime_dir import RuntimeDir
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _EXIT_WAIT_S = 10.0
 _MAX_JANITORS = 10  # more dying ones mean that it cannot run here
 
@@ -111,7 +111,7 @@ class Children:
             try:
                 process.popen.wait(_EXIT_WAIT_S)
             except subprocess.TimeoutExpired:  # stuck in the kernel, a driver call perhaps
-                _log.error("%s (pid %d) does not die", process.name, process.popen.pid)
+                logger.error("%s (pid %d) does not die", process.name, process.popen.pid)
             self._bury(process)
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class JanitorKeeper:
             return
         self._close_sentinel()
         if self._count == _MAX_JANITORS:
-            _log.error("the janitor does not stay alive; files may be left after a SIGKILL")
+            logger.error("the janitor does not stay alive; files may be left after a SIGKILL")
             self._count += 1
         else:
             self._spawn()

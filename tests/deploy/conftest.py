@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class FakeServer:
     def __init__(self, runtime: Path, stderr: Path, words: tuple[str, ...]) -> None:
         self.runtime = runtime
         self._stderr = stderr
+        self._log_start = 0
         with stderr.open("wb") as log:
             self.process = subprocess.Popen(
                 words,
@@ -39,7 +41,11 @@ class FakeServer:
 
     @property
     def log(self) -> str:
-        return self._stderr.read_text()
+        """Everything since `forget_log`."""
+        return self._stderr.read_text()[self._log_start :]
+
+    def forget_log(self) -> None:
+        self._log_start += len(self.log)
 
     def ready_line(self) -> str:
         """Waits for it; empty if the server ended instead."""
@@ -66,6 +72,13 @@ class FakeServer:
                 assert all(text in self.log for text in texts), self.log
         return self.log
 
+    def await_children(self, **counts: int) -> None:
+        """Until there are so many fake processes of each role."""
+        give_up = time.monotonic() + WAIT_S
+        while any(len(self.children(f"fake_{role}")) != counts[role] for role in counts):
+            assert time.monotonic() < give_up, self.log
+            time.sleep(0.02)
+
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
@@ -73,12 +86,9 @@ class FakeServer:
         return self.process.wait(WAIT_S)
 
 
-@pytest.fixture
-def serve(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
-) -> Iterator[Callable[..., FakeServer]]:
-    """serve(*flags, ...) -> FakeServer, ended with the test; `wrapper` is a command before it."""
-    base = tmp_path_factory.mktemp("s")
+@contextlib.contextmanager
+def fake_servers(base: Path, model: Path) -> Iterator[Callable[..., FakeServer]]:
+    """start(*flags, ...) -> FakeServer, ended at the end; `wrapper` is a command before it."""
     servers: list[FakeServer] = []
 
     def start(
@@ -90,7 +100,7 @@ def serve(
     ) -> FakeServer:
         number = len(servers)
         runtime = runtime or base / f"r{number}"
-        usual = ("--model_dir", str(tiny_model), "--port", str(port), "--runtime_dir", str(runtime))
+        usual = ("--model_dir", str(model), "--port", str(port), "--runtime_dir", str(runtime))
         glimmer = (sys.executable, "-m", "fake_glimmer", command)
         words = (*wrapper, *glimmer, *usual, *flags)
         server = FakeServer(runtime, base / f"stderr-{number}", words)
@@ -104,3 +114,21 @@ def serve(
         server.wait()
         assert server.process.stdout is not None
         server.process.stdout.close()
+
+
+@pytest.fixture
+def serve(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Callable[..., FakeServer]]:
+    """Starts fake servers that end with the test."""
+    with fake_servers(tmp_path_factory.mktemp("s"), tiny_model) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def lasting(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Callable[..., FakeServer]]:
+    """Starts fake servers that end with the module."""
+    with fake_servers(tmp_path_factory.mktemp("s"), tiny_model) as start:
+        yield start

@@ -4,17 +4,17 @@ import sys
 
 from glimmer.deploy import cli
 from glimmer.deploy.demo import run
-from glimmer.deploy.launcher import launch, server, supervise
+from glimmer.deploy.launcher import launch, launcher, supervise
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
 
 def main(command: str, *flags: str) -> int:
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
-        server.HEARTBEAT_LIMIT_S = 2.0
-        server._PAUSE_S = 1.9
+        launcher.HEARTBEAT_LIMIT_S = 2.0
+        launcher._PAUSE_S = 1.9
     if "mute-frontend" in flags:
-        server.FRONTEND_LIMIT_S = 2.0
+        launcher.FRONTEND_LIMIT_S = 2.0
     if command == "demo":
         return cli.guarded(lambda: run.demo(flags, MODULES))
     return cli.guarded(

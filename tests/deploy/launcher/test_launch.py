@@ -27,7 +27,7 @@ def test_a_server_starts_and_says_where_it_is(serve: Serve) -> None:
         pass
     names = [" ".join(p.cmdline()) for p in server.children()]
     for mark, count in (("scheduler", 1), ("worker", 2), ("frontend", 2), ("janitor", 1)):
-        assert sum(f"fake_{mark}" in n or f"deploy.{mark}" in n for n in names) == count
+        assert sum(f"fake_{mark}" in n or f"launcher.{mark}" in n for n in names) == count
     assert server.runtime.stat().st_mode & 0o777 == 0o700
     assert "worker 1: loading weights 75%" in server.log
 

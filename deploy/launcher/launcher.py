@@ -1,7 +1,8 @@
-"""Keeps one server's processes alive and ends them all: a small state machine around one wait.
+"""Starts one server's processes, replaces those that die, and stops them all.
 
-Messages in the launcher's inbox, ended children and signals arrive; each is handled to its end.
-How losses are mended is in `Server._lost`; the processes themselves are in `supervise.py`.
+A state machine around one wait: the launcher waits for messages in its inbox, for the end of a
+child, and for signals. `_lost` decides what a dead child means for the others; `supervise.py` knows
+how a process is started and killed.
 """
 
 import contextlib
@@ -16,7 +17,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from ...shared.config import ServeConfig
 from ...shared.errors import ConfigError
@@ -37,26 +37,29 @@ from .listen import HttpPort
 from .progress import StartDisplay
 from .supervise import Children, JanitorKeeper, Process, start_error
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TICK_S = 1.0
-_SLOW_TICK_S = 0.1  # without pidfds
-_STOP_WAIT_S = 5.0  # for processes to follow a Shutdown
-_DRAIN_GRACE_S = 3.0  # for frontends to end what the drain left over
-_EXIT_WAIT_S = 1.0  # for a worker that failed to exit, so that its exit code is known
-_MAX_ATTEMPTS = 3  # to bring the engine or a frontend back, in a row
-# The scheduler sends a heartbeat every second from the loop that does its work, which never waits
-# for a worker. So its silence is its own, however slow a step may be.
+_SLOW_TICK_S = 0.1  # on kernels without pidfds, where the end of a child does not end a wait
+_STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
+_DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
+_EXIT_WAIT_S = 1.0  # a worker that reported a failure exits within this time, or is killed
+_MAX_ATTEMPTS = 3  # restarts in a row of the engine or of one frontend
+# The scheduler sends a heartbeat every second from its main loop, which never waits for a worker.
+# A slow step therefore does not delay the heartbeat.
 HEARTBEAT_LIMIT_S = 10.0
-FRONTEND_LIMIT_S = 30.0  # one also parses bodies and renders prompts; to end it breaks its streams
-_PAUSE_S = 5.0  # between two looks: this process was stopped, and its peers perhaps, too
+# A frontend also parses bodies and renders prompts. Killing it breaks its streams.
+FRONTEND_LIMIT_S = 30.0
+# A longer time between two ticks means that this process was suspended, perhaps with its children.
+_PAUSE_S = 5.0
 _ENGINE = "engine"
-_RUNNING = "running"  # the last stage; a scheduler's begins with its first heartbeat
+_RUNNING = "running"  # the last stage; a scheduler enters it with its first heartbeat
 
 
 class Phase(enum.Enum):
-    """STARTING until all frontends listen; a loss then ends the start. SERVING: losses are mended.
-    DRAINING: frontends finish their streams, only workers are replaced. STOPPING: all end."""
+    """STARTING lasts until all frontends listen: a loss ends the start. SERVING: lost processes
+    are restarted. DRAINING: frontends finish their streams and only workers are restarted.
+    STOPPING: all processes end."""
 
     STARTING = enum.auto()
     SERVING = enum.auto()
@@ -64,21 +67,21 @@ class Phase(enum.Enum):
     STOPPING = enum.auto()
 
 
-class Server:
-    """One server's processes from start to end."""
+class Launcher:
+    """Runs one server's processes from start to end."""
 
     def __init__(
         self,
         config: ServeConfig,
-        runtime_dir: Path,
         children: Children,
         janitor: JanitorKeeper,
         port: HttpPort,
         started: float,
-        on_ready: Callable[["Server", str], None] | None,
+        on_ready: Callable[["Launcher", str], None] | None,
     ) -> None:
+        """`started` is the monotonic time at which the command began. `on_ready` is called once,
+        with this launcher and the server's URL."""
         self._config = config
-        self._runtime_dir = str(runtime_dir)
         self._children = children
         self._janitor = janitor
         self._port = port
@@ -86,23 +89,23 @@ class Server:
         self._on_ready = on_ready
         self._phase = Phase.STARTING
         self._exit_code = 0
-        self._epoch = 0
+        self._epoch = 0  # number of the engine's current incarnation
         self._capacity = 0  # KV tokens, from the scheduler's Ready
-        self._engine_ready_at = math.inf  # while it is not
+        self._engine_ready_at = math.inf  # infinite while the engine is not ready
         self._deadline = 0.0  # of the drain or stop
         self._stop_requests = 0
-        self._attempts: Counter[str] = Counter()  # restarts since it was last ready
+        self._attempts: Counter[str] = Counter()  # restarts since the unit was last ready
         self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
-        self._looked_at = started  # when the last tick was
+        self._last_tick = started
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
 
     def run(self) -> int:
-        """Start, serve, stop. Returns the exit code; raises StartError if the start fails."""
+        """Start, serve, stop. Returns the exit code. Raises StartError if the start fails."""
         self._display = StartDisplay()
         with (
-            Receiver.bind(launcher_address(self._runtime_dir)) as inbox,
+            Receiver.bind(launcher_address(str(self._children.runtime_dir))) as inbox,
             _handlers(self.stop, self._wake_write.fileno()),
         ):
             try:
@@ -117,7 +120,7 @@ class Server:
         return self._exit_code
 
     def stop(self) -> None:
-        """Drain and stop, as SIGTERM does; a second call stops at once. From any thread."""
+        """Drain and stop, as SIGTERM does. A second call stops at once. Thread-safe."""
         self._stop_requests += 1
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0")
@@ -125,6 +128,7 @@ class Server:
     # --- events -----------------------------------------------------------------------------
 
     def _wait(self, inbox: Receiver) -> None:
+        """Wait for the next event, then handle everything that has happened."""
         sentinels = [process.sentinel for process in self._children.alive]
         watched = [fd for fd in (*sentinels, self._janitor.sentinel) if fd is not None]
         tick = _SLOW_TICK_S if None in sentinels else _TICK_S
@@ -140,8 +144,8 @@ class Server:
         self._tick(time.monotonic())
 
     def _reap(self) -> None:
-        """The scheduler first: its loss covers the workers'. Then who was killed: its peers only
-        fail because of that."""
+        """Handle all children that ended. The scheduler comes first, because its loss includes
+        that of the workers. Killed processes come next: others may have failed because of them."""
         ended = self._children.reap()
         ended.sort(key=lambda e: (e[0].role != "scheduler", e[0].popen.returncode >= 0))
         for process, reason in ended:
@@ -174,7 +178,7 @@ class Server:
                     self._reap()
                     self._end(process, reason)
             case _:
-                _log.warning("unexpected %s in the launcher's inbox", type(message).__name__)
+                logger.warning("unexpected %s in the launcher's inbox", type(message).__name__)
 
     def _hear(self, role: str, index: int, stage: str = "", done: int = 0, total: int = 0) -> None:
         process = self._children.find(role, index)
@@ -201,33 +205,33 @@ class Server:
     def _on_peer_ready(self, ready: Ready) -> None:
         process = self._children.find(ready.role, ready.index)
         if process is None or (ready.role != "frontend" and ready.epoch != self._epoch):
-            return  # word of a process that is gone
+            return  # from a process that is gone
         process.ready = True
         self._hear(ready.role, ready.index, _RUNNING)
         if ready.role == "worker":
-            self._port.share_with_successor()  # frontends listen once the scheduler knows, too
+            self._port.share_with_successor()  # frontends listen only after the scheduler is ready
         else:
             del self._attempts[_unit(process)]
         if ready.role == "scheduler":
             self._capacity = ready.num_pages * self._config.page_size
             self._engine_ready_at = time.monotonic()
             if self._phase is Phase.SERVING:
-                _log.info("the engine is ready again (epoch %d)", ready.epoch)
+                logger.info("the engine is ready again (epoch %d)", ready.epoch)
         frontends = self._children.of("frontend")
-        if self._phase is Phase.STARTING and all(p.ready for p in frontends):
+        if self._phase is Phase.STARTING and all(process.ready for process in frontends):
             self._phase = Phase.SERVING
             self._announce()
 
     def _announce(self) -> None:
         self._display.close()
-        _log.info("worker 0: %s", self._display.spent("worker 0"))
+        logger.info("worker 0: %s", self._display.spent("worker 0"))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
         url = f"http://{f'[{host}]' if ':' in host else host}:{self._config.port}"
         line = (
             f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
             f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s\n"
         )
-        with contextlib.suppress(OSError):  # nobody has to read it
+        with contextlib.suppress(OSError):  # stdout may be closed or full
             os.write(sys.stdout.fileno(), line.encode())
         if self._on_ready is not None:
             self._on_ready(self, url)
@@ -235,13 +239,13 @@ class Server:
     # --- losses -----------------------------------------------------------------------------
 
     def _end(self, process: Process, reason: str) -> None:
-        """Kill a child that cannot go on, unless it is gone."""
+        """Kill a child that cannot go on, unless it already ended."""
         if process in self._children.alive:
             self._children.kill([process])
             self._lost(process, reason)
 
     def _lost(self, process: Process, reason: str) -> None:
-        """A child ended. While starting that ends the start; later it is mended or expected."""
+        """A child ended. That ends a start; later, the child is restarted unless it was to end."""
         if self._phase is Phase.STOPPING:
             return
         code = process.popen.returncode
@@ -249,31 +253,34 @@ class Server:
             raise start_error(code, f"{process.name} failed while {process.stage}: {reason}")
         if self._phase is Phase.DRAINING and process.role == "frontend" and code == 0:
             return
-        _log.error("lost %s (pid %d): %s", process.name, process.popen.pid, reason)
-        epoch = process.epoch if process.role == "worker" else -1
-        loss = PeerLost(process.role, process.index, reason, epoch)
+        logger.error("lost %s (pid %d): %s", process.name, process.popen.pid, reason)
         if process.role == "frontend":
-            self._tell("scheduler", loss)
+            self._tell("scheduler", PeerLost("frontend", process.index, reason))
             if self._phase is Phase.SERVING:
                 self._restart(process, reason, [("frontend", process.index)])
-            return
-        if process.role == "worker" and process.epoch != self._epoch:
-            return
+        elif process.role == "scheduler" or process.epoch == self._epoch:
+            self._lost_engine(process, reason)
+
+    def _lost_engine(self, process: Process, reason: str) -> None:
+        """The scheduler or a worker of the current epoch ended, which ends the epoch. Workers of
+        an earlier epoch are ignored, so a second death in the same wait changes nothing more."""
+        self._epoch += 1
         self._engine_ready_at = math.inf
         self._children.kill(self._children.of("worker"))
-        group = [("worker", rank) for rank in range(self._config.tp)]
-        for rank in group:
-            self._due.pop(rank, None)
+        workers = [("worker", rank) for rank in range(self._config.tp)]
+        for worker in workers:
+            self._due.pop(worker, None)
         if process.role == "worker":
-            self._tell("scheduler", loss)
-            self._restart(process, reason, group)
+            self._tell("scheduler", PeerLost("worker", process.index, reason, process.epoch))
+            self._restart(process, reason, workers)
         else:
-            self._tell("frontend", loss)
+            self._tell("frontend", PeerLost("scheduler", 0, reason))
             if self._phase is Phase.SERVING:
-                self._restart(process, reason, [("scheduler", 0), *group])
+                self._restart(process, reason, [("scheduler", 0), *workers])
 
-    def _restart(self, lost: Process, reason: str, places: list[tuple[str, int]]) -> None:
-        """Start these anew, at once the first time; gives up when that did not help repeatedly."""
+    def _restart(self, lost: Process, reason: str, successors: list[tuple[str, int]]) -> None:
+        """Schedule these (role, index) to start: at once the first time, later after repeated
+        losses. Gives up after `_MAX_ATTEMPTS` restarts in a row."""
         unit = _unit(lost)
         attempts = self._attempts[unit]
         if attempts == _MAX_ATTEMPTS:
@@ -282,13 +289,11 @@ class Server:
             self._give_up(f"{problem}: {reason}", code)
             return
         self._attempts[unit] += 1
-        if unit == _ENGINE:
-            self._epoch += 1
         at = time.monotonic() + 0.5 * (2**attempts - 1)
-        self._due |= dict.fromkeys(places, at)
+        self._due |= dict.fromkeys(successors, at)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
-        _log.error("giving up: %s", reason)
+        logger.error("giving up: %s", reason)
         self._tell("frontend", PeerLost("scheduler", 0, reason))
         self._stop(exit_code)
 
@@ -306,18 +311,18 @@ class Server:
         if self._phase is Phase.STARTING:
             self._display.update(process.name, process.stage)
         else:
-            _log.info("started %s again (pid %d)", process.name, process.popen.pid)
+            logger.info("started %s again (pid %d)", process.name, process.popen.pid)
 
     def _tick(self, now: float) -> None:
-        """What time brings: restarts that are due, silence, the end of patience."""
+        """Everything that depends on time: due restarts, silent processes, the deadline."""
         if self._phase is Phase.STOPPING:
             if now > self._deadline:
                 self._children.kill(list(self._children.alive))
             return
-        if now - self._looked_at > _PAUSE_S:
+        if now - self._last_tick > _PAUSE_S:
             for process in self._children.alive:
                 process.heard = now
-        self._looked_at = now
+        self._last_tick = now
         for role, index in [key for key, at in self._due.items() if at <= now]:
             del self._due[role, index]
             if role != "frontend" or self._phase is Phase.SERVING:
@@ -330,13 +335,14 @@ class Server:
             self._stop(0)
 
     def _stuck(self, now: float) -> Process | None:
-        """A process that hangs in silence: a scheduler or frontend without heartbeat, a starting
-        process without progress. Nobody is blamed while it has to wait for another."""
+        """A process that has been silent for too long: a running scheduler or frontend without
+        heartbeat, or a starting process without progress. A process that waits for another one is
+        not stuck."""
         patience = self._config.start_timeout_s
         scheduler = self._children.find("scheduler", 0)
         if scheduler is not None:
-            beats = scheduler.stage == _RUNNING
-            if now - scheduler.heard > (HEARTBEAT_LIMIT_S if beats else patience):
+            limit = HEARTBEAT_LIMIT_S if scheduler.stage == _RUNNING else patience
+            if now - scheduler.heard > limit:
                 return scheduler
         workers = self._children.of("worker")
         if workers and now - max(process.heard for process in workers) > patience:
@@ -351,7 +357,7 @@ class Server:
 
     def _drain(self) -> None:
         seconds = self._config.drain_timeout_s
-        _log.info("stopping: running requests get %.0f s to finish", seconds)
+        logger.info("stopping: running requests get %.0f s to finish", seconds)
         self._phase = Phase.DRAINING
         self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_S
         self._tell("frontend", Shutdown(seconds))
@@ -360,7 +366,7 @@ class Server:
     def _stop(self, exit_code: int) -> None:
         if self._phase is Phase.STOPPING:
             return
-        # Who still loads does not listen, and nothing is lost with it.
+        # A process that is still loading does not read its inbox, and killing it loses nothing.
         patience = 0.0 if self._phase is Phase.STARTING else _STOP_WAIT_S
         self._phase = Phase.STOPPING
         self._exit_code = exit_code
@@ -374,13 +380,14 @@ class Server:
 
 
 def _unit(process: Process) -> str:
-    """What is restarted together, by name: scheduler and workers, or one frontend."""
+    """Name of the processes that are restarted together: the engine, or one frontend."""
     return process.name if process.role == "frontend" else _ENGINE
 
 
 @contextlib.contextmanager
 def _handlers(on_signal: Callable[[], None], wake_fd: int) -> Iterator[None]:
-    """Route stop signals to `on_signal` and let them end a wait. nohup stays what it is."""
+    """Route stop signals to `on_signal` and let them end a wait. A SIGHUP that nohup ignores stays
+    ignored."""
     previous_fd = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
     numbers = [signal.SIGTERM, signal.SIGINT]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
