@@ -1,4 +1,4 @@
-"""Figures of a checkout that anyone can repeat.
+"""Figures of checkouts that anyone can repeat.
 
 `python tests/measure.py path [ROOT]`: the code that one streamed chat executes, by file. The chat
 goes through the real frontend, scheduler and worker on a CPU, without tools and drafts
@@ -7,18 +7,31 @@ goes through the real frontend, scheduler and worker on a CPU, without tools and
 Lines of executed functions are counted in two ways, each line once. "Lines" are all lines from
 `def` to the end of the function, without nested functions that did not run. "Code lines" are those
 of them that lie after the signature and are no docstring, blank line or comment.
+
+`python tests/measure.py table [ROOT [ROOT]]`: a table of figures, of two checkouts side by side.
+`source_shape.py` defines code lines, parameters and kernels.
 """
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from source_shape import Function, code_lines, functions
+from source_shape import (
+    FOLDERS,
+    Function,
+    Tokens,
+    code_lines,
+    count_returns,
+    count_tokens,
+    functions,
+    sources,
+)
 
 HERE = Path(__file__).parent
 
@@ -33,14 +46,28 @@ class FilePath:
     code_lines: int
 
 
-def trace(root: Path) -> list[FilePath]:
-    """The executed path of one chat in a checkout, sorted by file."""
-    command = [sys.executable, str(HERE / "traced_chat.py"), str(root)]
+@dataclass(frozen=True)
+class Trace:
+    """What one chat executes; see `traced_chat.py`. Both are sorted by file."""
+
+    path: list[FilePath]
+    rooms: list[FilePath]
+
+
+def trace(root: Path, num_drafts: int = 0) -> Trace:
+    """Serve a checkout's demo model and stream chats. Raises RuntimeError if that fails."""
+    command = [sys.executable, str(HERE / "traced_chat.py"), str(root), str(num_drafts)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     if run.returncode:
         raise RuntimeError(f"the chat failed:\n{run.stdout}\n{run.stderr}")
+    result = json.loads(run.stdout.splitlines()[-1])
+    return Trace(count_files(root, result["path"]), count_files(root, result["rooms"]))
+
+
+def count_files(root: Path, executed: Iterable[tuple[str, int]]) -> list[FilePath]:
+    """From (file, first line of a code object) pairs."""
     by_file: dict[str, set[int]] = defaultdict(set)
-    for file, line in json.loads(run.stdout.splitlines()[-1]):
+    for file, line in executed:
         by_file[file].add(line)
     return [count_file(root, file, lines) for file, lines in sorted(by_file.items())]
 
@@ -85,13 +112,93 @@ def _print_row(label: str, files: Sequence[FilePath]) -> None:
     print(f"{label:48} {count:9} {lines:6} {code:10}")
 
 
+def table(root: Path) -> dict[str, str]:
+    """Figures of a checkout by their names."""
+    return {**shape(root), **path_figures(root)}
+
+
+def path_figures(root: Path) -> dict[str, str]:
+    """Figures that need a running server."""
+    plain, drafted = trace(root), trace(root, 2)
+    return {
+        "one streamed chat executes: files": str(len(plain.path)),
+        "- functions executed": str(sum(len(file.functions) for file in plain.path)),
+        "- lines executed": str(sum(file.lines for file in plain.path)),
+        "- code lines executed": str(sum(file.code_lines for file in plain.path)),
+        "functions of workers/ given a StepPlan or a part, no drafts": _rooms(root, plain.rooms),
+        "- the same with 2 drafts": _rooms(root, drafted.rooms),
+    }
+
+
+def _rooms(root: Path, rooms: Sequence[FilePath]) -> str:
+    count = sum(len(file.functions) for file in rooms)
+    returns = sum(count_returns(root / file.file, file.functions) for file in rooms)
+    return f"{count} ({returns} returns)"
+
+
+def shape(root: Path) -> dict[str, str]:
+    """Figures of the source text."""
+    files = sources(root)
+    every = [function for path in files for function in functions(path)]
+    wide = [f.parameters for f in every if f.parameters >= 8 and not f.is_kernel]
+    lengths = sorted(function.length for function in every)
+    longest = max(files, key=_count_lines)
+    folder, most = Counter(path.parent for path in files).most_common(1)[0]
+    return {
+        "production files": str(len(files)),
+        "- lines": str(sum(map(_count_lines, files))),
+        "- code lines": str(sum(len(code_lines(path)) for path in files)),
+        "- the longest": f"{_count_lines(longest)} ({longest.relative_to(root)})",
+        "most Python files in one folder": f"{most} ({folder.relative_to(root)})",
+        "tokens per code line": f"{_tokens(files).per_line:.2f}",
+        **{f"- {f}": f"{_tokens(_inside(root, f)).per_line:.2f}" for f in FOLDERS},
+        "functions with 8 and more parameters, no kernels": str(len(wide)),
+        "- with more than 8": str(sum(count > 8 for count in wide)),
+        "- most parameters": str(max(f.parameters for f in every if not f.is_kernel)),
+        "function length: median": f"{statistics.median(lengths):g}",
+        "- 90th percentile": str(lengths[len(lengths) * 9 // 10]),
+        "- longest, no kernels": str(max(f.length for f in every if not f.is_kernel)),
+        "README lines": str(_count_lines(root / "README.md")),
+    }
+
+
+def _inside(root: Path, folder: str) -> list[Path]:
+    return [path for path in sources(root) if path.is_relative_to(root / folder)]
+
+
+def _tokens(files: Sequence[Path]) -> Tokens:
+    counts = [count_tokens(path) for path in files]
+    return Tokens(sum(c.tokens for c in counts), sum(c.lines for c in counts))
+
+
+def _count_lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def print_table(roots: Sequence[Path]) -> None:
+    """A Markdown table with a column per checkout."""
+    tables = [table(root) for root in roots]
+    titles = ["before", "after"] if len(roots) == 2 else [root.name for root in roots]
+    print(f"| figure | {' | '.join(titles)} |")
+    print("|---" * (1 + len(roots)) + "|")
+    for figure in tables[0]:
+        print(f"| {figure} | {' | '.join(column[figure] for column in tables)} |")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Figures of checkouts.")
     commands = parser.add_subparsers(dest="command", required=True)
     path = commands.add_parser("path", help="the code that one streamed chat executes")
-    path.add_argument("root", nargs="?", type=Path, default=HERE.parent)
+    path.add_argument("roots", nargs="*", type=Path, metavar="ROOT")
+    figures = commands.add_parser("table", help="figures of one or two checkouts, side by side")
+    figures.add_argument("roots", nargs="*", type=Path, metavar="ROOT")
     args = parser.parse_args(argv)
-    print_path(trace(args.root.resolve()))
+    roots = [root.resolve() for root in args.roots] or [HERE.parent]
+    if args.command == "table":
+        print_table(roots)
+        return 0
+    for root in roots:
+        print_path(trace(root).path)
     return 0
 
 

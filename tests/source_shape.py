@@ -11,7 +11,7 @@ Terms, as all users of this module count them:
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -99,6 +99,13 @@ def _function(node: _Definition, prefix: str) -> Function:
         parameters=_count_parameters(node.args),
         is_kernel=any("jit" in decorator for decorator in decorators),
     )
+
+
+def count_returns(path: Path, names: Iterable[str]) -> int:
+    """Return statements in the named functions of a file, with those of functions inside them."""
+    spans = [(f.start, f.end) for f in functions(path) if f.name in set(names)]
+    returns = [node.lineno for node in ast.walk(tree(path)) if isinstance(node, ast.Return)]
+    return sum(any(start <= line <= end for start, end in spans) for line in returns)
 
 
 def _count_parameters(args: ast.arguments) -> int:

@@ -12,7 +12,7 @@ MAX_LINES = 3630
 
 
 def test_one_streamed_chat_executes_little_code(capsys: pytest.CaptureFixture[str]) -> None:
-    path = trace(ROOT)
+    path = trace(ROOT).path
     lines = sum(file.lines for file in path)
     with capsys.disabled():
         print()

@@ -1,12 +1,18 @@
 """Runs the real frontend, scheduler and worker of a checkout in threads of this process, streams
 chats through them on the CPU, and collects the functions that ran.
 
-`python tests/traced_chat.py ROOT` prints them as JSON: [[file, first line of the function], ...].
-The demo model serves, without drafts. A first chat fills caches and is not counted. Then more
-chats follow, each with another question, and a function counts if it ran for every one of them. So
-work on a timer, such as a heartbeat, does not count. The process that renders chat templates runs,
-but is not traced. ROOT may be an older checkout with other folders inside `frontend`, `scheduler`
-and `workers`: names that this script imports must exist in all of them.
+`python tests/traced_chat.py ROOT [NUM_DRAFTS]` prints them as JSON: `path` and `rooms` are lists of
+[file, first line of the function]. The demo model serves. A first chat fills caches and is not
+counted. Then more chats follow, each with another question, and a function counts if it ran for
+every one of them. So work on a timer, such as a heartbeat, does not count. The process that renders
+chat templates runs, but is not traced.
+
+`rooms` are the functions of `workers/` that were given the `StepPlan`, a part of it (`RowAdmit`,
+`PagesAppended`, `PrefillChunk`, or a list of those), or an object with an attribute that is the
+plan.
+
+ROOT may be an older checkout with other folders inside `frontend`, `scheduler` and `workers`: names
+that this script imports must exist in all of them.
 """
 
 import asyncio
@@ -19,6 +25,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
@@ -29,12 +36,21 @@ MAX_TOKENS = 8
 START_TIMEOUT_S = 120.0
 
 
+@dataclass
+class Trace:
+    """Code objects that began to run, and those of them that were given a plan."""
+
+    codes: set[CodeType] = field(default_factory=set)
+    rooms: set[CodeType] = field(default_factory=set)
+
+
 class Tracer:
-    """Collects code objects that begin to run, in all threads that start after `install`."""
+    """Records in all threads that start after `install`."""
 
     def __init__(self) -> None:
-        self._codes: set[CodeType] = set()
+        self._trace = Trace()
         self._is_on = False
+        self._plan_types: tuple[type, ...] = ()
 
     def install(self) -> None:
         monitoring = getattr(sys, "monitoring", None)  # since 3.12
@@ -48,21 +64,41 @@ class Tracer:
                 monitoring.register_callback(monitoring.PROFILER_ID, event, self._on_start)
             monitoring.set_events(monitoring.PROFILER_ID, events.PY_START | events.PY_RESUME)
 
-    def record(self, act: Callable[[], None]) -> set[CodeType]:
+    def record(self, act: Callable[[], None]) -> Trace:
         """What began to run, or went on, while `act` did."""
-        self._codes = set()
+        from glimmer.shared.messages import PagesAppended, PrefillChunk, RowAdmit, StepPlan
+
+        self._plan_types = (StepPlan, RowAdmit, PagesAppended, PrefillChunk)
+        self._trace = Trace()
         self._is_on = True
         act()
         self._is_on = False
-        return self._codes
+        return self._trace
 
     def _on_call(self, frame: FrameType, event: str, argument: object) -> None:
-        if self._is_on:
-            self._codes.add(frame.f_code)
+        if not self._is_on:
+            return
+        code = frame.f_code
+        self._trace.codes.add(code)
+        if "/glimmer/workers/" in code.co_filename and self._gets_plan(frame):
+            self._trace.rooms.add(code)
 
     def _on_start(self, code: CodeType, offset: int) -> None:
         if self._is_on:
-            self._codes.add(code)
+            self._on_call(sys._getframe(1), "call", None)
+
+    def _gets_plan(self, frame: FrameType) -> bool:
+        code = frame.f_code
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        return any(self._holds_plan(frame.f_locals.get(name)) for name in names)
+
+    def _holds_plan(self, value: object) -> bool:
+        if isinstance(value, list | tuple):
+            return bool(value) and isinstance(value[0], self._plan_types)
+        if isinstance(value, self._plan_types):
+            return True
+        attributes = getattr(value, "__dict__", {}).values()
+        return any(isinstance(attribute, self._plan_types) for attribute in attributes)
 
 
 def use_checkout(root: Path, directory: Path) -> None:
@@ -76,7 +112,7 @@ def find_demo_model(root: Path) -> Path:
     return next((root / "deploy").rglob("model.safetensors.index.json")).parent
 
 
-def settle(model_dir: Path, port: int) -> Any:
+def settle(model_dir: Path, port: int, num_drafts: int) -> Any:
     """The configuration of `glimmer serve` for the demo model on a CPU."""
     from glimmer.shared.config import ServeConfig
     from glimmer.shared.model_spec import load_model_spec
@@ -89,6 +125,9 @@ def settle(model_dir: Path, port: int) -> Any:
         port=port,
         max_total_token_num=16384,
         reasoning_parser="glm45",
+        mtp_mode="eagle_with_att" if num_drafts else None,
+        mtp_step=num_drafts,
+        mtp_fixed_step=bool(num_drafts),
     )
     return resolve(config, load_model_spec(model_dir), Hardware(8 << 30, 2))
 
@@ -146,8 +185,8 @@ def ask(port: int, question: str) -> None:
         raise RuntimeError(f"HTTP {reply.status}: {text.decode()}")
 
 
-def trace_chats(root: Path, directory: Path) -> set[tuple[str, int]]:
-    """File (relative to `root`) and first line of every code object that each chat ran."""
+def trace_chats(root: Path, directory: Path, num_drafts: int) -> Trace:
+    """What every chat ran."""
     use_checkout(root, directory)
     tracer = Tracer()
     tracer.install()
@@ -158,7 +197,7 @@ def trace_chats(root: Path, directory: Path) -> set[tuple[str, int]]:
         port = probe.getsockname()[1]
     runtime_dir = directory / "run"
     runtime_dir.mkdir()
-    settle(find_demo_model(root), port).save(runtime_dir / "config.json")
+    settle(find_demo_model(root), port, num_drafts).save(runtime_dir / "config.json")
     launcher = Receiver.bind(launcher_address(str(runtime_dir)))
     start_processes(str(runtime_dir))
     wait_for_frontend(launcher)
@@ -166,21 +205,31 @@ def trace_chats(root: Path, directory: Path) -> set[tuple[str, int]]:
     traces = []
     for number in range(NUM_CHATS):
         traces.append(tracer.record(partial(ask, port, f"What is {number} + 3?")))
-    executed = set.intersection(*traces)
-    prefix = str(directory / "glimmer") + os.sep
-    return {
+    return Trace(
+        set.intersection(*(trace.codes for trace in traces)),
+        set.intersection(*(trace.rooms for trace in traces)),
+    )
+
+
+def describe(codes: set[CodeType], package: Path) -> list[tuple[str, int]]:
+    """File (relative to the package) and first line of code objects that lie in the package."""
+    prefix = f"{package}{os.sep}"
+    return sorted(
         (code.co_filename.removeprefix(prefix), code.co_firstlineno)
-        for code in executed
+        for code in codes
         if code.co_filename.startswith(prefix) and code.co_name != "<module>"
-    }
+    )
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     root = Path(sys.argv[1]).resolve()
+    num_drafts = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as directory:
-        executed = trace_chats(root, Path(directory))
-    print(json.dumps(sorted(executed)), flush=True)
+        trace = trace_chats(root, Path(directory), num_drafts)
+        package = Path(directory) / "glimmer"
+    result = {"path": describe(trace.codes, package), "rooms": describe(trace.rooms, package)}
+    print(json.dumps(result), flush=True)
     os._exit(0)  # the threads serve on
 
 
