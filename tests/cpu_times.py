@@ -7,13 +7,13 @@ tests share counts for the last of them.
 
 import os
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
 
 _SHOWN = 40
-_seconds: Counter[str] = Counter()
+_seconds: dict[str, float] = defaultdict(float)
 
 
 def _used() -> float:
@@ -30,11 +30,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    files: Counter[str] = Counter()
+    files: dict[str, float] = defaultdict(float)
     for test, seconds in _seconds.items():
         files[test.split("::")[0]] += seconds
     terminalreporter.section(f"CPU seconds, {sum(files.values()):.0f} in all")
     for table in (files, _seconds):
-        for name, seconds in table.most_common(_SHOWN):
-            terminalreporter.line(f"{seconds:7.1f}  {name}")
+        slowest = sorted(table, key=table.__getitem__, reverse=True)[:_SHOWN]
+        for name in slowest:
+            terminalreporter.line(f"{table[name]:7.1f}  {name}")
         terminalreporter.line("")
