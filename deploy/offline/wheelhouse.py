@@ -274,7 +274,7 @@ def _build_own_wheel(pip: Path, project: Mapping[str, Any], directory: Path) -> 
     with tempfile.TemporaryDirectory() as copy:
         source = Path(copy) / "source"
         source.mkdir()
-        for name in ("pyproject.toml", project["readme"]):
+        for name in ("pyproject.toml", "LICENSE", project["readme"]):
             shutil.copyfile(_ROOT / name, source / name)
         for path in source_files(_ROOT):
             (source / path).parent.mkdir(parents=True, exist_ok=True)
