@@ -94,6 +94,14 @@ def test_imports_go_downwards_only(folder: str) -> None:
             assert not module.startswith(FOLDERS), f"{name(path)}: import {module} relatively"
 
 
+def test_nothing_in_the_wheel_imports_what_is_not_in_it() -> None:
+    package = "glimmer." + NOT_IN_THE_WHEEL.replace("/", ".")
+    for path in SOURCES:
+        if not name(path).startswith(NOT_IN_THE_WHEEL):
+            modules = [f"{module}." for module in imports(path)]
+            assert not [m for m in modules if m.startswith(package)], name(path)
+
+
 def test_scheduler_and_frontend_do_not_use_torch() -> None:
     for path in SOURCES:
         if name(path).startswith(("scheduler/", "frontend/")):
