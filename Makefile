@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/installed
 PATHS := .
 FULL_SIZE := tests/workers/test_full_size.py
 
-.PHONY: help demo test gpu check format docs clean
+.PHONY: help demo test gpu check format docs constraints clean
 
 help:
 	@echo "make demo [ONCE=1]  serve the bundled model and ask it a first question"
@@ -16,14 +16,17 @@ help:
 	@echo "make gpu            tests that need a card (PYTHON=... for one that is not python3)"
 	@echo "make format         fix formatting and lint where that is automatic"
 	@echo "make docs           regenerate docs/configuration.md"
+	@echo "make constraints    update all packages and write their versions to constraints.txt"
 
 # Made anew when the dependencies may have changed. The link lets mypy see the repository root as
 # the package `glimmer`.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 12) else \
 	    "glimmer needs Python 3.11 or 3.12, $(PYTHON) is %d.%d: try make PYTHON=python3.12" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]" || { \
+	    echo "This index lacks a version that constraints.txt names. Installing without that file."; \
+	    $(BIN)/python -m pip install --quiet --editable ".[dev]"; }
 	mkdir -p $(VENV)/src
 	ln -sfn "$(CURDIR)" $(VENV)/src/glimmer
 	touch $@
@@ -56,6 +59,16 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m glimmer.deploy.config_docs > docs/configuration.md
+
+# torch is left at its range: a machine needs the build for its GPU, or the one for CPUs, and each
+# brings its own triton and CUDA libraries.
+constraints: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
+	{ echo "# The versions that are tested. Written by \`make constraints\`; run \`make test\` after it."; \
+	    grep -o 'torch>=[^"]*' pyproject.toml; \
+	    $(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(torch|triton|nvidia|cuda)[-_=]'; \
+	} > constraints.txt
+	touch $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
