@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from glimmer.frontend.parsers.deltas import Message, join
+from glimmer.frontend.parsers.deltas import AssistantMessage, Delta, join
 from glimmer.frontend.parsers.glm import TAGS, GlmParser, ParserOptions
 
 TAG_IDS = {100 + n: tag for n, tag in enumerate(TAGS)}
@@ -34,16 +34,17 @@ def characters(pieces: Iterable[Piece]) -> list[Piece]:
 
 def parse(
     pieces: Iterable[Piece], by_itself: bool = True, **options: Any
-) -> tuple[Message, GlmParser]:
-    """One reply, parsed."""
+) -> tuple[AssistantMessage, list[Delta]]:
+    """One reply, parsed: the message and the deltas that make it."""
     parser = GlmParser(ParserOptions(tags=TAG_IDS, **options))
+    deltas: list[Delta] = []
     for token_id, text in pieces:
-        parser.feed(token_id, text)
-    parser.finish(by_itself)
-    return join(parser.deltas), parser
+        deltas += parser.feed(token_id, text)
+    deltas += parser.finish(by_itself)
+    return join(deltas), deltas
 
 
-def simple(message: Message) -> tuple[Any, ...]:
+def simple(message: AssistantMessage) -> tuple[Any, ...]:
     """Reasoning, content, then (name, arguments) of each call; without ids, which are random."""
     calls = [(call.name, call.arguments) for call in message.tool_calls]
     return message.reasoning, message.content, *calls

@@ -11,13 +11,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from ..chat.chat import ChatRequest
-from ..chat.conversation import string_at
-from ..chat.request import chat_request
+from ..chat.request import ChatRequest, chat_request, string_at
 from ..engine.params import ModelFacts
-from ..wire.schema import Bias, ChatBody, Count, StopString, Temperature, TopP, wrong
+from ..wire.schema import Bias, ChatBody, Count, Json, StopString, Temperature, TopP, wrong
 
-Json = dict[str, Any]
 Blocks = str | Annotated[list[Json], Meta(max_length=10_000)]
 # Changes with every request of one client, so it would keep every prompt out of the prefix cache.
 _VOLATILE_BLOCK = "x-anthropic-billing-header"

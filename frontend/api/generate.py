@@ -4,23 +4,20 @@ Greedy unless do_sample. The text is not templated, the stop text stays in the o
 has exactly one `data:` event per token (clients count them) and no [DONE].
 """
 
-import dataclasses
+from functools import partial
 from typing import Any
 
 from aiohttp import web
 
+from ...shared.errors import HttpError
 from ...shared.messages import TokenLogprob
 from ..context import Frontend
-from ..engine.constraints import constraint_for
-from ..engine.job import Job, Sequence
+from ..engine.job import Job, Reply, open_job
 from ..engine.params import generate_spec
-from ..text.detokenize import Piece, Vocabulary
+from ..text.detokenize import DecodedToken, TextStream, Vocabulary
 from ..wire.body import encode_json, reply
-from ..wire.schema import GenerateBody, GenerateParameters, decode_body, wrong
-from ..wire.sse import EventStream
-
-Json = dict[str, Any]
-_PREFIX = b"data:"
+from ..wire.schema import GenerateBody, GenerateParameters, Json, decode_body, wrong
+from ..wire.sse import error_json, stream_reply
 
 
 async def generate(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
@@ -43,48 +40,50 @@ async def generate_either(
     return await (stream_events if body.stream else _whole)(frontend, request, body)
 
 
-async def start(frontend: Frontend, request: web.Request, body: GenerateBody) -> Job:
+async def open_generate(
+    frontend: Frontend, request: web.Request, body: GenerateBody
+) -> Job[TextStream]:
     """Check and submit. Raises RequestError."""
     spec = generate_spec(body, frontend.facts)
-    max_total = frontend.client.max_req_total_len
     if isinstance(body.inputs, str):
         special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+        max_total = frontend.client.max_req_total_len
         prompt = await frontend.tokenizer.encode(body.inputs, "inputs", max_total, special)
     else:
         prompt = body.inputs
         frontend.tokenizer.check_ids(prompt, "inputs")
-    grammar = await constraint_for(frontend, spec, prompt_ids=prompt)
-    spec = dataclasses.replace(spec, grammar=grammar)
-    return Job(frontend, request, [prompt], spec, "inputs")
+    make_stream = partial(TextStream, frontend.tokenizer.vocabulary, spec.text)
+    return await open_job(frontend, request, [prompt], spec, make_stream, "inputs")
 
 
 async def _whole(
     frontend: Frontend, request: web.Request, body: GenerateBody
 ) -> web.StreamResponse:
-    with await start(frontend, request, body) as job:
+    with await open_generate(frontend, request, body) as job:
         await job.run()
-        formatter = Formatter(frontend, job)
-        pieces = [sequence.stream.take_pieces() for sequence in job.sequences]
-
-        def per_sequence(values: list[Any]) -> Any:
-            return values if len(values) > 1 else values[0]
-
+        writer = GenerateWriter(job)
+        outputs = [reply.stream.take() for reply in job.replies]
         result: Json = {
-            "generated_text": [sequence.text for sequence in job.sequences],
-            "count_output_tokens": per_sequence([s.stream.num_tokens for s in job.sequences]),
-            "finish_reason": per_sequence([s.finish_reason for s in job.sequences]),
+            "generated_text": [text for text, _ in outputs],
+            "count_output_tokens": _unwrap([reply.stream.num_tokens for reply in job.replies]),
+            "finish_reason": _unwrap([reply.finish_reason for reply in job.replies]),
             "prompt_tokens": len(job.prompts[0]),
-            "logprobs": per_sequence(
-                [[formatter.logprobs(p.logprob) for p in ps] for ps in pieces]
-            ),
-            "input_usage": formatter.input_usage,
+            "logprobs": _unwrap([writer.logprobs(tokens) for _, tokens in outputs]),
+            "input_usage": writer.input_usage,
         }
         if body.parameters is not None and body.parameters.return_details:
-            result["tokens"] = per_sequence(
-                [formatter.details(s, ps) for s, ps in zip(job.sequences, pieces, strict=True)]
-            )
-        result |= formatter.prompt_logprobs(job.sequences[0])
+            details = [
+                writer.details(reply, tokens)
+                for reply, (_, tokens) in zip(job.replies, outputs, strict=True)
+            ]
+            result["tokens"] = _unwrap(details)
+        result |= writer.prompt_logprobs(job.replies[0])
     return reply(result)
+
+
+def _unwrap(values: list[Any]) -> Any:
+    """The only value, or the list if there are several."""
+    return values if len(values) > 1 else values[0]
 
 
 async def stream_events(
@@ -94,78 +93,84 @@ async def stream_events(
     parameters = body.parameters or GenerateParameters()
     if (parameters.best_of or parameters.n or 1) != 1:
         raise wrong("parameters.best_of", "must be 1 for streams")
-    with await start(frontend, request, body) as job:
-        formatter = Formatter(frontend, job, is_tgi, bool(parameters.return_details))
-        stream = EventStream(request, frontend.stalls, _PREFIX)
-        sequence, num_sent = job.sequences[0], 0
-        while job.is_open:
-            received = await job.receive()
-            formatter.texts += [one.text for one in received]
-            pieces = sequence.stream.take_pieces()
-            events = []
-            for piece in pieces:
-                num_sent += 1
-                is_last = piece is pieces[-1] and sequence.stream.finish_reason is not None
-                events.append(formatter.event(sequence, piece, num_sent, is_last))
-            if sequence.finished is not None and sequence.stream.finish_reason is None:
-                events.append(formatter.event(sequence, None, num_sent, True))  # aborted
-            if events:
-                await stream.write(b"".join(events))
-        await stream.end()
-    return stream.response
+    with await open_generate(frontend, request, body) as job:
+        return await stream_reply(job, GenerateWriter(job, is_tgi, bool(parameters.return_details)))
 
 
-class Formatter:
-    """LightLLM's JSON for the tokens of one job; `texts` is what came so far in a stream."""
+class GenerateWriter:
+    """LightLLM's JSON for the tokens of one job."""
+
+    keep_alive = b""
 
     def __init__(
-        self, frontend: Frontend, job: Job, is_tgi: bool = False, has_details: bool = False
+        self, job: Job[TextStream], is_tgi: bool = False, has_details: bool = False
     ) -> None:
-        self.texts: list[str] = []
         self._is_tgi, self._has_details = is_tgi, has_details
-        self._vocabulary = frontend.tokenizer.vocabulary
+        self._vocabulary = job.frontend.tokenizer.vocabulary
         self._prompt = job.prompts[0]
         self._wants_prompt = job.spec.sampling.num_prompt_logprobs >= 0
+        self._texts: list[str] = []  # all text so far, for TGI's last event
+        self._num_sent = 0
         self.input_usage = {
             "input_text_tokens": len(self._prompt),
             "input_audio_tokens": 0,
             "input_image_tokens": 0,
         }
 
-    def logprobs(self, entry: TokenLogprob | None) -> Json | None:
-        """About a token and its likeliest rivals."""
-        return named_logprobs(self._vocabulary, entry)
+    def start(self) -> bytes:
+        """Nothing."""
+        return b""
 
-    def event(self, sequence: Sequence, piece: Piece | None, count: int, is_last: bool) -> bytes:
-        """One event of a stream: `count` is the token's number; no piece: ended without one."""
+    def add(self, reply: Reply[TextStream]) -> bytes:
+        """One event for each new token. A reply that was aborted ends with one without a token."""
+        text, tokens = reply.stream.take()
+        self._texts.append(text)
+        events = []
+        for token in tokens:
+            is_last = token is tokens[-1] and reply.stream.finish_reason is not None
+            self._num_sent += 1
+            events.append(self._event(reply, token, is_last))
+        if reply.finished is not None and reply.stream.finish_reason is None:
+            events.append(self._event(reply, None, is_last=True))
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """Nothing."""
+        return b""
+
+    def fail(self, error: HttpError) -> bytes:
+        """The last event of a stream that breaks."""
+        return b"data:" + error_json(error) + b"\n\n"
+
+    def _event(self, reply: Reply[TextStream], token: DecodedToken | None, is_last: bool) -> bytes:
         event: Json = {
-            "token": self._token(piece, count),
+            "token": self._token(token, self._num_sent),
             "generated_text": None,
             "finished": is_last,
-            "finish_reason": sequence.finish_reason if is_last else None,
+            "finish_reason": reply.finish_reason if is_last else None,
             "details": None,
             "input_usage": self.input_usage,
         }
         if is_last:
-            event |= self.prompt_logprobs(sequence)
+            event |= self.prompt_logprobs(reply)
         if is_last and self._is_tgi:
-            event["generated_text"] = "".join(self.texts)
+            event["generated_text"] = "".join(self._texts)
             if self._has_details:
                 event["details"] = {
-                    "generated_tokens": count,
-                    "finish_reason": sequence.finish_reason,
+                    "generated_tokens": self._num_sent,
+                    "finish_reason": reply.finish_reason,
                     "prompt_tokens": len(self._prompt),
                 }
-        return _PREFIX + encode_json(event) + b"\n\n"
+        return b"data:" + encode_json(event) + b"\n\n"
 
-    def details(self, sequence: Sequence, pieces: list[Piece]) -> list[Json]:
-        """`tokens` of return_details; cumlogprob is the running mean, as in LightLLM."""
-        finished, result, total = sequence.finished, [], 0.0
-        for count, piece in enumerate(pieces, 1):
-            total += piece.logprob.logprob if piece.logprob else 0.0
+    def details(self, reply: Reply[TextStream], tokens: list[DecodedToken]) -> list[Json]:
+        """`tokens` of return_details. cumlogprob is the running mean, as in LightLLM."""
+        finished, result, total = reply.finished, [], 0.0
+        for count, token in enumerate(tokens, 1):
+            total += token.logprob.logprob if token.logprob else 0.0
             result.append(
                 {
-                    **self._token(piece, count),
+                    **self._token(token, count),
                     "cumlogprob": total / count,
                     "prompt_cache_len": finished.num_cached_tokens if finished else 0,
                     "mtp_accepted_token_num": finished.mtp_accepted_tokens if finished else 0,
@@ -173,36 +178,42 @@ class Formatter:
             )
         return result
 
-    def prompt_logprobs(self, sequence: Sequence) -> Json:
-        """`prompt_token_ids` and `prompt_logprobs` when they were asked for."""
+    def logprobs(self, tokens: list[DecodedToken]) -> list[Json | None]:
+        """For each token: its logprob and those of the most likely tokens."""
+        return [named_logprobs(self._vocabulary, token.logprob) for token in tokens]
+
+    def prompt_logprobs(self, reply: Reply[TextStream]) -> Json:
+        """`prompt_token_ids` and `prompt_logprobs`, if they were requested."""
         if not self._wants_prompt:
             return {}
-        entries = [None, *map(self.logprobs, sequence.prompt_logprobs)]
-        return {"prompt_token_ids": self._prompt, "prompt_logprobs": entries}
+        entries = [named_logprobs(self._vocabulary, entry) for entry in reply.prompt_logprobs]
+        return {"prompt_token_ids": self._prompt, "prompt_logprobs": [None, *entries]}
 
-    def _token(self, piece: Piece | None, count: int) -> Json:
-        """What both forms say about token number `count`."""
-        logprob = piece.logprob if piece else None
+    def _token(self, token: DecodedToken | None, count: int) -> Json:
+        """The fields about token number `count` that streams and details share."""
+        logprob = token.logprob if token else None
         return {
-            "id": piece.token_id if piece else None,
-            "text": piece.text if piece else "",
+            "id": token.token_id if token else None,
+            "text": token.text if token else "",
             "logprob": logprob.logprob if logprob else None,
-            "special": piece is not None and piece.token_id in self._vocabulary.special_ids,
+            "special": token is not None and token.token_id in self._vocabulary.special_ids,
             "count_output_tokens": count,
             "prompt_tokens": len(self._prompt),
-            "logprobs": self.logprobs(logprob),
+            "logprobs": named_logprobs(self._vocabulary, logprob),
         }
 
 
 def named_logprobs(vocabulary: Vocabulary, entry: TokenLogprob | None) -> Json | None:
-    """{token id: {logprob, rank, decoded_token}} for a token and its likeliest rivals."""
+    """{token id: {logprob, rank, decoded_token}} for a token and the most likely tokens."""
     if entry is None:
         return None
-
-    def one(token_id: int, logprob: float, rank: int) -> Json:
-        text = vocabulary.text(token_id)
-        return {"logprob": logprob, "rank": rank or None, "decoded_token": text}
-
-    found = {str(i): one(i, logprob, rank) for rank, (i, logprob) in enumerate(entry.top, 1)}
-    found[str(entry.token_id)] = one(entry.token_id, entry.logprob, entry.rank)
-    return found
+    ranked = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(entry.top, 1)]
+    ranked.append((entry.token_id, entry.logprob, entry.rank))
+    return {
+        str(token_id): {
+            "logprob": logprob,
+            "rank": rank or None,
+            "decoded_token": vocabulary.text(token_id),
+        }
+        for token_id, logprob, rank in ranked
+    }

@@ -1,106 +1,153 @@
-"""OpenAI's chat route: a writer of what `chat.py` gives.
+"""OpenAI's chat route: writes chat replies as OpenAI's JSON, whole or in chunks.
 
 Reasoning is under both keys in use, `reasoning_content` and `reasoning`. A matched stop string is
 removed. Sampled by default. Every stream ends with `data: [DONE]`, except one that breaks.
+`ChunkWriter` is the part that /v1/completions shares.
 """
 
 import secrets
-from collections.abc import Iterator
-from typing import Any
+import time
 
 from aiohttp import web
 
-from ..chat.chat import ChatJob, Choice, News, open_chat
+from ...shared.errors import HttpError
+from ..chat.chat import ChatStream, chat_finish_reason, open_chat
 from ..chat.request import chat_request
 from ..context import Frontend
-from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
-from ..text.detokenize import Piece, Vocabulary
-from ..wire.body import encode_json
-from ..wire.schema import ChatBody, decode_body
-from ..wire.sse import KEEP_ALIVE, EventStream
-from .chunks import PREFIX, Chunks, Json, usage_json
+from ..engine.job import Job, Reply, Usage
+from ..parsers.deltas import (
+    AssistantMessage,
+    CallArguments,
+    CallStart,
+    Content,
+    Delta,
+    Reasoning,
+    join,
+)
+from ..text.detokenize import DecodedToken, Vocabulary
+from ..wire.body import encode_json, reply
+from ..wire.schema import ChatBody, Json, OpenAiBody, decode_body
+from ..wire.sse import KEEP_ALIVE, error_json, stream_reply
 
-_FIRST = b'"delta":{"role":"assistant","content":""}'
-_LAST = b'"delta":{}'
-_NO_TEXT = Content("")
+_PREFIX = b"data: "
+DONE = b"data: [DONE]\n\n"
+_OPENING = b'"delta":{"role":"assistant","content":""}'
+_EMPTY = b'"delta":{}'
 
 
 async def chat(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
     """POST /v1/chat/completions: the next message of a conversation."""
     body = decode_body(data, ChatBody)
     with await open_chat(frontend, request, chat_request(body, frontend.facts)) as job:
-        writer = _Writer(body, frontend.tokenizer.vocabulary)
+        writer = _ChatWriter(body, job)
         if body.stream:
-            return await _stream(frontend, request, job, writer)
-        choices = await job.run()
-        return writer.whole_reply(choices, job)
+            return await stream_reply(job, writer)
+        await job.run()
+        return reply(writer.whole_reply())
 
 
-async def _stream(
-    frontend: Frontend, request: web.Request, job: ChatJob, writer: "_Writer"
-) -> web.StreamResponse:
-    """One write takes everything that came together."""
-    stream = EventStream(request, frontend.stalls, PREFIX)
-    unopened = set(range(job.num_choices))
-    while job.is_open:
-        chunks: list[bytes] = []
-        received = await job.receive()
-        for news in received:
-            if news.index in unopened:
-                unopened.discard(news.index)
-                chunks.append(writer.first(news.index))
-            chunks += writer.news(news)
-        if chunks or not received:
-            await stream.write(b"".join(chunks) or KEEP_ALIVE)
-    await stream.write(writer.end(job))
-    await stream.end()
-    return stream.response
+class ChunkWriter:
+    """The chunks of one reply. Constant JSON is encoded once; a chunk encodes only its delta."""
+
+    keep_alive = KEEP_ALIVE
+
+    def __init__(self, kind: str, reply_id: str, body: OpenAiBody) -> None:
+        self.head: Json = {
+            "id": reply_id,
+            "object": kind,
+            "created": int(time.time()),
+            "model": body.model,
+        }
+        options = body.stream_options
+        self._include_usage = options is not None and bool(options.include_usage)
+        self._before = _PREFIX + encode_json(self.head)[:-1] + b',"choices":[{"index":'
+        self._end = b'}],"usage":null}\n\n' if self._include_usage else b"}]}\n\n"
+        self._plain_end = b',"logprobs":null,"finish_reason":null' + self._end
+
+    def start(self) -> bytes:
+        """Nothing: the first chunk of a choice opens it."""
+        return b""
+
+    def chunk(
+        self,
+        index: int,
+        member: bytes,
+        logprobs: Json | None = None,
+        finish_reason: str | None = None,
+    ) -> bytes:
+        """A chunk of choice `index`. `member` is its JSON member, such as `"text":"..."`."""
+        start = self._before + b"%d," % index + member
+        if logprobs is None and finish_reason is None:
+            return start + self._plain_end
+        logprobs_json, reason = encode_json(logprobs), encode_json(finish_reason)
+        return start + b',"logprobs":%b,"finish_reason":%b' % (logprobs_json, reason) + self._end
+
+    def closing(self, usage: Json) -> bytes:
+        """The last events: the token counts, if they were requested, and [DONE]."""
+        if not self._include_usage:
+            return DONE
+        return _PREFIX + encode_json({**self.head, "choices": [], "usage": usage}) + b"\n\n" + DONE
+
+    def fail(self, error: HttpError) -> bytes:
+        """The last event of a stream that breaks."""
+        return _PREFIX + error_json(error) + b"\n\n"
 
 
-class _Writer:
-    """Chat's JSON for one request."""
-
-    def __init__(self, body: ChatBody, vocabulary: Vocabulary) -> None:
-        self._chunks = Chunks("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body)
-        self._vocabulary = vocabulary
+class _ChatWriter(ChunkWriter):
+    def __init__(self, body: ChatBody, job: Job[ChatStream]) -> None:
+        super().__init__("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body)
+        self._job = job
+        self._vocabulary = job.frontend.tokenizer.vocabulary
         self._wants_logprobs = bool(body.logprobs)
+        self._opened: set[int] = set()  # choices whose first chunk was written
 
-    def first(self, index: int) -> bytes:
-        """The chunk that opens a choice."""
-        return self._chunks.chunk(index, _FIRST)
-
-    def news(self, news: News) -> Iterator[bytes]:
+    def add(self, reply: Reply[ChatStream]) -> bytes:
         """A chunk for each delta, one for the end."""
-        pieces = news.pieces
-        for delta in news.deltas:
+        chunks = []
+        if reply.index not in self._opened:
+            self._opened.add(reply.index)
+            chunks.append(self.chunk(reply.index, _OPENING))
+        deltas, tokens = reply.stream.take()
+        for delta in deltas:
             logprobs = None
-            if pieces and isinstance(delta, Content):
-                logprobs, pieces = self._logprobs(pieces), []
-            yield self._chunks.chunk(news.index, _delta(delta), logprobs)
-        if pieces:  # tokens of text that went out before
-            yield self._chunks.chunk(news.index, _delta(_NO_TEXT), self._logprobs(pieces))
-        if news.finish_reason is not None:
-            yield self._chunks.chunk(news.index, _LAST, finish_reason=news.finish_reason)
+            if tokens and isinstance(delta, Content):
+                logprobs, tokens = chat_logprobs(self._vocabulary, tokens), []
+            chunks.append(self.chunk(reply.index, _delta(delta), logprobs))
+        if tokens:  # of text that was sent before
+            logprobs = chat_logprobs(self._vocabulary, tokens)
+            chunks.append(self.chunk(reply.index, _delta(Content("")), logprobs))
+        reason = chat_finish_reason(reply)
+        if reason is not None:
+            chunks.append(self.chunk(reply.index, _EMPTY, finish_reason=reason))
+        return b"".join(chunks)
 
-    def end(self, job: ChatJob) -> bytes:
-        """What closes the stream."""
-        return self._chunks.end(_usage(job))
+    def end(self) -> bytes:
+        """The end of the stream."""
+        return self.closing(self._usage())
 
-    def whole_reply(self, choices: list[Choice], job: ChatJob) -> web.Response:
+    def whole_reply(self) -> Json:
         """The reply of a request that does not stream."""
-        written = [
-            {
-                "index": choice.index,
-                "message": _message(choice),
-                "logprobs": self._logprobs(choice.pieces) if self._wants_logprobs else None,
-                "finish_reason": choice.finish_reason,
-            }
-            for choice in choices
-        ]
-        return self._chunks.whole_reply("chat.completion", written, _usage(job))
+        choices = [self._choice(reply) for reply in self._job.replies]
+        return {
+            **self.head,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": self._usage(),
+        }
 
-    def _logprobs(self, pieces: list[Piece]) -> Json:
-        return chat_logprobs(self._vocabulary, pieces)
+    def _choice(self, reply: Reply[ChatStream]) -> Json:
+        deltas, tokens = reply.stream.take()
+        return {
+            "index": reply.index,
+            "message": _message(join(deltas)),
+            "logprobs": chat_logprobs(self._vocabulary, tokens) if self._wants_logprobs else None,
+            "finish_reason": chat_finish_reason(reply),
+        }
+
+    def _usage(self) -> Json:
+        usage = self._job.usage()
+        details = {"reasoning_tokens": usage.reasoning_tokens}
+        return {**usage_json(usage), "completion_tokens_details": details}
 
 
 def _delta(delta: Delta) -> bytes:
@@ -117,8 +164,7 @@ def _delta(delta: Delta) -> bytes:
     return b'"delta":{"tool_calls":[%b]}' % encode_json(call)
 
 
-def _message(choice: Choice) -> Json:
-    message = choice.message
+def _message(message: AssistantMessage) -> Json:
     calls = [
         {
             "id": call.id,
@@ -136,27 +182,29 @@ def _message(choice: Choice) -> Json:
     }
 
 
-def _usage(job: ChatJob) -> Json:
-    usage = job.usage()
+def usage_json(usage: Usage) -> Json:
+    """OpenAI's token counts; output tokens are summed over choices."""
     return {
-        **usage_json(usage.prompt_tokens, usage.output_tokens, usage.cached_tokens),
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "audio_tokens": 0},
     }
 
 
-def chat_logprobs(vocabulary: Vocabulary, pieces: list[Piece]) -> Json:
+def chat_logprobs(vocabulary: Vocabulary, tokens: list[DecodedToken]) -> Json:
     """`logprobs` of a choice: the tokens of its content."""
 
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+    def entry(token_id: int, logprob: float) -> Json:
         data = vocabulary.token_bytes[token_id]
         return {"token": vocabulary.text(token_id), "logprob": logprob, "bytes": list(data)}
 
     content = [
         {
-            **entry(piece.token_id, piece.logprob.logprob),
-            "top_logprobs": [entry(*pair) for pair in piece.logprob.top],
+            **entry(token.token_id, token.logprob.logprob),
+            "top_logprobs": [entry(*pair) for pair in token.logprob.top],
         }
-        for piece in pieces
-        if piece.logprob is not None
+        for token in tokens
+        if token.logprob is not None
     ]
     return {"content": content, "refusal": None}

@@ -2,15 +2,14 @@
 
 import html
 import json
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from ... import __version__
 from ..routes import Route
+from ..wire.schema import Json
 
-Json = dict[str, Any]
 _REFUSALS = {
     400: "The request is wrong: `param` names the field.",
     408: "The body did not arrive in time.",

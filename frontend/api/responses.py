@@ -1,17 +1,29 @@
-"""OpenAI's /v1/responses, stateless: a writer of what `chat.py` gives, in output items."""
+"""OpenAI's /v1/responses, stateless: writes a chat reply as output items and their events.
 
-import itertools
+Every event has its type as name and a running `sequence_number`. An item is announced empty, filled
+by deltas, and repeated whole when it is done; the last event repeats the whole response. A reply
+that does not stream is the response after the same steps.
+"""
 
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
 from aiohttp import web
 
 from ...shared.errors import HttpError
-from ..chat.chat import ChatJob, open_chat
+from ..chat.chat import ChatStream, chat_finish_reason, open_chat
 from ..context import Frontend
-from ..wire.body import reply
-from ..wire.schema import decode_body, spelled
-from ..wire.sse import EventStream
+from ..engine.job import Reply, Usage
+from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
+from ..text.detokenize import DecodedToken, Vocabulary
+from ..wire.body import encode_json, reply
+from ..wire.schema import Json, decode_body, spelled
+from ..wire.sse import KEEP_ALIVE, stream_reply
+from .openai import chat_logprobs
 from .responses_request import ResponsesBody, responses_chat
-from .responses_writer import ResponseWriter
 
 _NAMES = {
     "messages": "input",
@@ -21,6 +33,11 @@ _NAMES = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
 }
+_STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
+_ECHOED = (
+    *("instructions", "max_output_tokens", "max_tool_calls", "metadata", "user"),
+    *("previous_response_id", "safety_identifier", "prompt_cache_key", "service_tier"),
+)
 
 
 async def responses(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
@@ -29,34 +46,210 @@ async def responses(frontend: Frontend, request: web.Request, data: bytes) -> we
     with spelled(_NAMES):
         opened = await open_chat(frontend, request, responses_chat(body, frontend.facts))
     with opened as job:
-        writer = ResponseWriter(body, frontend.tokenizer.vocabulary)
+        writer = ResponseWriter(body, frontend.tokenizer.vocabulary, job.usage)
         if body.stream:
-            return await _stream(frontend, request, job, writer)
-        while job.is_open:
-            for news in await job.receive():
-                for _ in writer.news(news):
-                    pass  # the items are what counts here
-        for _ in writer.end(job.usage()):
-            pass
+            return await stream_reply(job, writer)
+        while job.is_open:  # the events are dropped, the items remain
+            for chat_reply in await job.receive():
+                writer.add(chat_reply)
+        writer.end()
         return reply(writer.response)
 
 
-async def _stream(
-    frontend: Frontend, request: web.Request, job: ChatJob, writer: ResponseWriter
-) -> web.StreamResponse:
-    """One write takes everything that came together."""
+class ResponseWriter:
+    """The items and events of one response. `response` is its state so far."""
 
-    def format_error(error: HttpError) -> bytes:
-        return b"".join(writer.fail(str(error), job.usage()))
+    keep_alive = KEEP_ALIVE
 
-    stream = EventStream(request, frontend.stalls, b"", format_error)
-    opening = [*writer.start()]
-    while job.is_open:
-        received = await job.receive()
-        events, opening = opening, []
-        events += itertools.chain.from_iterable(map(writer.news, received))
-        if events or not received:
-            await stream.write(b"".join(events) or b": keep-alive\n\n")
-    await stream.write(b"".join(writer.end(job.usage())))
-    await stream.end()
-    return stream.response
+    def __init__(
+        self, body: ResponsesBody, vocabulary: Vocabulary, usage: Callable[[], Usage]
+    ) -> None:
+        self.response = _opening(body)
+        self._vocabulary = vocabulary
+        self._count_usage = usage
+        self._sequence_number = 0
+        self._finish_reason = "stop"
+        self._item: Json | None = None  # the open one, the last of the output
+        self._texts: list[str] = []  # its text or arguments so far
+        self._logprobs: list[Json] = []
+
+    def start(self) -> bytes:
+        """The events before anything was generated."""
+        created = self._event("response.created", response=self.response)
+        return created + self._event("response.in_progress", response=self.response)
+
+    def add(self, reply: Reply[ChatStream]) -> bytes:
+        """The events for new deltas."""
+        events: list[bytes] = []
+        deltas, tokens = reply.stream.take()
+        for delta in deltas:
+            events += self._delta(delta, tokens if isinstance(delta, Content) else [])
+            tokens = [] if isinstance(delta, Content) else tokens
+        if tokens and self._open_type == "message":
+            events.append(self._text_delta("", tokens))  # of text that was sent before
+        self._finish_reason = chat_finish_reason(reply) or self._finish_reason
+        return b"".join(events)
+
+    def end(self) -> bytes:
+        """The end: completed, incomplete, or failed if the reply was aborted."""
+        status = _STATUS.get(self._finish_reason)
+        if status is None:
+            return self._failed("the request was aborted")
+        events = [*self._close(status)]
+        if status == "incomplete":
+            self.response["incomplete_details"] = {"reason": "max_output_tokens"}
+        else:
+            self.response["completed_at"] = int(time.time())
+        return b"".join([*events, self._finish(status)])
+
+    def fail(self, error: HttpError) -> bytes:
+        """The last events of a response that breaks."""
+        return self._failed(str(error))
+
+    def _failed(self, message: str) -> bytes:
+        events = [*self._close("incomplete")]
+        self.response["error"] = {"code": "server_error", "message": message}
+        return b"".join([*events, self._finish("failed")])
+
+    def _finish(self, status: str) -> bytes:
+        self.response["status"] = status
+        self.response["usage"] = _usage(self._count_usage())
+        return self._event(f"response.{status}", response=self.response)
+
+    # --- items ---
+
+    def _delta(self, delta: Delta, tokens: list[DecodedToken]) -> Iterator[bytes]:
+        match delta:
+            case Reasoning(text):
+                if self._open_type != "reasoning":
+                    yield from self._open({"id": _new_id("rs"), "type": "reasoning", "summary": []})
+                self._texts.append(text)
+                yield self._part_event("response.reasoning_text.delta", delta=text)
+            case Content(text):
+                if self._open_type != "message":
+                    item = {"id": _new_id("msg"), "type": "message", "role": "assistant"}
+                    yield from self._open(item)
+                yield self._text_delta(text, tokens)
+            case CallStart(_, call_id, name):
+                item = {"id": _new_id("fc"), "type": "function_call", "call_id": call_id}
+                yield from self._open({**item, "name": name, "arguments": ""})
+            case CallArguments(_, text):
+                self._texts.append(text)
+                yield self._item_event("response.function_call_arguments.delta", delta=text)
+
+    def _text_delta(self, text: str, tokens: list[DecodedToken]) -> bytes:
+        logprobs = chat_logprobs(self._vocabulary, tokens)["content"] if tokens else []
+        self._texts.append(text)
+        self._logprobs += logprobs
+        return self._part_event("response.output_text.delta", delta=text, logprobs=logprobs)
+
+    def _open(self, item: Json) -> Iterator[bytes]:
+        yield from self._close("completed")
+        self._item, self._texts, self._logprobs = item, [], []
+        item["status"] = "in_progress"
+        if item["type"] != "function_call":
+            item["content"] = []
+        self.response["output"].append(item)
+        yield self._output_event("response.output_item.added")
+        if item["type"] != "function_call":
+            yield self._part_event("response.content_part.added", part=self._part())
+
+    def _close(self, status: str) -> Iterator[bytes]:
+        item = self._item
+        if item is None:
+            return
+        text = "".join(self._texts)
+        if item["type"] == "function_call":
+            item["arguments"] = text
+            done: Json = {"name": item["name"], "arguments": text}
+            yield self._item_event("response.function_call_arguments.done", **done)
+        else:
+            item["content"] = [self._part()]
+            if item["type"] == "reasoning":
+                yield self._part_event("response.reasoning_text.done", text=text)
+            else:
+                done = {"text": text, "logprobs": self._logprobs}
+                yield self._part_event("response.output_text.done", **done)
+            yield self._part_event("response.content_part.done", part=item["content"][0])
+        item["status"] = status
+        yield self._output_event("response.output_item.done")
+        self._item = None
+
+    def _part(self) -> Json:
+        """The content of the open item."""
+        text = "".join(self._texts)
+        if self._open_type == "reasoning":
+            return {"type": "reasoning_text", "text": text}
+        part = {"type": "output_text", "text": text, "annotations": []}
+        return {**part, "logprobs": self._logprobs}
+
+    @property
+    def _open_type(self) -> str | None:
+        return self._item["type"] if self._item is not None else None
+
+    # --- events ---
+
+    def _part_event(self, kind: str, **more: Any) -> bytes:
+        return self._item_event(kind, content_index=0, **more)
+
+    def _item_event(self, kind: str, **more: Any) -> bytes:
+        assert self._item is not None, "an event about an item that is not open"
+        position = {"item_id": self._item["id"], "output_index": len(self.response["output"]) - 1}
+        return self._event(kind, **position, **more)
+
+    def _output_event(self, kind: str) -> bytes:
+        index = len(self.response["output"]) - 1
+        return self._event(kind, output_index=index, item=self._item)
+
+    def _event(self, kind: str, **more: Any) -> bytes:
+        data = {"type": kind, "sequence_number": self._sequence_number, **more}
+        self._sequence_number += 1
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode_json(data))
+
+
+def _opening(body: ResponsesBody) -> Json:
+    """The response before anything was generated: what was asked for, with defaults."""
+    text = msgspec.to_builtins(body.text or {})
+    fields = {key: getattr(body, key) for key in _ECHOED}
+    return {
+        "id": _new_id("resp"),
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "error": None,
+        "incomplete_details": None,
+        "model": body.model,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "reasoning": msgspec.to_builtins(body.reasoning) or {"effort": None, "summary": None},
+        "store": False,
+        "temperature": body.temperature,
+        "text": {"format": {"type": "text"}, **_without_nulls(text)},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
+        "top_p": body.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        **fields,
+        "metadata": body.metadata or {},
+    }
+
+
+def _without_nulls(fields: Json) -> Json:
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _usage(usage: Usage) -> Json:
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
+        "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "total_tokens": usage.prompt_tokens + usage.output_tokens,
+    }
+
+
+def _new_id(prefix: str) -> str:
+    return f"{prefix}_{secrets.token_hex(24)}"

@@ -13,15 +13,14 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
-from ..chat.chat import ChatRequest
-from ..chat.conversation import string_at, text_of
-from ..chat.request import chat_request
+from ..chat.request import ChatRequest, chat_request, string_at, text_of
 from ..engine.params import ModelFacts
 from ..wire.schema import (
     Bias,
     ChatBody,
     Count,
     Effort,
+    Json,
     StopStrings,
     Temperature,
     Tools,
@@ -29,7 +28,6 @@ from ..wire.schema import (
     wrong,
 )
 
-Json = dict[str, Any]
 _SPARE_LEVELS = 64
 LOGPROBS = "message.output_text.logprobs"
 logger = logging.getLogger(__name__)

@@ -16,14 +16,14 @@ from ..wire.body import reply
 from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
+    Json,
     Samples,
     StopSequences,
     decode_body,
     spelled,
 )
-from .generate import Formatter, start, stream_events
+from .generate import GenerateWriter, open_generate, stream_events
 
-Json = dict[str, Any]
 _NAMES = {"parameters.best_of": "num_beam"}
 
 
@@ -67,9 +67,8 @@ async def generate_either(
 
 
 def translate(body: TgiBody) -> GenerateBody:
-    """The same wishes in LightLLM's terms."""
-    given = body.parameters or TgiParameters()
-    fields = msgspec.structs.asdict(given)
+    """The same request in LightLLM's terms."""
+    fields = msgspec.structs.asdict(body.parameters or TgiParameters())
     details, stop = fields.pop("details"), fields.pop("stop")
     parameters = GenerateParameters(**{**fields, "best_of": body.num_beam or 1, "n": None})
     if parameters.return_details is None:
@@ -82,36 +81,37 @@ def translate(body: TgiBody) -> GenerateBody:
 async def _whole(frontend: Frontend, request: web.Request, body: TgiBody) -> web.StreamResponse:
     translated = translate(body)
     with spelled(_NAMES):
-        opened = await start(frontend, request, translated)
+        opened = await open_generate(frontend, request, translated)
     with opened as job:
         await job.run()
-        formatter = Formatter(frontend, job)
-        all_pieces = [sequence.stream.take_pieces() for sequence in job.sequences]
-        tokens = [
-            formatter.details(sequence, pieces)
-            for sequence, pieces in zip(job.sequences, all_pieces, strict=True)
-        ]
-        beams: list[Json] = [
-            {
-                "generated_text": sequence.text,
-                "finish_reason": sequence.finish_reason,
-                "generated_tokens": sequence.stream.num_tokens,
-                "logprob": entries[-1]["cumlogprob"] if entries else -9999.0,
-            }
-            for sequence, entries in zip(job.sequences, tokens, strict=True)
-        ]
+        writer = GenerateWriter(job)
+        beams: list[Json] = []
+        details = []
+        logprobs = []
+        for job_reply in job.replies:
+            text, tokens = job_reply.stream.take()
+            details.append(writer.details(job_reply, tokens))
+            logprobs.append(writer.logprobs(tokens))
+            beams.append(
+                {
+                    "generated_text": text,
+                    "finish_reason": job_reply.finish_reason,
+                    "generated_tokens": job_reply.stream.num_tokens,
+                    "logprob": details[-1][-1]["cumlogprob"] if tokens else -9999.0,
+                }
+            )
         best = max(range(len(beams)), key=lambda n: beams[n]["logprob"])
         result: Json = {"generated_text": beams[best]["generated_text"]}
         if translated.parameters and translated.parameters.return_details:
             result["details"] = {
                 "generated_tokens": beams[best]["generated_tokens"],
                 "finish_reason": beams[best]["finish_reason"],
-                "tokens": tokens[best],
+                "tokens": details[best],
                 "prompt_tokens": len(job.prompts[0]),
                 "beam_sequences": beams,
             }
-        result["logprobs"] = [formatter.logprobs(piece.logprob) for piece in all_pieces[best]]
-        result |= formatter.prompt_logprobs(job.sequences[best])
+        result["logprobs"] = logprobs[best]
+        result |= writer.prompt_logprobs(job.replies[best])
     return reply([result] if frontend.config.return_list else result)
 
 

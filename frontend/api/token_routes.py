@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from ..chat.conversation import check_tools, normalise_messages
-from ..chat.request import template_kwargs
+from ..chat.request import check_tools, normalise_messages, template_kwargs
 from ..context import FRONTEND
 from ..wire.body import read_body, reply
 from ..wire.schema import (

@@ -1,207 +1,54 @@
-"""A conversation in, the assistant's messages out: what all chat routes share.
+"""A conversation in, the assistant's message out: what all chat routes share.
 
-`openai.py` and the routes of other interfaces turn their bodies into a `ChatRequest`
-(`chat_request.py` helps), open it, and write what a `ChatJob` gives them in their own format:
-
-    with await open_chat(frontend, request, chat) as job:
-        while job.is_open:
-            for news in await job.receive():      # empty after a long wait: show life
-                write(news.index, news.deltas, news.finish_reason)
-        write(job.usage())
-
-or `choices = await job.run()` for whole messages. All errors of the client's are raised by
-`open_chat`, before anything is written. Errors name fields as /v1/chat/completions spells them.
+A route turns its body into a `ChatRequest` (`request.py`), opens it with `open_chat`, and writes
+the deltas of each reply's `ChatStream` in its own format. Errors name fields as
+/v1/chat/completions spells them.
 """
 
-import dataclasses
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from aiohttp import web
 
+from ...shared.messages import TokenLogprob
 from ..context import Frontend
-from ..engine.constraints import constraint_for
-from ..engine.job import Job
-from ..engine.params import GenerationSpec
-from ..parsers.deltas import Delta, Message, join
-from ..parsers.glm import TAGS, ParserOptions
-from ..text.detokenize import Piece
-from .stream import ChatStream
-
-Json = dict[str, Any]
+from ..engine.job import Job, Reply, open_job
+from ..parsers.deltas import Content, Delta, merge
+from ..parsers.glm import TAGS, GlmParser, ParserOptions, State
+from ..text.detokenize import DecodedToken, Decoder, StopStrings, TextOptions, Vocabulary
+from .request import ChatRequest
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """One request of a chat route, in OpenAI's terms.
-
-    `messages` and `tools` are as `conversation.py` leaves them (`normalise_messages`,
-    `check_tools`). `spec` is `params.openai_spec`'s; it holds response_format and logprobs, too.
-    `tool_choice`: "none" (tools are hidden, nothing is parsed), "auto" or "required";
-    `tool_name`: exactly this declared tool, whatever `tool_choice` says. `callable_tools`: of the
-    tools, which all are shown, those that may be called (None: all).
-    """
-
-    messages: list[Json]
-    spec: GenerationSpec
-    tools: list[Json] | None = None
-    tool_choice: str = "auto"
-    tool_name: str | None = None
-    callable_tools: frozenset[str] | None = None
-    parallel_tool_calls: bool = True
-    template_kwargs: Json = field(default_factory=dict)  # the template's: enable_thinking, ...
-    separate_reasoning: bool = True  # False: reasoning is joined in front of the content
-    include_reasoning: bool = True  # False: it is not sent
-    split_reasoning: bool = False  # also without --reasoning_parser
-
-    @property
-    def shown_tools(self) -> list[Json] | None:
-        """The tools that the model gets to see, and may call."""
-        hidden = self.tool_choice == "none" and self.tool_name is None
-        return None if hidden else self.tools
-
-
-@dataclass(frozen=True, slots=True)
-class News:
-    """What one choice produced since the last `receive`."""
-
-    index: int
-    deltas: list[Delta]
-    pieces: list[Piece]  # tokens of the content with logprobs, if those were asked for
-    finish_reason: str | None  # "stop", "length", "tool_calls" or "abort" once it has ended
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One whole reply."""
-
-    index: int
-    message: Message
-    pieces: list[Piece]
-    finish_reason: str
-    stop_string: str | None  # of the request's, the one that ended it
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Token counts; output and reasoning tokens are summed over choices."""
-
-    prompt_tokens: int
-    output_tokens: int
-    cached_tokens: int  # of the prompt, found in the prefix cache
-    reasoning_tokens: int  # of the output
-
-
-class ChatJob:
-    """An open chat request: a `with` block, left early it aborts what still runs."""
-
-    def __init__(self, job: Job, streams: list[ChatStream]) -> None:
-        self._job, self._streams = job, streams
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more is to come."""
-        return self._job.is_open
-
-    @property
-    def num_choices(self) -> int:
-        """How many replies there will be."""
-        return len(self._streams)
-
-    async def receive(self) -> list[News]:
-        """Wait for news. Empty after a long wait. Raises the HttpError that fits when the engine
-        failed."""
-        news = []
-        for sequence in await self._job.receive():
-            stream, reason = self._streams[sequence.index], None
-            if sequence.finished is not None:
-                reason = sequence.finish_reason or "stop"
-                stream.close(reason)
-                if reason == "stop" and stream.parser.num_calls:
-                    reason = "tool_calls"
-            news.append(News(sequence.index, *stream.take(), reason))
-        return news
-
-    async def run(self) -> list[Choice]:
-        """Receive until the end: all choices, by index."""
-        deltas: list[list[Delta]] = [[] for _ in self._streams]
-        pieces: list[list[Piece]] = [[] for _ in self._streams]
-        reasons = ["stop"] * len(self._streams)
-        while self.is_open:
-            for news in await self.receive():
-                deltas[news.index] += news.deltas
-                pieces[news.index] += news.pieces
-                reasons[news.index] = news.finish_reason or "stop"
-        return [
-            Choice(index, join(deltas[index]), pieces[index], reason, self.stop_string(index))
-            for index, reason in enumerate(reasons)
-        ]
-
-    def usage(self) -> Usage:
-        """Counts so far; final when nothing is open."""
-        reasoning = sum(stream.num_reasoning_tokens for stream in self._streams)
-        return Usage(*self._job.usage(), reasoning)
-
-    def stop_string(self, index: int) -> str | None:
-        """The stop string that ended choice `index`, if one did."""
-        return self._streams[index].stop_string
-
-    def __enter__(self) -> "ChatJob":
-        self._job.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._job.__exit__(kind, value, tb)
+async def open_chat(
+    frontend: Frontend, request: web.Request, chat: ChatRequest
+) -> "Job[ChatStream]":
+    """Render the prompt and submit it. Raises RequestError for mistakes of the client,
+    OverloadedError or UnavailableError when the request cannot be taken now."""
+    prompt = await prompt_ids(frontend, chat)
+    options = _parser_options(frontend, chat, prompt)
+    vocabulary = frontend.tokenizer.vocabulary
+    make_stream = partial(ChatStream, vocabulary, chat.spec.text, options)
+    return await open_job(
+        frontend, request, [prompt], chat.spec, make_stream, "messages", chat.tools
+    )
 
 
 async def prompt_ids(frontend: Frontend, chat: ChatRequest) -> list[int]:
-    """The prompt's token ids, for `open_chat` and for counting. Raises RequestError."""
+    """Token ids of the prompt. Raises RequestError."""
     return await frontend.tokenizer.encode_chat(
         chat.messages,
-        chat.shown_tools,
+        chat.tools.tools if chat.tools else None,
         chat.template_kwargs,
         frontend.client.max_req_total_len,
     )
-
-
-async def open_chat(frontend: Frontend, request: web.Request, chat: ChatRequest) -> ChatJob:
-    """Render, check and submit. Raises RequestError for what the client did wrong,
-    OverloadedError or UnavailableError when it cannot be taken now."""
-    prompt = await prompt_ids(frontend, chat)
-    grammar = await constraint_for(
-        frontend,
-        chat.spec,
-        prompt_ids=prompt,
-        tools=chat.shown_tools,
-        tool_choice=chat.tool_choice,
-        tool_name=chat.tool_name,
-        callable_tools=chat.callable_tools,
-        parallel_tool_calls=chat.parallel_tool_calls,
-    )
-    spec = dataclasses.replace(chat.spec, grammar=grammar)
-    options = _parser_options(frontend, chat, prompt)
-    vocabulary = frontend.tokenizer.vocabulary
-    streams: list[ChatStream] = []
-
-    def make_stream(max_new_tokens: int) -> ChatStream:
-        streams.append(ChatStream(vocabulary, spec.text, options, max_new_tokens))
-        return streams[-1]
-
-    return ChatJob(Job(frontend, request, [prompt], spec, "messages", make_stream), streams)
 
 
 def _parser_options(frontend: Frontend, chat: ChatRequest, prompt: list[int]) -> ParserOptions:
     config = frontend.config
     ids = frontend.tokenizer.vocabulary.added_ids
     tools = None
-    if config.tool_call_parser is not None and chat.shown_tools:
-        functions = [tool["function"] for tool in chat.shown_tools]
+    if config.tool_call_parser is not None and chat.tools is not None:
+        functions = [tool["function"] for tool in chat.tools.tools]
         tools = {function["name"]: function.get("parameters", {}) for function in functions}
     return ParserOptions(
         tags={ids[tag]: tag for tag in TAGS if tag in ids},
@@ -212,3 +59,168 @@ def _parser_options(frontend: Frontend, chat: ChatRequest, prompt: list[int]) ->
         drop_reasoning=not chat.include_reasoning,
         repeat_unclosed=config.repeat_unclosed_reasoning,
     )
+
+
+class ChatStream:
+    """One chat reply while its tokens arrive: token ids -> deltas.
+
+    Decodes, parses (`parsers/glm.py`) and looks for stop strings. Stop strings are looked for in
+    the content only, not in reasoning or calls, and never across a call. Log-probabilities are
+    kept for the tokens that together are the content.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        options: TextOptions,
+        parser_options: ParserOptions,
+        max_new_tokens: int,
+    ) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0  # of these, without tags and the end token
+        self.finish_reason: str | None = None
+        self.must_abort = False
+        self.stop_string: str | None = None  # the one that ended the reply
+        self._parser = GlmParser(parser_options)
+        self._options = options
+        self._decoder = Decoder(vocabulary, options)
+        self._stops = StopStrings(options.stop_strings)
+        self._deltas: list[Delta] = []  # released, not taken yet
+        self._held = ""  # content that may begin a stop string
+        self._num_content = 0  # characters of content so far, with the held ones
+        self._tokens: list[DecodedToken] = []  # of the content, not taken yet
+        self._undecided: list[DecodedToken] = []  # whitespace that the parser holds
+        self._name_tokens: list[DecodedToken] = []  # of text that may be the name of a tool
+        self._is_closed = False
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the reply has called a tool."""
+        return self._parser.num_calls > 0
+
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
+        """Add tokens. `logprobs` is parallel to them or empty."""
+        options, parser = self._options, self._parser
+        for n, token_id in enumerate(token_ids):
+            if self.finish_reason is not None:
+                break
+            self.num_tokens += 1
+            text = self._decoder.text(token_id)
+            was_reasoning = parser.state is State.REASONING
+            deltas = parser.feed(token_id, text)
+            if was_reasoning and parser.state is State.REASONING:
+                self.num_reasoning_tokens += bool(text) or not self._decoder.is_silent(token_id)
+            if token_id in options.stop_token_ids:
+                self.finish_reason = "stop"
+            elif self.num_tokens >= self.max_new_tokens:
+                self.finish_reason = "length"
+            if options.record_tokens:
+                logprob = logprobs[n] if logprobs else None
+                self._record(DecodedToken(token_id, text, 0, logprob), deltas)
+            self._release(deltas)
+        if self.finish_reason is not None:
+            self.close(self.finish_reason)
+
+    def close(self, reason: str) -> None:
+        """No more tokens follow; "stop" means that the model ended its turn. A second call does
+        nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self.stop_string is None:
+            deltas = self._parser.finish(by_itself=reason == "stop")
+            if _has_content(deltas):
+                self._show([*self._undecided, *self._name_tokens])
+            self._release(deltas)
+        self._release_held()
+
+    def take(self) -> tuple[list[Delta], list[DecodedToken]]:
+        """Deltas that were not taken before, neighbours of a kind merged, and the recorded tokens
+        of their content."""
+        deltas, self._deltas = self._deltas, []
+        return merge(deltas) if len(deltas) > 1 else deltas, self._take_tokens()
+
+    def _take_tokens(self) -> list[DecodedToken]:
+        if not self._tokens:
+            return []
+        released = self._num_content - len(self._held)
+        count = sum(token.offset < released for token in self._tokens)
+        taken, self._tokens = self._tokens[:count], self._tokens[count:]
+        return taken
+
+    def _record(self, token: DecodedToken, deltas: list[Delta]) -> None:
+        """Decide which tokens became content with this one."""
+        if _has_content(deltas):
+            self._show([*self._undecided, *self._name_tokens, token])
+            self._undecided, self._name_tokens = [], []
+        elif self._parser.state is State.NAME:
+            self._name_tokens.append(token)
+        elif deltas or self._parser.state is State.CALL:
+            self._name_tokens = []
+            if not self._parser.is_holding:  # whitespace before a call may still be held
+                self._undecided = []
+        elif self._parser.is_holding or self._is_part_of_character(token):
+            self._undecided.append(token)
+        else:
+            self._undecided, self._name_tokens = [], []
+
+    def _is_part_of_character(self, token: DecodedToken) -> bool:
+        return not token.text and not self._decoder.is_silent(token.token_id)
+
+    def _show(self, tokens: list[DecodedToken]) -> None:
+        self._tokens += [token._replace(offset=self._num_content) for token in tokens]
+
+    def _release(self, deltas: list[Delta]) -> None:
+        """Append to the released deltas, up to a stop string."""
+        for delta in deltas:
+            if isinstance(delta, Content):
+                self._release_content(delta)
+            else:
+                self._release_held()
+                self._deltas.append(delta)
+            if self.stop_string is not None:
+                return
+
+    def _release_content(self, delta: Content) -> None:
+        self._num_content += len(delta.text)
+        if not self._options.stop_strings or self.num_tokens < self._options.min_new_tokens:
+            self._deltas.append(delta)
+            return
+        cut = self._stops.feed(delta.text)
+        text = self._held + delta.text
+        kept = len(text) - (cut or self._stops.num_partial)
+        self._held = text[kept:]
+        if kept:
+            self._deltas.append(Content(text[:kept]))
+        if cut:
+            self._stop()
+
+    def _stop(self) -> None:
+        """The held text begins with a stop string: drop it and end the reply."""
+        matches = [s for s in self._options.stop_strings if s and self._held.startswith(s)]
+        self.stop_string = min(matches, key=len)  # a longer one would have ended later
+        self._num_content -= len(self._held)
+        self._held = ""
+        self._tokens = [token for token in self._tokens if token.offset < self._num_content]
+        self.must_abort = self.finish_reason is None
+        self.finish_reason = "stop"
+
+    def _release_held(self) -> None:
+        if self._held:
+            self._deltas.append(Content(self._held))
+            self._held = ""
+            self._stops = StopStrings(self._options.stop_strings)
+
+
+def chat_finish_reason(reply: Reply[ChatStream]) -> str | None:
+    """ "stop", "length", "tool_calls" or "abort" once the engine has ended the reply."""
+    if reply.finished is None:
+        return None
+    if reply.finish_reason == "stop" and reply.stream.has_calls:
+        return "tool_calls"
+    return reply.finish_reason
+
+
+def _has_content(deltas: list[Delta]) -> bool:
+    return any(isinstance(delta, Content) for delta in deltas)

@@ -1,114 +1,255 @@
-"""A body of /v1/chat/completions, or of a route translated to it -> `ChatRequest`.
+"""A body of /v1/chat/completions, or of a route that is translated to it -> `ChatRequest`.
 
-Every wish that reaches the chat template or the tools is checked here; messages and tool objects
-themselves in `conversation.py`, sampling in `params.py`.
+The chat template drops or mangles what it does not know: null content, lists of content parts,
+arguments as strings, the developer role. All of that is normalised or refused here. Sampling
+parameters are checked in `engine/params.py`.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
-from ..engine.params import ModelFacts, openai_spec
-from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, refuse, wrong
-from .chat import ChatRequest, Json
-from .conversation import check_tools, normalise_messages
+import msgspec
+
+from ..engine.constraints import ToolRules
+from ..engine.params import GenerationSpec, ModelFacts, openai_spec
+from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, refuse, wrong
+
+_ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+_TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
+_NEEDS_CONTENT = ("system", "user")
+_MAX_NAME = 256
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A request of a chat route, checked, in OpenAI's terms."""
+
+    messages: list[Json]  # from `normalise_messages`
+    spec: GenerationSpec  # with response_format and logprobs
+    tools: ToolRules | None  # None: no tools, or tool_choice "none", which hides them
+    template_kwargs: Json  # the template's own arguments: enable_thinking, ...
+    separate_reasoning: bool  # False: reasoning is joined in front of the content
+    include_reasoning: bool  # False: reasoning is not sent
+    split_reasoning: bool = False  # also without --reasoning_parser
 
 
 def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
     """Raises RequestError naming the field that is wrong."""
-    _refuse_unsupported(body)
+    if body.function_call not in (None, "none"):
+        raise wrong("function_call", "not supported, use tools")
+    if body.functions:
+        raise wrong("functions", "not supported, use tools")
+    refuse(body, UNSUPPORTED_CHAT)
     if body.top_logprobs is not None and not body.logprobs:
         raise wrong("top_logprobs", "needs logprobs: true")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else -1
-    spec = openai_spec(body, facts, body.max_completion_tokens or body.max_tokens, num_logprobs)
-    messages = normalise_messages(body.messages)
-    tools = check_tools(body.tools)
-    tool_choice, tool_name, callable_tools = _tool_choice(body.tool_choice, tools)
+    max_tokens = body.max_completion_tokens or body.max_tokens
     return ChatRequest(
-        messages=messages,
-        spec=spec,
-        tools=tools,
-        tool_choice=tool_choice,
-        tool_name=tool_name,
-        callable_tools=callable_tools,
-        parallel_tool_calls=body.parallel_tool_calls is not False,
+        spec=openai_spec(body, facts, max_tokens, num_logprobs),
+        messages=normalise_messages(body.messages),
+        tools=tool_rules(body) if body.tools or body.tool_choice is not None else None,
         template_kwargs=template_kwargs(body, facts),
         separate_reasoning=body.separate_reasoning is not False,
         include_reasoning=body.include_reasoning is not False,
     )
 
 
-def _tool_choice(
-    choice: Any, tools: list[Json] | None
-) -> tuple[str, str | None, frozenset[str] | None]:
-    """The mode, the name of the one tool to call, and the names of those that may be called."""
-    if choice is None:
-        return "auto", None, None
-    if isinstance(choice, str):
-        if choice not in ("none", "auto", "required"):
+def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
+    """Arguments of the template besides messages and tools. chat_template_kwargs override the
+    other fields."""
+    overrides = _without_nulls(body.chat_template_kwargs or {})
+    thinking = overrides.get("enable_thinking", overrides.get("thinking"))
+    if thinking is None and body.thinking is not None:
+        thinking = body.thinking.type == "enabled"
+    if thinking is None and body.reasoning_effort == "none":
+        thinking = False
+    clear_thinking = False if facts.config.preserve_thinking else None  # None: template's default
+    if body.thinking is not None and body.thinking.clear_thinking is not None:
+        clear_thinking = body.thinking.clear_thinking
+    kwargs: Json = {
+        "reasoning_effort": body.reasoning_effort,
+        "role_settings": body.role_settings,
+        "character_settings": body.character_settings,
+        "clear_thinking": clear_thinking,
+        "enable_thinking": thinking,
+        "thinking": thinking,
+    }
+    return _without_nulls(kwargs) | overrides
+
+
+# --- messages ---
+
+
+def normalise_messages(messages: list[Json]) -> list[Json]:
+    """New messages with string content, object arguments and no nulls.
+
+    Raises RequestError naming the message and key that cannot be rendered.
+    """
+    if not messages:
+        raise wrong("messages", "must not be empty")
+    return [_normalise(message, f"messages[{n}]") for n, message in enumerate(messages)]
+
+
+def _normalise(message: Json, where: str) -> Json:
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise wrong(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
+    result = {**_without_nulls(message), "role": _ROLES[role]}
+    if "content" in result:
+        result["content"] = text_of(result["content"], f"{where}.content")
+    elif _ROLES[role] in _NEEDS_CONTENT:
+        raise wrong(f"{where}.content", f"is required for role {role}")
+    for key in ("reasoning", "reasoning_content"):
+        if not isinstance(result.get(key, ""), str):
+            raise wrong(f"{where}.{key}", "must be a string")
+    if role == "assistant":
+        _normalise_assistant(result, where)
+    return result
+
+
+def _normalise_assistant(message: Json, where: str) -> None:
+    """Bring reasoning and tool calls into the form that the template knows."""
+    if "reasoning" in message:
+        message.setdefault("reasoning_content", message["reasoning"])
+    if "function_call" in message:  # the older spelling of a single call
+        message.setdefault("tool_calls", [{"function": message.pop("function_call")}])
+    if "tool_calls" in message:
+        message["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+
+
+def text_of(content: Any, where: str) -> str:
+    """The text of a content: a string, or a list of parts that are text under any of its names.
+    Raises RequestError for other parts, such as images."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise wrong(where, "must be a string or a list of text parts")
+    return "".join(_part_text(part, f"{where}[{n}]") for n, part in enumerate(content))
+
+
+def _part_text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+    if kind == "refusal":
+        return string_at(part, "refusal", where)
+    if kind not in _TEXT_PARTS:
+        raise wrong(where, f"this model reads text parts only, not {kind!r:.60}")
+    return string_at(part, "text", where)
+
+
+def string_at(item: Json, key: str, where: str) -> str:
+    """`item[key]`. Raises RequestError unless it is a string."""
+    value = item.get(key)
+    if not isinstance(value, str):
+        raise wrong(f"{where}.{key}", "must be a string")
+    return value
+
+
+def _tool_calls(calls: Any, where: str) -> list[Json]:
+    if not isinstance(calls, list):
+        raise wrong(where, "must be a list")
+    result = []
+    for n, call in enumerate(calls):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise wrong(f"{where}[{n}].function.name", "must be a string")
+        arguments = _arguments(function.get("arguments"), f"{where}[{n}].function.arguments")
+        result.append({**_without_nulls(call), "function": {**function, "arguments": arguments}})
+    return result
+
+
+def _arguments(arguments: Any, where: str) -> Json:
+    if arguments is None or arguments == "":
+        return {}
+    if isinstance(arguments, str):
+        try:
+            arguments = msgspec.json.decode(arguments)
+        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+            raise wrong(where, f"is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise wrong(where, "must be a JSON object")
+    return arguments
+
+
+def _without_nulls(value: Json) -> Json:
+    return {k: v for k, v in value.items() if v is not None}
+
+
+# --- tools ---
+
+
+def check_tools(tools: list[Json] | None) -> list[Json] | None:
+    """Tools as the template gets them: the client's objects without nulls; None if empty."""
+    for n, tool in enumerate(tools or []):
+        where = f"tools[{n}]"
+        function = tool.get("function")
+        if tool.get("type", "function") != "function" or not isinstance(function, dict):
+            raise wrong(where, "must be {type: 'function', function: {...}}")
+        _check_name(function.get("name"), f"{where}.function.name")
+        if not isinstance(function.get("parameters") or {}, dict):
+            raise wrong(f"{where}.function.parameters", "must be an object")
+    checked = [
+        {**_without_nulls(tool), "function": _without_nulls(tool["function"])}
+        for tool in tools or []
+    ]
+    return checked or None
+
+
+def _check_name(name: Any, where: str) -> None:
+    """Refuse a name that the model cannot write: such a tool could never be called."""
+    if not isinstance(name, str) or not name:
+        raise wrong(where, "must be a string")
+    if len(name) > _MAX_NAME or name != name.strip() or not set("\n<>").isdisjoint(name):
+        raise wrong(where, f"at most {_MAX_NAME} characters, no spaces around, no newline, < or >")
+
+
+def tool_rules(body: ChatBody) -> ToolRules | None:
+    """The tools that the model sees and may call; None if it sees none."""
+    tools = check_tools(body.tools)
+    parallel = body.parallel_tool_calls is not False
+    match body.tool_choice:
+        case None | "auto":
+            return ToolRules(tools, parallel=parallel) if tools else None
+        case "none":
+            return None
+        case "required":
+            if not tools:
+                raise wrong("tool_choice", "'required' needs tools")
+            return ToolRules(tools, "required", parallel=parallel)
+        case str():
             raise wrong("tool_choice", "must be 'none', 'auto', 'required' or name a function")
-        if choice == "required" and not tools:
-            raise wrong("tool_choice", "'required' needs tools")
-        return choice, None, None
-    if choice.get("type") == "allowed_tools":
-        return _allowed_tools(choice.get("allowed_tools"), tools)
-    if choice.get("type") != "function":
-        raise wrong("tool_choice", "must be a mode, or an object of type function or allowed_tools")
-    return "required", _name_of(choice, tools, "tool_choice"), None
+        case {"type": "function"}:
+            name = _tool_name(body.tool_choice, tools, "tool_choice")
+            return ToolRules(tools or [], "required", name, parallel=parallel)
+        case {"type": "allowed_tools"}:
+            return _allowed_tools(body.tool_choice.get("allowed_tools"), tools, parallel)
+    raise wrong("tool_choice", "must be a mode, or an object of type function or allowed_tools")
 
 
-def _allowed_tools(
-    allowed: Any, tools: list[Json] | None
-) -> tuple[str, str | None, frozenset[str] | None]:
+def _allowed_tools(allowed: Any, tools: list[Json] | None, parallel: bool) -> ToolRules:
     where = "tool_choice.allowed_tools"
-    mode, chosen = (
-        allowed.get(k) if isinstance(allowed, dict) else None for k in ("mode", "tools")
-    )
-    if mode not in ("auto", "required") or not isinstance(chosen, list) or not chosen:
+    choice = allowed.get("mode") if isinstance(allowed, dict) else None
+    chosen = allowed.get("tools") if isinstance(allowed, dict) else None
+    if choice not in ("auto", "required") or not isinstance(chosen, list) or not chosen:
         raise wrong(where, "must be {mode: 'auto' or 'required', tools: [...]}")
-    names = [_name_of(one, tools, f"{where}.tools[{n}]") for n, one in enumerate(chosen)]
-    return mode, None, frozenset(names)
+    names = [_tool_name(tool, tools, f"{where}.tools[{n}]") for n, tool in enumerate(chosen)]
+    return ToolRules(tools or [], choice, None, frozenset(names), parallel)
 
 
-def _name_of(one: Any, tools: list[Json] | None, where: str) -> str:
-    """The declared tool that {type: 'function', function: {name: ...}} means."""
-    function = one.get("function") if isinstance(one, dict) else None
+def _tool_name(tool: Any, tools: list[Json] | None, where: str) -> str:
+    """The name in {type: 'function', function: {name: ...}}, which must be a declared tool's."""
+    function = tool.get("function") if isinstance(tool, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise wrong(where, "must be {type: 'function', function: {name: ...}}")
     if name not in {tool["function"]["name"] for tool in tools or []}:
         raise wrong(f"{where}.function.name", f"{name!r:.80} is not among the tools")
     return name
-
-
-def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
-    """What the template is called with, besides messages and tools. What chat_template_kwargs say
-    wins over the other fields."""
-    given = {k: v for k, v in (body.chat_template_kwargs or {}).items() if v is not None}
-    thinking = given.get("enable_thinking", given.get("thinking"))
-    if thinking is None and body.thinking is not None:
-        thinking = body.thinking.type == "enabled"
-    if thinking is None and body.reasoning_effort == "none":
-        thinking = False
-    kwargs: Json = {
-        "reasoning_effort": body.reasoning_effort,
-        "role_settings": body.role_settings,
-        "character_settings": body.character_settings,
-        "clear_thinking": _clear_thinking(body, facts),
-        "enable_thinking": thinking,
-        "thinking": thinking,
-    }
-    return {name: value for name, value in kwargs.items() if value is not None} | given
-
-
-def _clear_thinking(body: ChatBody, facts: ModelFacts) -> bool | None:
-    """Whether the reasoning of earlier turns is left out; None: as the template has it."""
-    if body.thinking is not None and body.thinking.clear_thinking is not None:
-        return body.thinking.clear_thinking
-    return False if facts.config.preserve_thinking else None
-
-
-def _refuse_unsupported(body: ChatBody) -> None:
-    if body.function_call not in (None, "none"):
-        raise wrong("function_call", "not supported, use tools")
-    if body.functions:
-        raise wrong("functions", "not supported, use tools")
-    refuse(body, UNSUPPORTED_CHAT)

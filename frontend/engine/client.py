@@ -1,15 +1,17 @@
-"""The way to the scheduler and back: the only user of sockets to other processes here.
+"""The link to the scheduler: the only user of sockets to other processes in this tier.
 
-`EngineClient.submit` -> `Generation`, whose `receive` gives what the engine produced since the
-last call. Every open sequence ends in one `Finished`: the scheduler's, or one made here when the
-scheduler is lost. Knows nothing about text or HTTP.
+`EngineClient.submit` returns a `Generation`; its `receive` returns the output that has arrived
+since the last call. Every open sequence ends with exactly one `Finished`: the scheduler's, or one
+made here when the scheduler is lost. `EngineState` is what this process knows about the engine.
+Nothing in this module knows about text or HTTP.
 """
 
 import asyncio
 import logging
+import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,16 +35,59 @@ from ...shared.messages import (
 )
 from ...shared.sampling import SamplingParams
 from ...shared.transport import AsyncReceiver, Sender, frontend_address, scheduler_address
-from .state import EngineState
 
 RETRY_AFTER_S = 5.0  # told to clients while the engine restarts
-_IDLE_S = 15.0  # `receive` returns empty-handed so often, so that streams can show life
+_IDLE_S = 15.0  # `receive` returns nothing this often, so that streams can show life
+_HEARTBEAT_LIMIT_S = 10.0  # without a heartbeat for so long the scheduler counts as stuck
 logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Event:
-    """What one sequence produced since the last look. Later tokens join what nobody took yet."""
+class EngineState:
+    """The engine as last heard of, for probes, metrics and admission. Times are from the client's
+    clock (`time.monotonic`)."""
+
+    ready: Ready | None = None  # None: starting, or lost
+    last_epoch: int = -1
+    heartbeat: Heartbeat | None = None
+    heartbeat_at: float = -math.inf
+    progress_at: float = -math.inf  # last time that steps advanced or that there was no work
+    generated_per_s: float = 0.0
+    draining: bool = False
+    became_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    shutdown: asyncio.Event = field(default_factory=asyncio.Event)
+    shutdown_at: float = math.inf  # when draining must have ended
+
+    def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
+        """Store a heartbeat and note whether it shows progress."""
+        last = self.heartbeat
+        busy = heartbeat.num_running + heartbeat.num_waiting + heartbeat.num_paused > 0
+        if last is None or heartbeat.steps != last.steps or not busy:
+            self.progress_at = now
+        if last is not None and now > self.heartbeat_at:
+            tokens = heartbeat.generated_tokens - last.generated_tokens
+            self.generated_per_s = max(0.0, tokens / (now - self.heartbeat_at))
+        self.heartbeat, self.heartbeat_at = heartbeat, now
+
+    def is_healthy(self, now: float, stall_timeout_s: float) -> bool:
+        """Whether heartbeats arrive, and steps advance while there is work."""
+        alive = now - self.heartbeat_at <= _HEARTBEAT_LIMIT_S
+        return alive and now - self.progress_at <= stall_timeout_s
+
+    def why_not_ready(self) -> str:
+        """Why new requests are refused; "" if they are accepted."""
+        if self.draining:
+            return "draining"
+        if self.ready is None:
+            return "starting" if self.last_epoch < 0 else "engine lost"
+        if self.heartbeat is not None and not self.heartbeat.worker_ready:
+            return "engine restarting"
+        return ""
+
+
+@dataclass
+class SequenceOutput:
+    """Output of one sequence that has arrived and was not received yet."""
 
     index: int  # of the sequence in its Generation
     token_ids: list[int] = field(default_factory=list)
@@ -52,24 +97,24 @@ class Event:
 
 
 class Generation:
-    """The open sequences of one HTTP request. A `with` block that ends early aborts them."""
+    """The open sequences of one HTTP request. `EngineClient` calls `push`, `finish` and `wake`."""
 
-    def __init__(self, client: "EngineClient", request_ids: list[int]) -> None:
-        self.name = ""  # the X-Request-Id of its request
+    def __init__(self, client: "EngineClient", name: str, request_ids: list[int]) -> None:
+        self.name = name
         self._client = client
-        self._open = {request_id: index for index, request_id in enumerate(request_ids)}
         self._request_ids = request_ids
-        self._pending: dict[int, Event] = {}
+        self._open = {request_id: index for index, request_id in enumerate(request_ids)}
+        self._pending: dict[int, SequenceOutput] = {}  # by index
         self._waiter: asyncio.Future[None] | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether there is something to receive, now or later."""
+        """Whether there is output to receive, now or later."""
         return bool(self._open or self._pending)
 
-    async def receive(self) -> list[Event]:
-        """All that came since the last call, at most one event per sequence; waits for it.
-        Empty now and then, when nothing comes for long."""
+    async def receive(self) -> list[SequenceOutput]:
+        """Wait for output; all that arrived since the last call, at most one item per sequence.
+        Empty when nothing arrived for a long time."""
         if not self._pending:
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -80,48 +125,46 @@ class Generation:
         return list(pending.values())
 
     def abort(self, index: int) -> None:
-        """End one sequence; its `Finished` still comes."""
+        """End one sequence; its `Finished` still arrives."""
         if self._request_ids[index] in self._open:
             self._client.abort([self._request_ids[index]])
 
     def abort_all(self) -> None:
-        """End all of its sequences; each `Finished` still comes."""
+        """End all sequences; each `Finished` still arrives."""
         self._client.abort(list(self._open))
 
+    def close(self) -> None:
+        """Abort what is still open and receive nothing more."""
+        self._client.forget(list(self._open))
+
     def push(self, row: TokenRow) -> None:
-        """The client's: new tokens for one of the sequences."""
-        event = self._event(row.request_id)
-        event.token_ids += row.token_ids
-        event.logprobs += row.logprobs
-        event.prompt_logprobs += row.prompt_logprobs
+        """Add new tokens of one of the sequences."""
+        output = self._output(row.request_id)
+        output.token_ids += row.token_ids
+        output.logprobs += row.logprobs
+        output.prompt_logprobs += row.prompt_logprobs
 
     def finish(self, finished: Finished) -> None:
-        """The client's: the end of one of the sequences."""
-        self._event(finished.request_id).finished = finished
+        """Add the end of one of the sequences."""
+        self._output(finished.request_id).finished = finished
         del self._open[finished.request_id]
 
     def wake(self) -> None:
-        """The client's: let `receive` return."""
+        """Let `receive` return."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _event(self, request_id: int) -> Event:
+    def _output(self, request_id: int) -> SequenceOutput:
         index = self._open[request_id]
-        event = self._pending.get(index)
-        if event is None:
-            event = self._pending[index] = Event(index)
+        output = self._pending.get(index)
+        if output is None:
+            output = self._pending[index] = SequenceOutput(index)
             self.wake()
-        return event
-
-    def __enter__(self) -> "Generation":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.forget(list(self._open))
+        return output
 
 
 class EngineClient:
-    """This process's link to the scheduler. `run` must be running for anything to arrive."""
+    """This process's link to the scheduler. Nothing arrives unless `run` is running."""
 
     def __init__(
         self,
@@ -137,7 +180,7 @@ class EngineClient:
         self._runtime_dir = runtime_dir
         self._receiver = AsyncReceiver.bind(frontend_address(runtime_dir, index))
         self._generations: dict[int, Generation] = {}  # by request id
-        self._aborts: list[int] = []
+        self._aborts: list[int] = []  # request ids to abort at the end of this event-loop turn
         self._greet()
 
     @property
@@ -147,16 +190,17 @@ class EngineClient:
 
     @property
     def malformed(self) -> int:
-        """Messages that were dropped because they could not be decoded."""
+        """Number of messages that were dropped because they could not be decoded."""
         return self._receiver.malformed
 
     @property
     def max_req_total_len(self) -> int:
-        """Longest prompt + output in tokens, as the engine settled it."""
+        """Maximum of prompt + output in tokens, as the engine settled it. Raises UnavailableError
+        before it did."""
         if self.state.ready is None:
+            reason = self.state.why_not_ready()
             raise UnavailableError(
-                f"the engine is not ready: {self.state.why_not_ready()}",
-                retry_after_s=RETRY_AFTER_S,
+                f"the engine is not ready: {reason}", retry_after_s=RETRY_AFTER_S
             )
         return self.state.ready.max_req_total_len
 
@@ -174,37 +218,37 @@ class EngineClient:
 
     def submit(
         self,
-        sequences: Iterable[tuple[list[int], SamplingParams]],
+        sequences: Sequence[tuple[list[int], SamplingParams]],
         use_prefix_cache: bool = True,
         cache_salt: str = "",
         grammar: Grammar | None = None,
+        name: str = "",
     ) -> Generation:
-        """Ask for one sequence per (prompt ids, sampling). Raises OverloadedError when the link
-        is full."""
-        sequences = list(sequences)
+        """Ask for one sequence per (prompt ids, sampling). `name` is the X-Request-Id, by which
+        the request can be aborted. Raises OverloadedError when the link is full."""
         request_ids = [random.getrandbits(62) for _ in sequences]
-        generation = Generation(self, request_ids)
+        generation = Generation(self, name, request_ids)
         dropped = self._sender.dropped
         for request_id, (prompt_ids, sampling) in zip(request_ids, sequences, strict=True):
             self._generations[request_id] = generation
-            self._sender.send(
-                Submit(
-                    request_id,
-                    self.index,
-                    prompt_ids,
-                    sampling,
-                    use_prefix_cache,
-                    cache_salt,
-                    grammar=grammar,
-                )
+            submit = Submit(
+                request_id,
+                self.index,
+                prompt_ids,
+                sampling,
+                use_prefix_cache,
+                cache_salt,
+                grammar=grammar,
             )
+            self._sender.send(submit)
         if self._sender.dropped != dropped:
             self.forget(request_ids)
             raise OverloadedError("too many requests on their way", retry_after_s=1.0)
         return generation
 
     def abort(self, request_ids: Sequence[int]) -> None:
-        """End these; all that are aborted in one turn of the event loop go in one message."""
+        """End these. One message carries all ids that are aborted in one turn of the event
+        loop."""
         if request_ids and not self._aborts:
             asyncio.get_running_loop().call_soon(self._send_aborts)
         self._aborts += request_ids
@@ -216,13 +260,13 @@ class EngineClient:
         self.abort(request_ids)
 
     def abort_named(self, name: str) -> None:
-        """End what belongs to the HTTP request of this name, or everything if it is ""."""
+        """End the sequences of the HTTP request with this name, or all if the name is ""."""
         for generation in set(self._generations.values()):
             if not name or generation.name == name:
                 generation.abort_all()
 
     def tell_others(self, num_frontends: int, name: str) -> None:
-        """Have the other HTTP processes do the same."""
+        """Let the other HTTP processes do the same as `abort_named`."""
         for index in range(num_frontends):
             if index != self.index:
                 sender = Sender.connect(frontend_address(self._runtime_dir, index))
@@ -230,7 +274,7 @@ class EngineClient:
                 sender.close()
 
     def flush_cache(self) -> None:
-        """Have the scheduler forget the prefixes that no running request uses."""
+        """Let the scheduler drop all cached prefixes that no running request uses."""
         self._sender.send(FlushCache())
 
     def fail_all(self, message: str) -> None:
@@ -251,7 +295,7 @@ class EngineClient:
             case Tokens(rows=rows):
                 for row in rows:
                     generation = self._generations.get(row.request_id)
-                    if generation is not None:  # else its client has just gone
+                    if generation is not None:  # else its client has disconnected
                         generation.push(row)
             case Finished():
                 generation = self._generations.pop(message.request_id, None)
@@ -274,8 +318,8 @@ class EngineClient:
 
     def _on_ready(self, ready: Ready) -> None:
         if self.state.ready is None and ready.epoch <= self.state.last_epoch:
-            return  # the lost scheduler's, overtaken by the news of its death
-        if ready != self.state.ready:  # said twice to a frontend that greets just then
+            return  # sent by the lost scheduler; the message about its death was faster
+        if ready != self.state.ready:  # a frontend that greets at that moment hears it twice
             logger.info("engine ready, epoch %d", ready.epoch)
         self.state.ready, self.state.last_epoch = ready, ready.epoch
         self.state.progress_at = self._clock()
@@ -285,7 +329,7 @@ class EngineClient:
         logger.error("scheduler lost: %s", reason)
         self.state.ready, self.state.heartbeat = None, None
         self.fail_all(f"the engine was lost: {reason}")
-        self._aborts.clear()
+        self._aborts.clear()  # the next scheduler does not know these requests
         self._sender.close()
         self._greet()
 

@@ -1,25 +1,27 @@
-"""One HTTP request while it is generated: prompts in, text of every sequence out, then its record.
+"""One HTTP request on the engine: prompts in, the output of every sequence out, then its record.
 
-Between the routes (`generate.py`, `openai.py`, `completions.py`), which know the wire formats, and
-`client.py`, which knows the engine.
+`open_job` is what every generating route calls; `Job` is what it gets. The routes (`api/`) know
+the wire formats, `client.py` knows the engine, and a stream turns token ids into text
+(`text/detokenize.py`) or into the parts of a chat message (`chat/chat.py`).
 """
 
 import asyncio
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, Self, TypeVar
 
 from aiohttp import web
 
 from ...shared.errors import EngineError, HttpError, OverloadedError, RequestError, UnavailableError
 from ...shared.messages import Finished, TokenLogprob
 from ..context import CONTEXT, Frontend, clean_id
-from ..text.detokenize import Piece, TextStream
 from ..wire.schema import wrong
-from .client import Event
+from .client import SequenceOutput
+from .constraints import ToolRules, constraint_for
 from .metrics import RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec
 
@@ -27,35 +29,37 @@ logger = logging.getLogger(__name__)
 
 
 class Stream(Protocol):
-    """What takes a sequence's tokens: `TextStream`, or `ChatStream` on the chat routes."""
+    """Turns the tokens of one sequence into output: `TextStream`, or `ChatStream` on chat routes.
+
+    Each has a `take` of its own, which returns the output that was not taken before.
+    """
 
     max_new_tokens: int
     num_tokens: int
-    finish_reason: str | None
-    must_abort: bool
+    num_reasoning_tokens: int
+    finish_reason: str | None  # "stop" or "length", set with the token that ends the sequence
+    must_abort: bool  # the stream has ended before the engine knows: it must be told
 
-    def add(self, token_ids: list[int], logprobs: list[TokenLogprob]) -> str:
-        """Take tokens; the text that may be sent now."""
+    def add(self, token_ids: list[int], logprobs: list[TokenLogprob]) -> None:
+        """Add tokens. `logprobs` is parallel to them or empty."""
         ...
 
-    def finish(self) -> str:
-        """The text that was still held back."""
+    def close(self, reason: str) -> None:
+        """No more tokens follow: release what was held back. A second call does nothing."""
         ...
 
-    def take_pieces(self) -> list[Piece]:
-        """Recorded tokens that were not taken before."""
-        ...
+
+S = TypeVar("S", bound=Stream)
 
 
 @dataclass
-class Sequence:
-    """One sequence of a request and what is known about it so far."""
+class Reply(Generic[S]):
+    """One sequence of a request: its output stream and what the engine said about it."""
 
     index: int
-    stream: Stream
-    text: str = ""  # new since the last `Job.receive`
+    stream: S
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    finished: Finished | None = None  # the engine's last word
+    finished: Finished | None = None  # the engine's last message about it
 
     @property
     def finish_reason(self) -> str | None:
@@ -65,12 +69,41 @@ class Sequence:
         return self.finished.reason if self.finished else None
 
 
-class Job:
-    """The sequences of one HTTP request: n for each prompt, prompt by prompt.
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of a request. Output and reasoning tokens are summed over its replies."""
 
-    Use as a `with` block: leaving it early aborts what is still running. `make_stream` makes what
-    takes the tokens of a sequence, given the most that may come (default: `TextStream`).
-    Raises RequestError (field `prompt_field`) when a prompt is empty or leaves no room for output.
+    prompt_tokens: int  # a prompt counts once, whatever n
+    output_tokens: int
+    cached_tokens: int  # prompt tokens found in the prefix cache
+    reasoning_tokens: int  # of the output tokens
+
+
+async def open_job(
+    frontend: Frontend,
+    request: web.Request,
+    prompts: list[list[int]],
+    spec: GenerationSpec,
+    make_stream: Callable[[int], S],
+    prompt_field: str,
+    tools: ToolRules | None = None,
+) -> "Job[S]":
+    """Compile what constrains the output, check that the prompts fit, and submit.
+
+    `make_stream` gets the maximum number of new tokens. Raises RequestError for mistakes of the
+    client (`prompt_field`: a prompt is empty or leaves no room for output), OverloadedError or
+    UnavailableError when the request cannot be taken now.
+    """
+    if spec.output_format is not None or tools is not None:
+        grammar = await constraint_for(frontend, spec, prompts, tools)
+        spec = dataclasses.replace(spec, grammar=grammar)
+    return Job(frontend, request, prompts, spec, make_stream, prompt_field)
+
+
+class Job(Generic[S]):
+    """The replies to one HTTP request: n for each prompt, prompt by prompt.
+
+    Use as a `with` block: leaving it early aborts the sequences that still run.
     """
 
     def __init__(
@@ -79,83 +112,81 @@ class Job:
         request: web.Request,
         prompts: list[list[int]],
         spec: GenerationSpec,
+        make_stream: Callable[[int], S],
         prompt_field: str,
-        make_stream: Callable[[int], Stream] | None = None,
     ) -> None:
+        self.frontend, self.request = frontend, request
         self.prompts = prompts
         self.spec = spec
-        self._frontend, self._request = frontend, request
-        self._arrived_s = request[CONTEXT].arrived_s
+        self._context = request[CONTEXT]
+        self._first_token_s: float | None = None
         max_total = frontend.client.max_req_total_len
         if len(prompts) * spec.n > MAX_SEQUENCES:
             raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
         for prompt in prompts:
             _check_prompt(prompt, max_total, prompt_field)
-        sampling = [
+        sequences = [
             (prompt, spec.for_sequence(sample, len(prompt), max_total))
             for prompt in prompts
             for sample in range(spec.n)
         ]
-        vocabulary = frontend.tokenizer.vocabulary
-        make = make_stream or (lambda max_new: TextStream(vocabulary, spec.text, max_new))
-        self.sequences = [
-            Sequence(index, make(one.max_new_tokens)) for index, (_, one) in enumerate(sampling)
+        self.replies = [
+            Reply(index, make_stream(sampling.max_new_tokens))
+            for index, (_, sampling) in enumerate(sequences)
         ]
         self._generation = frontend.client.submit(
-            sampling, spec.use_prefix_cache, spec.cache_salt, spec.grammar
+            sequences,
+            spec.use_prefix_cache,
+            spec.cache_salt,
+            spec.grammar,
+            self._context.request_id,
         )
         if spec.grammar is not None:
             frontend.grammars.hold(spec.grammar.name)
-        self._generation.name = request[CONTEXT].request_id
-        self._submitted_s = time.monotonic() - self._arrived_s
-        self._first_token_s: float | None = None
+        self._submitted_s = self._elapsed_s()
 
     @property
     def is_open(self) -> bool:
-        """Whether more is to come."""
+        """Whether more output follows."""
         return self._generation.is_open
 
-    async def receive(self) -> list[Sequence]:
-        """Wait for news; the sequences that have some, their `text` set. Empty after a long wait.
+    async def receive(self) -> list[Reply[S]]:
+        """Wait for output; the replies that have some. Empty when nothing arrived for a long time.
         Raises the HttpError that fits when the engine failed one of them."""
-        events = await self._generation.receive()
-        if self._first_token_s is None and any(event.token_ids for event in events):
-            self._first_token_s = time.monotonic() - self._arrived_s
-        return [self._take(event) for event in events]
+        outputs = await self._generation.receive()
+        if self._first_token_s is None and any(output.token_ids for output in outputs):
+            self._first_token_s = self._elapsed_s()
+        return [self._add(output) for output in outputs]
 
     async def run(self) -> None:
-        """Receive until the end, keeping all text in the sequences' `text`."""
-        texts: list[list[str]] = [[] for _ in self.sequences]
+        """Receive until the end. The streams keep the output."""
         while self.is_open:
-            for sequence in await self.receive():
-                texts[sequence.index].append(sequence.text)
-        for sequence in self.sequences:
-            sequence.text = "".join(texts[sequence.index])
+            await self.receive()
 
-    def usage(self) -> tuple[int, int, int]:
-        """Prompt tokens, output tokens, prompt tokens found in the prefix cache. A prompt counts
-        once, whatever n."""
-        firsts = self.sequences[:: self.spec.n]
-        return (
-            sum(len(prompt) for prompt in self.prompts),
-            sum(sequence.stream.num_tokens for sequence in self.sequences),
-            sum(s.finished.num_cached_tokens for s in firsts if s.finished),
+    def usage(self) -> Usage:
+        """Counts so far; final when nothing is open."""
+        firsts = self.replies[:: self.spec.n]
+        return Usage(
+            prompt_tokens=sum(len(prompt) for prompt in self.prompts),
+            output_tokens=sum(reply.stream.num_tokens for reply in self.replies),
+            cached_tokens=sum(r.finished.num_cached_tokens for r in firsts if r.finished),
+            reasoning_tokens=sum(reply.stream.num_reasoning_tokens for reply in self.replies),
         )
 
-    def _take(self, event: Event) -> Sequence:
-        sequence = self.sequences[event.index]
-        stream = sequence.stream
-        sequence.text = stream.add(event.token_ids, event.logprobs)
-        sequence.prompt_logprobs += event.prompt_logprobs
-        if event.finished is not None:
-            sequence.finished = event.finished
-            if stream.finish_reason is None:  # ended for a reason of the engine's
-                self._raise_if_failed(event.finished)
-                sequence.text += stream.finish()
+    def _add(self, output: SequenceOutput) -> Reply[S]:
+        reply = self.replies[output.index]
+        stream = reply.stream
+        stream.add(output.token_ids, output.logprobs)
+        reply.prompt_logprobs += output.prompt_logprobs
+        if output.finished is not None:
+            reply.finished = output.finished
+            if stream.finish_reason is None:
+                self._raise_if_failed(output.finished)
+            stream.close(reply.finish_reason or "stop")
         elif stream.must_abort:
             stream.must_abort = False
-            self._generation.abort(event.index)
-        return sequence
+            self._generation.abort(output.index)
+        return reply
 
     def _raise_if_failed(self, finished: Finished) -> None:
         message = finished.message or f"the engine ended the request: {finished.reason}"
@@ -165,64 +196,63 @@ class Job:
                 return
             case "invalid":
                 raise RequestError(message, field=finished.field or None)
-            case "overloaded" if not self._frontend.client.state.draining:
+            case "overloaded" if not self.frontend.client.state.draining:
                 raise OverloadedError(message, retry_after_s=retry_after_s)
             case "overloaded" | "unavailable":
                 raise UnavailableError(message, retry_after_s=retry_after_s)
         raise EngineError(message)
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         value: BaseException | None,
-        tb: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
-        self._generation.__exit__(kind, value, tb)
+        self._generation.close()
         if self.spec.grammar is not None:
-            self._frontend.grammars.release(self.spec.grammar.name)
+            self.frontend.grammars.release(self.spec.grammar.name)
         record = self._record()
-        status = 200
-        if isinstance(value, asyncio.CancelledError | ConnectionError):
-            status = 499  # the client has gone
-        elif value is not None:
-            status = value.status if isinstance(value, HttpError) else 500
-        else:
-            self._frontend.metrics.observe(record)
-        self._log(record, status)
+        if value is None:
+            self.frontend.metrics.observe(record)
+        self._log(record, _status(value))
+
+    def _elapsed_s(self) -> float:
+        """Seconds since the request arrived."""
+        return time.monotonic() - self._context.arrived_s
 
     def _record(self) -> RequestRecord:
-        now_s = time.monotonic() - self._arrived_s
-        prompt_tokens, output_tokens, cached_tokens = self.usage()
-        ends = [s.finished for s in self.sequences if s.finished]
+        now_s = self._elapsed_s()
+        usage = self.usage()
+        ends = [reply.finished for reply in self.replies if reply.finished]
         accepted = sum(end.mtp_accepted_tokens for end in ends)
         return RequestRecord(
             submitted_s=self._submitted_s,
             first_token_s=now_s if self._first_token_s is None else self._first_token_s,
             total_s=now_s,
             queue_s=max((end.queue_s for end in ends), default=0.0),
-            num_prompt_tokens=prompt_tokens,
-            num_output_tokens=output_tokens,
-            num_cached_tokens=cached_tokens,
-            max_new_tokens=self.sequences[0].stream.max_new_tokens,
-            tokens_per_step=output_tokens / max(1, output_tokens - accepted),
+            num_prompt_tokens=usage.prompt_tokens,
+            num_output_tokens=usage.output_tokens,
+            num_cached_tokens=usage.cached_tokens,
+            max_new_tokens=self.replies[0].stream.max_new_tokens,
+            tokens_per_step=usage.output_tokens / max(1, usage.output_tokens - accepted),
         )
 
     def _log(self, record: RequestRecord, status: int) -> None:
-        """One line per request, with the field names of LightLLM's; never a prompt."""
+        """One line per request, with LightLLM's field names; never a prompt."""
         logger.info(
             "X-Request-Id:%s X-Session-Id:%s path:%s status:%d finish_reason:%s "
             "first_token_cost:%.1fms total_cost_time:%.1fms out_token_counter:%d "
             "mean_per_token_cost_time:%.2fms prompt_token_num:%d gpu_prompt_cache_len:%d "
             "gpu_prompt_cache_ratio:%.3f cpu_prompt_cache_len:0 cpu_prompt_cache_ratio:0.0 "
             "disk_prompt_cache_len:0 disk_prompt_cache_ratio:0.0 mtp_avg_token_per_step:%.2f",
-            self._request[CONTEXT].request_id,
-            clean_id(self._request.headers.get("X-Session-Id", "")),
-            self._request.path,
+            self._context.request_id,
+            clean_id(self.request.headers.get("X-Session-Id", "")),
+            self.request.path,
             status,
-            ",".join(sequence.finish_reason or "none" for sequence in self.sequences[:8]),
+            ",".join(reply.finish_reason or "none" for reply in self.replies[:8]),
             record.first_token_s * 1e3,
             record.total_s * 1e3,
             record.num_output_tokens,
@@ -232,6 +262,18 @@ class Job:
             record.cache_ratio,
             record.tokens_per_step,
         )
+
+
+def _status(error: BaseException | None) -> int:
+    """The HTTP status of a request that ended with this error."""
+    match error:
+        case None:
+            return 200
+        case asyncio.CancelledError() | ConnectionError():
+            return 499  # the client has disconnected
+        case HttpError():
+            return error.status
+    return 500
 
 
 def _check_prompt(prompt: list[int], max_total: int, field: str) -> None:

@@ -1,4 +1,4 @@
-"""What a body asks for, completed and checked: structs of `schema.py` -> `GenerationSpec`.
+"""Request bodies, completed and checked: structs of `schema.py` -> `GenerationSpec`.
 
 Defaults come from `generation_config.json` and the flags. Known fields that are not supported are
 refused, never ignored. Formulas and meanings: `shared/sampling.py`.
@@ -25,7 +25,6 @@ from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
     OpenAiBody,
-    SamplingFields,
     refuse,
     wrong,
 )
@@ -33,12 +32,12 @@ from .output_format import output_format
 
 MAX_SEQUENCES = 1024  # prompts x n of one request
 _SEED_MASK = 2**63 - 1
-_BAN = -100.0
-_LEAST_TOP_P = 1e-9  # leaves the likeliest token
+_BAN = -100.0  # a logit bias that rules a token out
+_MIN_TOP_P = 1e-9  # keeps only the most likely token
 
 
 class GenerationDefaults(Struct):
-    """What `generation_config.json` says about sampling; None where it is silent."""
+    """Sampling defaults from `generation_config.json`; None where it has none."""
 
     do_sample: bool | None = None
     temperature: Annotated[float, Meta(ge=0)] | None = None
@@ -49,7 +48,7 @@ class GenerationDefaults(Struct):
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What parameters are checked against and completed from."""
+    """Settings and model properties that parameters are checked against and completed from."""
 
     config: ServeConfig
     spec: ModelSpec
@@ -63,15 +62,15 @@ class ModelFacts:
 
     def check_model(self, name: str) -> None:
         """With `--check_model_name`: raises NotFoundError for another model's name. "default" is
-        what requests without one get."""
+        the name in requests that name no model."""
         if self.config.check_model_name and name not in (self.config.model_name, "default"):
             raise NotFoundError(f"model {name!r:.200} is not served here", "model")
 
 
 @dataclass(frozen=True)
 class GenerationSpec:
-    """A request's wishes, the same for all its prompts. `sampling.max_new_tokens` is as asked:
-    `for_sequence` makes it fit."""
+    """How to generate, the same for all prompts of a request. `sampling.max_new_tokens` is as
+    requested: `for_sequence` makes it fit."""
 
     sampling: SamplingParams
     text: TextOptions
@@ -79,11 +78,11 @@ class GenerationSpec:
     use_prefix_cache: bool = True
     cache_salt: str = ""
     output_format: OutputFormat | None = None
-    grammar: Grammar | None = None  # what became of `output_format` and tool_choice
+    grammar: Grammar | None = None  # compiled from `output_format` and the rules for tools
 
     def for_sequence(self, sample: int, num_prompt_tokens: int, max_total: int) -> SamplingParams:
-        """Parameters of sample number `sample` of a prompt; `max_total` limits prompt + output.
-        The prompt must leave room for one token."""
+        """Parameters of sample number `sample` of a prompt. `max_total` limits prompt + output in
+        tokens; the prompt must leave room for one."""
         max_new = min(self.sampling.max_new_tokens, max_total - num_prompt_tokens)
         return msgspec.structs.replace(
             self.sampling,
@@ -105,53 +104,50 @@ def load_defaults(model_dir: Path) -> GenerationDefaults:
 
 
 def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
-    """Wishes of a LightLLM body: greedy unless do_sample. Raises RequestError."""
+    """A LightLLM body: greedy unless do_sample. Raises RequestError."""
     if any((body.multimodal_params or {}).values()):
         raise wrong("multimodal_params", "this model reads text only")
-    p = body.parameters or GenerateParameters()
-    form = output_format(p, "parameters.")
-    if p.best_of is not None and p.n is not None and p.n != p.best_of:
-        raise wrong("parameters.n", f"must equal best_of ({p.best_of})")
-    num_prompt_logprobs = _first(p.prompt_logprobs, -1)
+    fields = body.parameters or GenerateParameters()
+    form = output_format(fields, "parameters.")
+    if fields.best_of is not None and fields.n is not None and fields.n != fields.best_of:
+        raise wrong("parameters.n", f"must equal best_of ({fields.best_of})")
+    num_prompt_logprobs = _first(fields.prompt_logprobs, -1)
     if num_prompt_logprobs >= 0 and not facts.config.enable_prompt_logprobs:
         raise wrong("parameters.prompt_logprobs", "needs --enable_prompt_logprobs")
-    max_new, min_new = p.max_new_tokens or 65535, p.min_new_tokens or 1  # both count the end token
+    max_new = fields.max_new_tokens or 65535
+    min_new = fields.min_new_tokens or 1  # both count the end token
     if min_new > max_new:
         raise wrong("parameters.min_new_tokens", f"exceeds max_new_tokens ({max_new})")
-    decay_start, decay_factor = p.exponential_decay_length_penalty or (1, 1.0)
-    strings, sequences = _split_stops(p.stop_sequences, facts)
-    sampling = SamplingParams(
-        max_new_tokens=max_new,
-        min_new_tokens=min_new - 1,
-        presence_penalty=p.presence_penalty or 0.0,
-        frequency_penalty=p.frequency_penalty or 0.0,
-        input_penalty=_first(p.input_penalty, facts.config.input_penalty),
+    strings, id_sequences = _split_stops(fields.stop_sequences, facts)
+    decay_start, decay_factor = fields.exponential_decay_length_penalty or (1, 1.0)
+    sampling = msgspec.structs.replace(
+        _sampling_params(fields, facts, (max_new, min_new - 1), (), form is not None),
+        input_penalty=_first(fields.input_penalty, facts.config.input_penalty),
         decay_start=decay_start,
         decay_factor=decay_factor,
         num_logprobs=0,
         num_prompt_logprobs=num_prompt_logprobs,
     )
-    sampling = _complete(p, sampling, facts, form is not None, False, "parameters.")
     text = TextOptions(
         stop_token_ids=frozenset(sampling.stop_token_ids),
-        hidden_ids=frozenset() if p.print_eos_token else frozenset(facts.eos_ids),
+        hidden_ids=frozenset() if fields.print_eos_token else frozenset(facts.eos_ids),
         stop_strings=strings,
-        stop_id_sequences=sequences,
+        stop_id_sequences=id_sequences,
         keep_stop=True,
         min_new_tokens=min_new,
-        skip_special_tokens=_first(p.skip_special_tokens, facts.config.skip_special_tokens),
-        add_spaces_between_special_tokens=_first(p.add_spaces_between_special_tokens, True),
-        record_pieces=True,
+        skip_special_tokens=_first(fields.skip_special_tokens, facts.config.skip_special_tokens),
+        add_spaces_between_special_tokens=_first(fields.add_spaces_between_special_tokens, True),
+        record_tokens=True,
     )
-    use_cache = not p.disable_prompt_cache
-    n = p.n or p.best_of or 1
+    use_cache = not fields.disable_prompt_cache
+    n = fields.n or fields.best_of or 1
     return GenerationSpec(sampling, text, n, use_cache, output_format=form)
 
 
 def openai_spec(
     body: OpenAiBody, facts: ModelFacts, max_tokens: int | None, num_logprobs: int
 ) -> GenerationSpec:
-    """Wishes of an OpenAI body: sampled by default. `num_logprobs` as in SamplingParams.
+    """A chat or completion body: sampled by default. `num_logprobs` as in SamplingParams.
     Raises RequestError."""
     facts.check_model(body.model)
     refuse(body, UNSUPPORTED)
@@ -162,31 +158,24 @@ def openai_spec(
     if min_new > max_new:
         raise wrong("min_tokens", f"exceeds max_tokens ({max_new})")
     strings = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
-    strings = tuple(s for s in strings if s)
-    sampling = SamplingParams(
-        max_new_tokens=max_new,
-        min_new_tokens=min_new,
-        presence_penalty=body.presence_penalty or 0.0,
-        frequency_penalty=body.frequency_penalty or 0.0,
-        input_penalty=facts.config.input_penalty,
-        stop_token_ids=(
-            *(body.stop_token_ids or ()),
-            *(facts.added_ids[s] for s in strings if s in facts.added_ids),
-        ),
-        num_logprobs=num_logprobs,
-    )
-    sampling = _complete(body, sampling, facts, form is not None, True, "")
+    strings = tuple(string for string in strings if string)
+    stop_ids = [
+        *(body.stop_token_ids or ()),
+        *(facts.added_ids[string] for string in strings if string in facts.added_ids),
+    ]
+    sampling = _sampling_params(body, facts, (max_new, min_new), stop_ids, form is not None)
+    sampling = msgspec.structs.replace(sampling, num_logprobs=num_logprobs)
+    stops = frozenset(sampling.stop_token_ids)
     text = TextOptions(
-        stop_token_ids=frozenset(sampling.stop_token_ids),
-        hidden_ids=frozenset(sampling.stop_token_ids),
+        stop_token_ids=stops,
+        hidden_ids=stops,
         stop_strings=strings,
         min_new_tokens=min_new,
         skip_special_tokens=_first(body.skip_special_tokens, True),
-        record_pieces=num_logprobs >= 0,
+        record_tokens=num_logprobs >= 0,
     )
-    return GenerationSpec(
-        sampling, text, body.n or 1, cache_salt=body.cache_salt or "", output_format=form
-    )
+    salt = body.cache_salt or ""
+    return GenerationSpec(sampling, text, body.n or 1, cache_salt=salt, output_format=form)
 
 
 def parse_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
@@ -204,47 +193,50 @@ def parse_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
     raise wrong("prompt", "mixes texts and token ids")
 
 
-def _complete(
-    fields: SamplingFields,
-    sampling: SamplingParams,
+def _sampling_params(
+    fields: GenerateParameters | OpenAiBody,
     facts: ModelFacts,
+    limits: tuple[int, int],
+    stop_ids: Sequence[int],
     has_format: bool,
-    sample_default: bool,
-    prefix: str,
 ) -> SamplingParams:
-    """Fill in the shared fields and check that a token can be chosen at all. `ignore_eos` is void
-    with an output format: that says itself when the text ends, and then it has to."""
+    """The sampling parameters that all interfaces share, defaults filled in. Checks that at least
+    one token can be sampled. `limits`: most and fewest new tokens. `ignore_eos` has no effect
+    together with an output format: the format decides when the text ends."""
     defaults = facts.defaults
-    do_sample = _first(fields.do_sample, defaults.do_sample, sample_default)
+    do_sample = _first(fields.do_sample, defaults.do_sample, fields.samples_by_default)
     temperature = _first(fields.temperature, defaults.temperature, 1.0) if do_sample else 0.0
     greedy = temperature < 1e-5
     top_k = _first(fields.top_k, defaults.top_k, 0)
     seed = fields.seed if fields.seed is not None and fields.seed >= 0 else random.getrandbits(62)
-    eos = () if fields.ignore_eos and not has_format else facts.eos_ids
-    sampling = msgspec.structs.replace(
-        sampling,
+    eos_ids = () if fields.ignore_eos and not has_format else facts.eos_ids
+    sampling = SamplingParams(
+        max_new_tokens=limits[0],
+        min_new_tokens=limits[1],
         temperature=0.0 if greedy else temperature,
         top_k=0 if greedy or top_k <= 0 else min(top_k, facts.spec.vocab_size),
-        top_p=1.0 if greedy else max(_LEAST_TOP_P, _first(fields.top_p, defaults.top_p, 1.0)),
+        top_p=1.0 if greedy else max(_MIN_TOP_P, _first(fields.top_p, defaults.top_p, 1.0)),
         min_p=0.0 if greedy else fields.min_p or 0.0,
-        repetition_penalty=_first(
-            getattr(fields, "repetition_penalty", None), defaults.repetition_penalty, 1.0
-        ),
+        presence_penalty=fields.presence_penalty or 0.0,
+        frequency_penalty=fields.frequency_penalty or 0.0,
+        repetition_penalty=_first(fields.repetition_penalty, defaults.repetition_penalty, 1.0),
+        input_penalty=facts.config.input_penalty,
         seed=seed,
-        stop_token_ids=tuple(dict.fromkeys((*eos, *sampling.stop_token_ids))),
+        stop_token_ids=tuple(dict.fromkeys((*eos_ids, *stop_ids))),
         logit_bias=tuple((fields.logit_bias or {}).items()),
         allowed_token_ids=tuple(dict.fromkeys(fields.allowed_token_ids or ())),
     )
-    _check_ids(sampling, facts.spec, prefix)
+    _check_ids(sampling, facts.spec, fields.prefix)
     return sampling
 
 
 def _check_ids(sampling: SamplingParams, spec: ModelSpec, prefix: str) -> None:
-    _check_range(sampling.stop_token_ids, spec.vocab_size, prefix + "stop_token_ids")
-    _check_range([i for i, _ in sampling.logit_bias], spec.vocab_size, prefix + "logit_bias")
+    bias_ids = [token_id for token_id, _ in sampling.logit_bias]
     allowed = sampling.allowed_token_ids
+    _check_range(sampling.stop_token_ids, spec.vocab_size, prefix + "stop_token_ids")
+    _check_range(bias_ids, spec.vocab_size, prefix + "logit_bias")
     _check_range(allowed, spec.num_token_ids, prefix + "allowed_token_ids")
-    banned = {i for i, bias in sampling.logit_bias if bias <= _BAN}
+    banned = {token_id for token_id, bias in sampling.logit_bias if bias <= _BAN}
     if sampling.min_new_tokens:
         banned.update(sampling.stop_token_ids)
     choices = allowed or range(spec.num_token_ids)
@@ -262,8 +254,8 @@ def _check_range(ids: Sequence[int], limit: int, field: str) -> None:
 def _split_stops(
     stops: Any, facts: ModelFacts
 ) -> tuple[tuple[str, ...], tuple[tuple[int, ...], ...]]:
-    """Stop strings and stop id sequences. A string that is a token of its own is looked for as
-    an id too, because special tokens may have no text."""
+    """Stop strings and stop id sequences. A string that is an added token is also matched by its
+    id, because special tokens may have no text."""
     stops = [stops] if isinstance(stops, str) else stops or []
     strings = tuple(s for s in stops if isinstance(s, str) and s)
     sequences = [tuple(s) for s in stops if isinstance(s, list)]
@@ -274,5 +266,5 @@ def _split_stops(
 
 
 def _first(*values: Any) -> Any:
-    """The first value that was given."""
+    """The first value that is not None."""
     return next((value for value in values if value is not None), None)

@@ -1,7 +1,7 @@
 """The pieces of an assistant's message, in the order in which they are written.
 
 Every chat route is a writer of these. The same pieces come whether a reply streams or not, and
-however the tokens arrive: joined up (`Message`), they are the whole message.
+however the tokens arrive: joined up (`AssistantMessage`), they are the whole message.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class ToolCall:
 
 
 @dataclass
-class Message:
+class AssistantMessage:
     """Deltas joined: one whole assistant message. None where there was nothing of a kind."""
 
     reasoning: str | None = None
@@ -85,7 +85,7 @@ def _kind(delta: Delta) -> tuple[type, int]:
     return type(delta), delta.index if isinstance(delta, CallArguments) else 0
 
 
-def join(deltas: Iterable[Delta]) -> Message:
+def join(deltas: Iterable[Delta]) -> AssistantMessage:
     """The message that the deltas make."""
     reasoning: list[str] = []
     content: list[str] = []
@@ -106,4 +106,4 @@ def join(deltas: Iterable[Delta]) -> Message:
         ToolCall(start.id, start.name, "".join(texts))
         for start, texts in zip(starts, arguments, strict=True)
     ]
-    return Message("".join(reasoning) or None, "".join(content) or None, calls)
+    return AssistantMessage("".join(reasoning) or None, "".join(content) or None, calls)

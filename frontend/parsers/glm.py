@@ -51,18 +51,18 @@ class ParserOptions:
 
 
 class GlmParser:
-    """One reply. `feed` takes its tokens in order, `finish` ends it; `deltas` grows."""
+    """One reply. `feed` takes its tokens in order, `finish` ends it; both return new deltas."""
 
     def __init__(self, options: ParserOptions) -> None:
-        self.deltas: list[Delta] = []  # the caller takes them out
         self.num_calls = 0
+        self._deltas: list[Delta] = []  # of the present `feed` or `finish`
         self._options = options
         self._tags = options.tags
         inside = options.split_reasoning and options.starts_in_reasoning
         self.state = State.REASONING if inside else State.CONTENT
         self._origin = self.state  # of a name: where its text belongs if it is none
         self._name = ""
-        self._arguments = Arguments({})
+        self._arguments: Arguments  # of the open call; set in state CALL only
         self._held = ""  # whitespace of the present text, which a tag may make vanish
         self._has_reasoning = False
         self._has_content = False
@@ -72,39 +72,43 @@ class GlmParser:
 
     @property
     def is_holding(self) -> bool:
-        """Whether text has come that is neither passed on nor dropped yet."""
+        """Whether there is text that is neither returned nor dropped yet."""
         return bool(self._held) or self.state is State.NAME
 
-    def feed(self, token_id: int, text: str) -> None:
-        """The next token and the text that it completes ("" for one without text)."""
+    def feed(self, token_id: int, text: str) -> list[Delta]:
+        """Add the next token and the text that it completes ("" if it completes none)."""
         tag = self._tags.get(token_id)
         if tag is None:
             if text:
                 self._on_text(text)
         elif text:
-            if len(text) > len(tag):  # the broken end of a character before the tag
+            if len(text) > len(tag):  # an incomplete character before the tag
                 self._on_text(text.removesuffix(tag))
             self._on_tag(tag)
+        deltas, self._deltas = self._deltas, []
+        return deltas
 
-    def finish(self, by_itself: bool) -> None:
-        """No more tokens. `by_itself`: the model ended its turn, so an open call is a whole one
-        with its end forgotten; else it was cut off, and stays as it is."""
-        if self.state is State.NAME:
-            if not by_itself:
-                return  # the begin of a name, perhaps: nothing of the call is complete
+    def finish(self, by_itself: bool) -> list[Delta]:
+        """No more tokens follow. `by_itself`: the model ended its turn, so an open call only lacks
+        its end tag and is completed; else the output was cut off, and the call stays as it is."""
+        if self.state is State.NAME and by_itself:
             if self._name.strip() in (self._options.tools or {}):
                 self._start_call()
             else:
                 self._not_a_name()
-        if self.state is State.CALL:
-            if by_itself:
-                self._argue(self._arguments.close())
-            return
+        if self.state is State.CALL and by_itself:
+            self._argue(self._arguments.close())
+        if self.state in (State.REASONING, State.CONTENT):
+            self._end_text(by_itself)
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def _end_text(self, by_itself: bool) -> None:
         held, self._held = self._held, ""
         if held and not (self.num_calls and self.state is State.CONTENT):
             self._say(held)
         if self._unclosed and by_itself and self.state is State.REASONING:
-            self.deltas.append(Content("".join(self._unclosed)))
+            self._deltas.append(Content("".join(self._unclosed)))
 
     def _on_text(self, text: str) -> None:
         match self.state:
@@ -187,9 +191,9 @@ class GlmParser:
         if self.state is State.REASONING and options.drop_reasoning:
             pass
         elif self.state is State.CONTENT or options.reasoning_as_content:
-            self.deltas.append(Content(text))
+            self._deltas.append(Content(text))
         else:
-            self.deltas.append(Reasoning(text))
+            self._deltas.append(Reasoning(text))
             if options.repeat_unclosed:
                 self._unclosed.append(text)
 
@@ -225,7 +229,7 @@ class GlmParser:
             self._held = ""
         self._skip_newlines = False
         name = self._name.strip().partition("\n")[0].rstrip()
-        self.deltas.append(CallStart(self.num_calls, f"call_{secrets.token_hex(12)}", name))
+        self._deltas.append(CallStart(self.num_calls, f"call_{secrets.token_hex(12)}", name))
         self.num_calls += 1
         self._arguments = Arguments((self._options.tools or {})[name])
         self.state = State.CALL
@@ -251,4 +255,4 @@ class GlmParser:
 
     def _argue(self, text: str) -> None:
         if text:
-            self.deltas.append(CallArguments(self.num_calls - 1, text))
+            self._deltas.append(CallArguments(self.num_calls - 1, text))

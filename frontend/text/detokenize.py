@@ -7,7 +7,7 @@ Knows nothing about HTTP. `tokenize.py` makes the `Vocabulary`.
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ...shared.messages import TokenLogprob
@@ -38,10 +38,10 @@ class TextOptions:
     min_new_tokens: int = 0  # stop strings and sequences are not looked for before
     skip_special_tokens: bool = False
     add_spaces_between_special_tokens: bool = False
-    record_pieces: bool = False  # keep each token's text and logprob for `take_pieces`
+    record_tokens: bool = False  # keep each token's text and logprob
 
 
-class Piece(NamedTuple):
+class DecodedToken(NamedTuple):
     """One token: the text it completed, and where in the sequence's text that begins."""
 
     token_id: int
@@ -143,61 +143,62 @@ class TextStream:
     options: TextOptions
     max_new_tokens: int
     num_tokens: int = 0
+    num_reasoning_tokens: int = 0  # always: the text is not parsed
     finish_reason: str | None = None
     must_abort: bool = False
-    pieces: list[Piece] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         options = self.options
         self._decoder = Decoder(self.vocabulary, options)
         self._stops = StopStrings(options.stop_strings) if options.stop_strings else None
         self._ids: list[int] = []
-        self._length = 0  # characters decoded so far, held ones included
+        self._texts: list[str] = []  # released, not taken yet
+        self._tokens: list[DecodedToken] = []  # recorded, not taken yet
+        self._length = 0  # characters decoded so far, with the held ones
         self._held = ""
 
-    def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> str:
-        """Text that may be sent now. `logprobs` is parallel to `token_ids` or empty."""
-        texts = []
+    def add(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
+        """Add tokens. `logprobs` is parallel to `token_ids` or empty."""
         for n, token_id in enumerate(token_ids):
             if self.finish_reason is not None:
                 break
             self.num_tokens += 1
             text = self._decoder.text(token_id)
-            if self.options.record_pieces:
+            if self.options.record_tokens:
                 logprob = logprobs[n] if logprobs else None
-                self.pieces.append(Piece(token_id, text, self._length, logprob))
+                self._tokens.append(DecodedToken(token_id, text, self._length, logprob))
             self._length += len(text)
             if token_id in self.options.stop_token_ids:
                 self.finish_reason = "stop"
             elif self.num_tokens >= self.max_new_tokens:
                 self.finish_reason = "length"
-            texts.append(self._release(text) if self._stops else text)
+            self._texts.append(self._release(text, self._stops) if self._stops else text)
             if self.options.stop_id_sequences:
                 self._match_ids(token_id)
         if self.finish_reason is not None:
-            texts.append(self.finish())
-        return "".join(texts)
+            self.close(self.finish_reason)
 
-    def finish(self) -> str:
-        """Text still held back. Bytes of an unfinished character are dropped."""
-        text, self._held = self._held, ""
-        return text
+    def close(self, reason: str) -> None:
+        """No more tokens follow: release the held text. Bytes of an unfinished character are
+        dropped."""
+        self._texts.append(self._held)
+        self._held = ""
 
-    def take_pieces(self) -> list[Piece]:
-        """Recorded tokens whose text has been released and that were not taken before."""
-        released = self._length - len(self._held)
-        if self.finish_reason is not None or not self._held:
-            taken, self.pieces = self.pieces, []
-            return taken
-        count = sum(piece.offset < released for piece in self.pieces)
-        taken, self.pieces = self.pieces[:count], self.pieces[count:]
-        return taken
+    def take(self) -> tuple[str, list[DecodedToken]]:
+        """Text that was not taken before, and the recorded tokens whose text was released."""
+        text, self._texts = "".join(self._texts), []
+        count = len(self._tokens)
+        if self._held:
+            released = self._length - len(self._held)
+            count = sum(token.offset < released for token in self._tokens)
+        taken, self._tokens = self._tokens[:count], self._tokens[count:]
+        return text, taken
 
-    def _release(self, text: str) -> str:
-        assert self._stops is not None, "only called with stop strings"
+    def _release(self, text: str, stops: StopStrings) -> str:
+        """The text that can be released when `text` is added."""
         if self.num_tokens < self.options.min_new_tokens:
             return text
-        cut = self._stops.feed(text)
+        cut = stops.feed(text)
         if cut:
             self.must_abort = self.finish_reason is None
             self.finish_reason = "stop"
@@ -207,9 +208,9 @@ class TextStream:
         if cut:
             self._held = ""
             self._length -= cut
-            self.pieces = [piece for piece in self.pieces if piece.offset < self._length]
+            self._tokens = [token for token in self._tokens if token.offset < self._length]
             return text[:-cut]
-        released = len(text) - self._stops.num_partial
+        released = len(text) - stops.num_partial
         self._held = text[released:]
         return text[:released]
 
@@ -217,6 +218,6 @@ class TextStream:
         self._ids.append(token_id)
         if self.finish_reason is not None or self.num_tokens < self.options.min_new_tokens:
             return
-        for wanted in self.options.stop_id_sequences:
-            if wanted[-1] == token_id and tuple(self._ids[-len(wanted) :]) == wanted:
+        for sequence in self.options.stop_id_sequences:
+            if sequence[-1] == token_id and tuple(self._ids[-len(sequence) :]) == sequence:
                 self.finish_reason, self.must_abort = "stop", True

@@ -4,11 +4,8 @@ OpenAI's error object with LightLLM's top-level `message` beside it everywhere, 
 Anthropic's paths.
 """
 
-from typing import Any
+from .schema import Json
 
-from ...shared.errors import HttpError
-
-Json = dict[str, Any]
 _ANTHROPIC_PATH = "/v1/messages"
 _ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -40,8 +37,3 @@ def anthropic_error(status: int, message: str) -> Json:
     other = "api_error" if status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(status, other)
     return {"type": "error", "error": {"type": kind, "message": message}}
-
-
-def anthropic_event(error: HttpError) -> Json:
-    """The last event of a stream of Anthropic's that breaks."""
-    return anthropic_error(error.status, str(error))

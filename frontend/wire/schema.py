@@ -7,7 +7,7 @@ as other servers of these two interfaces do. What the fields mean: `params.py`.
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -35,7 +35,7 @@ Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 Body = TypeVar("Body")
-
+Json = dict[str, Any]
 
 UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that asks for nothing
     "bad_words": [],
@@ -54,7 +54,10 @@ UNSUPPORTED_CHAT: dict[str, Any] = {
 
 
 class SamplingFields(Struct):
-    """Sampling parameters that both interfaces spell the same way. None: not given."""
+    """Sampling parameters that all interfaces spell the same way. None: not set."""
+
+    prefix: ClassVar[str] = ""  # of the fields' names in errors
+    samples_by_default: ClassVar[bool] = True  # else greedy unless do_sample is set
 
     do_sample: bool | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
@@ -78,6 +81,9 @@ class SamplingFields(Struct):
 
 class GenerateParameters(SamplingFields):
     """`parameters` of /generate."""
+
+    prefix = "parameters."
+    samples_by_default = False
 
     presence_penalty: LightllmPenalty | None = None
     frequency_penalty: LightllmPenalty | None = None

@@ -1,35 +1,68 @@
-"""Server-sent events: one reply that stays open, written to a client that may be slow or gone.
+"""Server-sent events: one reply that stays open, sent to a client that may be slow or gone.
 
-A client that does not read makes `write` wait; `Stalls` cuts such connections, which cancels the
-handler and so aborts its sequences. Framing of both interfaces is in `generate.py`/`openai.py`.
+`stream_reply` is the loop of every streaming route; a `Writer` knows the wire format. A client
+that does not read makes `EventStream.write` wait; `Stalls` cuts such connections, which cancels
+the handler and so aborts its sequences.
 """
 
 import asyncio
 import time
-from collections.abc import Callable
+from typing import Protocol, TypeVar
 
 from aiohttp import web
 
 from ...shared.errors import HttpError
 from ..context import CONTEXT
+from ..engine.job import Job, Reply, Stream
 from .body import encode_json
 
 WRITE_STALL_S = 30.0
 KEEP_ALIVE = b": keep-alive\n\n"
+S = TypeVar("S", bound=Stream)
+
+
+class Writer(Protocol[S]):
+    """The wire format of one streamed reply. Each method returns whole events, or b""."""
+
+    keep_alive: bytes  # sent when nothing was generated for a long time
+
+    def start(self) -> bytes:
+        """The events before anything was generated. Sent together with what follows."""
+        ...
+
+    def add(self, reply: Reply[S]) -> bytes:
+        """The events for new output of one sequence."""
+        ...
+
+    def end(self) -> bytes:
+        """The events after all sequences have ended."""
+        ...
+
+    def fail(self, error: HttpError) -> bytes:
+        """The last event of a stream that breaks. No other event follows."""
+        ...
+
+
+async def stream_reply(job: Job[S], writer: Writer[S]) -> web.StreamResponse:
+    """Write the replies of a job until all have ended. One write sends everything that arrived
+    together."""
+    stream = EventStream(job.request, job.frontend.stalls, writer)
+    data = writer.start()
+    while job.is_open:
+        replies = await job.receive()
+        data += b"".join(map(writer.add, replies)) if replies else writer.keep_alive
+        await stream.write(data)
+        data = b""
+    await stream.write(writer.end())
+    await stream.end()
+    return stream.response
 
 
 class EventStream:
-    """One open reply. Headers go out with the first write, so that a request that fails before
-    its first token can still get a plain error reply. An error later is the last event:
-    `format_error`'s, or by default OpenAI's error object after `prefix`."""
+    """One open reply. Headers are sent with the first write, so that a request that fails before
+    its first token still gets a plain error reply. A later error is the last event."""
 
-    def __init__(
-        self,
-        request: web.Request,
-        stalls: "Stalls",
-        prefix: bytes,
-        format_error: Callable[[HttpError], bytes] | None = None,
-    ) -> None:
+    def __init__(self, request: web.Request, stalls: "Stalls", writer: Writer[S]) -> None:
         self.response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -40,17 +73,18 @@ class EventStream:
         self.blocked_since: float | None = None
         self._request = request
         self._stalls = stalls
-        self._prefix = prefix
-        self._format_error = format_error or self._error_object
+        self._format_error = writer.fail
         request[CONTEXT].stream = self
 
     @property
     def is_open(self) -> bool:
-        """Whether the client has been promised a stream."""
+        """Whether headers have been sent, so that the reply must be a stream."""
         return self.response.prepared
 
     async def write(self, data: bytes) -> None:
-        """Send whole events. Waits while the client does not read."""
+        """Send whole events, if there are any. Waits while the client does not read."""
+        if not data:
+            return
         self.blocked_since = time.monotonic()
         if not self.response.prepared:
             self._stalls.streams.add(self)
@@ -59,19 +93,15 @@ class EventStream:
         self.blocked_since = None
 
     async def end(self) -> None:
-        """Nothing more to say."""
+        """End the response."""
         self.blocked_since = time.monotonic()
         await self.response.write_eof()
         self.blocked_since = None
 
     async def fail(self, error: HttpError) -> None:
-        """Last event of a stream that breaks. No [DONE] follows."""
+        """End a stream that breaks. No [DONE] follows."""
         await self.write(self._format_error(error))
         await self.end()
-
-    def _error_object(self, error: HttpError) -> bytes:
-        body = {"error": {"message": str(error), "type": "server_error", "code": "stream_error"}}
-        return self._prefix + encode_json(body) + b"\n\n"
 
     def cut(self) -> None:
         """Drop the connection; aiohttp then cancels the handler."""
@@ -79,7 +109,7 @@ class EventStream:
             self._request.transport.abort()
 
     def close(self) -> None:
-        """Stop watching it: the handler is done."""
+        """Stop watching this stream: its handler is done."""
         self._stalls.streams.discard(self)
 
 
@@ -104,3 +134,9 @@ class Stalls:
         while True:
             await asyncio.sleep(min(1.0, self.limit_s / 2))
             self.check(time.monotonic())
+
+
+def error_json(error: HttpError) -> bytes:
+    """The JSON of an error inside a stream, as OpenAI's and LightLLM's routes send it."""
+    body = {"error": {"message": str(error), "type": "server_error", "code": "stream_error"}}
+    return encode_json(body)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 from glimmer.frontend.api.anthropic_request import CountTokensBody, MessagesBody, anthropic_chat
-from glimmer.frontend.chat.chat import ChatRequest
+from glimmer.frontend.chat.request import ChatRequest
+from glimmer.frontend.engine.constraints import ToolRules
 from glimmer.frontend.engine.params import GenerationDefaults, ModelFacts
 from glimmer.frontend.wire.body import encode_json
 from glimmer.frontend.wire.schema import decode_body
@@ -14,6 +15,10 @@ from glimmer.shared.model_spec import load_model_spec
 
 Json = dict[str, Any]
 TOOL: Json = {"name": "f", "input_schema": {"type": "object"}}
+FUNCTION: Json = {
+    "type": "function",
+    "function": {"name": "f", "parameters": {"type": "object"}},
+}
 USER: Json = {"role": "user", "content": "x"}
 
 
@@ -111,22 +116,24 @@ def test_thinking(facts: ModelFacts, thinking: Json | None, enabled: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("choice", "mode", "name", "parallel"),
+    ("choice", "expected"),
     [
-        (None, "auto", None, True),
-        ({"type": "auto", "disable_parallel_tool_use": True}, "auto", None, False),
-        ({"type": "any"}, "required", None, True),
-        ({"type": "none"}, "none", None, True),
-        ({"type": "tool", "name": "f", "disable_parallel_tool_use": False}, "required", "f", True),
+        (None, ToolRules([FUNCTION])),
+        (
+            {"type": "auto", "disable_parallel_tool_use": True},
+            ToolRules([FUNCTION], parallel=False),
+        ),
+        ({"type": "any"}, ToolRules([FUNCTION], "required")),
+        ({"type": "none"}, None),
+        (
+            {"type": "tool", "name": "f", "disable_parallel_tool_use": False},
+            ToolRules([FUNCTION], "required", "f"),
+        ),
     ],
 )
-def test_tool_choice(
-    facts: ModelFacts, choice: Json | None, mode: str, name: str | None, parallel: bool
-) -> None:
+def test_tool_choice(facts: ModelFacts, choice: Json | None, expected: ToolRules | None) -> None:
     chat = translate(facts, [USER], tools=[{**TOOL, "type": "custom"}], tool_choice=choice)
-    assert (chat.tool_choice, chat.tool_name, chat.parallel_tool_calls) == (mode, name, parallel)
-    function = {"name": "f", "parameters": {"type": "object"}}
-    assert chat.tools == [{"type": "function", "function": function}]
+    assert chat.tools == expected
 
 
 def test_counting_needs_no_max_tokens_and_may_end_with_the_assistant(facts: ModelFacts) -> None:

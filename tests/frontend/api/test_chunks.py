@@ -2,7 +2,8 @@
 
 import json
 
-from glimmer.frontend.api.chunks import DONE, Chunks, usage_json
+from glimmer.frontend.api.openai import DONE, ChunkWriter, usage_json
+from glimmer.frontend.engine.job import Usage
 from glimmer.frontend.wire.schema import OpenAiBody, StreamOptions
 
 
@@ -13,7 +14,7 @@ def parse(data: bytes) -> dict:
 
 
 def test_a_chunk_and_the_end() -> None:
-    chunks = Chunks("text_completion", "id-1", OpenAiBody(model='m"'))
+    chunks = ChunkWriter("text_completion", "id-1", OpenAiBody(model='m"'))
     event = parse(chunks.chunk(2, b'"text":"x"'))
     assert event["choices"] == [{"index": 2, "text": "x", "logprobs": None, "finish_reason": None}]
     assert (event["id"], event["object"], event["model"]) == ("id-1", "text_completion", 'm"')
@@ -21,15 +22,15 @@ def test_a_chunk_and_the_end() -> None:
     last = parse(chunks.chunk(0, b'"text":""', {"a": [1]}, "stop"))
     assert last["choices"][0]["logprobs"] == {"a": [1]}
     assert last["choices"][0]["finish_reason"] == "stop"
-    assert chunks.end(usage_json(1, 2, 0)) == DONE
+    assert chunks.closing(usage_json(Usage(1, 2, 0, 0))) == DONE
 
 
 def test_usage_is_sent_only_if_asked_for() -> None:
     body = OpenAiBody(stream_options=StreamOptions(include_usage=True))
-    chunks = Chunks("text_completion", "id-1", body)
+    chunks = ChunkWriter("text_completion", "id-1", body)
     assert parse(chunks.chunk(0, b'"text":"x"'))["usage"] is None
-    usage = usage_json(3, 4, 1)
-    end = chunks.end(usage)
+    usage = usage_json(Usage(3, 4, 1, 0))
+    end = chunks.closing(usage)
     assert end.endswith(DONE)
     event = parse(end.removesuffix(DONE))
     assert (event["choices"], event["usage"]) == ([], usage)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 from glimmer.frontend.api.responses_request import ResponsesBody, responses_chat
-from glimmer.frontend.chat.chat import ChatRequest
+from glimmer.frontend.chat.request import ChatRequest
+from glimmer.frontend.engine.constraints import ToolRules
 from glimmer.frontend.engine.params import GenerationDefaults, ModelFacts
 from glimmer.frontend.wire.body import encode_json
 from glimmer.frontend.wire.schema import decode_body
@@ -44,7 +45,8 @@ def said(text: str) -> Json:
 
 def test_tools_that_are_no_functions_are_left_out(facts: ModelFacts) -> None:
     chat = translate(facts, tools=[{"type": "web_search"}, TOOL, {"type": "custom", "name": "c"}])
-    assert [tool["function"]["name"] for tool in chat.tools or []] == ["f"]
+    assert chat.tools is not None
+    assert [tool["function"]["name"] for tool in chat.tools.tools] == ["f"]
     assert translate(facts, tools=[{"type": "web_search"}]).tools is None
 
 
@@ -112,10 +114,9 @@ def test_tools_and_sampling(facts: ModelFacts) -> None:
         prompt_cache_key="k",
         include=["reasoning.encrypted_content"],
     )
-    assert (chat.tool_choice, chat.tool_name) == ("required", "f")
-    assert not chat.parallel_tool_calls
     function = {"name": "f", "parameters": {"type": "object"}}
-    assert chat.tools == [{"type": "function", "function": function}]
+    tools = [{"type": "function", "function": function}]
+    assert chat.tools == ToolRules(tools, "required", "f", parallel=False)
     sampling = chat.spec.sampling
     assert (sampling.max_new_tokens, sampling.temperature, sampling.seed) == (9, 0.5, 3)
     assert (sampling.top_p, sampling.num_logprobs) == (0.9, -1)
@@ -127,7 +128,8 @@ def test_tools_and_sampling(facts: ModelFacts) -> None:
 def test_some_of_the_tools_are_allowed(facts: ModelFacts) -> None:
     choice = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "f"}]}
     chat = translate(facts, tools=[TOOL, {**TOOL, "name": "g"}], tool_choice=choice)
-    assert (chat.tool_choice, chat.callable_tools) == ("auto", {"f"})
+    assert chat.tools is not None
+    assert (chat.tools.choice, chat.tools.callable_names) == ("auto", {"f"})
 
 
 def test_logprobs(facts: ModelFacts) -> None:

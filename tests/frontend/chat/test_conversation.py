@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from glimmer.frontend.chat.conversation import check_tools, normalise_messages
+from glimmer.frontend.chat.request import check_tools, normalise_messages
 from glimmer.shared.errors import RequestError
 
 

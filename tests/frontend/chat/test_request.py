@@ -3,8 +3,8 @@
 from typing import Any
 
 import pytest
-from glimmer.frontend.chat.chat import ChatRequest
-from glimmer.frontend.chat.request import chat_request
+from glimmer.frontend.chat.request import ChatRequest, chat_request
+from glimmer.frontend.engine.constraints import ToolRules
 from glimmer.frontend.engine.params import GenerationDefaults, ModelFacts
 from glimmer.frontend.wire.schema import ChatBody
 from glimmer.shared.config import ServeConfig
@@ -28,8 +28,7 @@ def request(facts: ModelFacts, **fields: Any) -> ChatRequest:
 def test_defaults(facts: ModelFacts) -> None:
     chat = request(facts)
     assert chat.messages == [{"role": "user", "content": "x"}]
-    assert (chat.tools, chat.tool_choice, chat.tool_name) == (None, "auto", None)
-    assert chat.parallel_tool_calls
+    assert chat.tools is None
     assert chat.separate_reasoning
     assert chat.template_kwargs == {}
     assert chat.spec.sampling.num_logprobs == -1
@@ -41,19 +40,18 @@ def allowed(mode: str, *names: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("choice", "expected", "shown"),
+    ("choice", "expected"),
     [
-        (None, ("auto", None), True),
-        ("auto", ("auto", None), True),
-        ("none", ("none", None), False),
-        ("required", ("required", None), True),
-        ({"type": "function", "function": {"name": "f"}}, ("required", "f"), True),
+        (None, ToolRules([TOOL])),
+        ("auto", ToolRules([TOOL])),
+        ("none", None),
+        ("required", ToolRules([TOOL], "required")),
+        ({"type": "function", "function": {"name": "f"}}, ToolRules([TOOL], "required", "f")),
     ],
 )
-def test_tool_choices(facts: ModelFacts, choice: Any, expected: Any, shown: bool) -> None:
+def test_tool_choices(facts: ModelFacts, choice: Any, expected: ToolRules | None) -> None:
     chat = request(facts, tools=[TOOL], tool_choice=choice)
-    assert (chat.tool_choice, chat.tool_name) == expected
-    assert chat.shown_tools == ([TOOL] if shown else None)
+    assert chat.tools == expected
 
 
 def test_unsupported_fields_may_ask_for_nothing(facts: ModelFacts) -> None:
@@ -64,8 +62,10 @@ def test_unsupported_fields_may_ask_for_nothing(facts: ModelFacts) -> None:
 def test_tools_may_be_declared_and_not_allowed(facts: ModelFacts, mode: str) -> None:
     other = {"type": "function", "function": {"name": "g"}}
     chat = request(facts, tools=[TOOL, other], tool_choice=allowed(mode, "g"))
-    assert (chat.tool_choice, chat.tool_name, chat.callable_tools) == (mode, None, {"g"})
-    assert chat.shown_tools == [TOOL, other], "the prompt stays the same"
+    assert chat.tools is not None
+    assert (chat.tools.choice, chat.tools.name) == (mode, None)
+    assert chat.tools.callable_names == {"g"}
+    assert chat.tools.tools == [TOOL, other], "the prompt stays the same"
 
 
 @pytest.mark.parametrize(

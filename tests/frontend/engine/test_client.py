@@ -1,13 +1,14 @@
 """The link to the scheduler: exactly one end per sequence, aborts in batches, loss and return."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import BEAT
-from glimmer.frontend.engine.client import EngineClient, Event
+from glimmer.frontend.engine.client import EngineClient, SequenceOutput
 from glimmer.shared.errors import OverloadedError, UnavailableError
 from glimmer.shared.messages import (
     Finished,
@@ -60,11 +61,11 @@ async def test_what_nobody_took_yet_joins_and_sequences_stay_apart(client: Engin
     client._handle(Tokens([TokenRow(ids[0], [9], [entry], [entry])]))
     client._handle(Finished(ids[0], "stop"))
     first, second = await generation.receive()
-    assert first == Event(0, [7, 9], [entry, entry], [entry], Finished(ids[0], "stop"))
-    assert second == Event(1, [8], [], [])
+    assert first == SequenceOutput(0, [7, 9], [entry, entry], [entry], Finished(ids[0], "stop"))
+    assert second == SequenceOutput(1, [8], [], [])
     assert generation.is_open
     client._handle(Finished(ids[1], "length"))
-    assert await generation.receive() == [Event(1, [], [], [], Finished(ids[1], "length"))]
+    assert await generation.receive() == [SequenceOutput(1, [], [], [], Finished(ids[1], "length"))]
     assert not generation.is_open
 
 
@@ -81,7 +82,7 @@ async def test_leaving_early_aborts_in_one_message(
     monkeypatch.setattr(client._sender, "send", sent.append)
     ids = []
     for _ in range(100):
-        with client.submit([([1], PARAMS)] * 2) as generation:
+        with contextlib.closing(client.submit([([1], PARAMS)] * 2)) as generation:
             ids += list(generation._open)
     sent.clear()
     await asyncio.sleep(0)
@@ -95,7 +96,7 @@ async def test_leaving_early_aborts_in_one_message(
 async def test_what_is_finished_is_not_aborted(
     client: EngineClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with client.submit([([1], PARAMS)]) as generation:
+    with contextlib.closing(client.submit([([1], PARAMS)])) as generation:
         client._handle(Finished(next(iter(generation._open)), "stop"))
         generation.abort(0)
     sent: list[Any] = []

@@ -1,7 +1,7 @@
 """Health and throughput, as heartbeats tell them."""
 
 from fakes import BEAT
-from glimmer.frontend.engine.state import EngineState
+from glimmer.frontend.engine.client import EngineState
 from glimmer.shared.messages import Heartbeat
 
 

@@ -1,11 +1,11 @@
 """Deltas join to messages, and neighbours of a kind to one."""
 
 from glimmer.frontend.parsers.deltas import (
+    AssistantMessage,
     CallArguments,
     CallStart,
     Content,
     Delta,
-    Message,
     Reasoning,
     ToolCall,
     join,
@@ -28,8 +28,8 @@ DELTAS: list[Delta] = [
 
 def test_join() -> None:
     calls = [ToolCall("x", "f", "{}"), ToolCall("y", "g", "{}")]
-    assert join(DELTAS) == Message("ab", "cde", calls)
-    assert join([]) == Message(None, None, [])
+    assert join(DELTAS) == AssistantMessage("ab", "cde", calls)
+    assert join([]) == AssistantMessage(None, None, [])
 
 
 def test_neighbours_of_one_kind_merge() -> None:

@@ -129,11 +129,7 @@ def test_the_recorded_ids_of_the_real_tokenizer() -> None:
     texts += ["<arg_value>", "Shang", "hai", "</arg_value>", "</tool_call>"]
     tags = {i: t for i, t in zip(ids, texts, strict=True) if t[0] == "<"}
     parser = GlmParser(ParserOptions(tags=tags, tools={"get_weather": {}}))
-    deltas = []
-    for token_id, text in zip(ids, texts, strict=True):
-        parser.feed(token_id, text)
-        deltas.append(parser.deltas)
-        parser.deltas = []
+    deltas = [parser.feed(token_id, text) for token_id, text in zip(ids, texts, strict=True)]
     start = deltas[3][0]
     assert isinstance(start, CallStart)
     assert (start.index, start.name) == (0, "get_weather")
@@ -144,9 +140,9 @@ def test_the_recorded_ids_of_the_real_tokenizer() -> None:
 
 
 def test_calls_of_one_tool_have_indexes_and_ids_of_their_own() -> None:
-    message, parser = parse(lex(BEIJING + BEIJING + NOOP), tools=TOOLS)
+    message, deltas = parse(lex(BEIJING + BEIJING + NOOP), tools=TOOLS)
     assert len({call.id for call in message.tool_calls}) == 3
-    starts = [d for d in parser.deltas if isinstance(d, CallStart)]
+    starts = [d for d in deltas if isinstance(d, CallStart)]
     assert [start.index for start in starts] == [0, 1, 2]
 
 
@@ -251,12 +247,8 @@ def test_half_a_character_before_a_tag_stays_on_its_side() -> None:
 
 def test_text_goes_out_with_its_token() -> None:
     parser = GlmParser(ParserOptions(TAG_IDS, starts_in_reasoning=True, tools=TOOLS))
-    seen = []
-    for token_id, text in lex("hm\n", "ok\n", "</think>", "\nHi", " there ", "<tool_call>", "no"):
-        parser.feed(token_id, text)
-        seen.append(parser.deltas)
-        parser.deltas = []
-    assert seen == [
+    parts = ["hm\n", "ok\n", "</think>", "\nHi", " there ", "<tool_call>", "no"]
+    assert [parser.feed(token_id, text) for token_id, text in lex(*parts)] == [
         [Reasoning("hm")],
         [Reasoning("\nok")],
         [],
@@ -265,8 +257,7 @@ def test_text_goes_out_with_its_token() -> None:
         [],
         [],
     ]
-    parser.feed(0, "t a tool")
-    assert parser.deltas == [Content("<tool_call>not a tool")]
+    assert parser.feed(0, "t a tool") == [Content("<tool_call>not a tool")]
 
 
 # --- generated replies ---
@@ -319,7 +310,7 @@ def test_every_cut_gives_the_same_and_arguments_are_read_back(
     tools = tools_of(calls)
     options: dict[str, Any] = {"tools": tools or None, "starts_in_reasoning": True}
     pieces = lex(*reply_of(reasoning, content, calls))
-    whole, parser = parse(pieces, **options)
+    whole, deltas = parse(pieces, **options)
     assert [call.name for call in whole.tool_calls] == list(tools)
     for call, arguments in zip(whole.tool_calls, calls, strict=True):
         assert json.loads(call.arguments) == arguments
@@ -327,7 +318,7 @@ def test_every_cut_gives_the_same_and_arguments_are_read_back(
     assert (whole.reasoning or "") == reasoning.strip("\n")
     expected = content.lstrip("\n")
     assert (whole.content or "") == (expected if expected.strip() or not calls else "")
-    assert merge(parser.deltas) == merge(merge(parser.deltas))
+    assert merge(deltas) == merge(merge(deltas))
     finest = characters(pieces)
     SPLITS["replies"] += 1
     cuts = [finest]
@@ -387,11 +378,11 @@ def test_whatever_the_order_of_tags_nothing_breaks_and_no_call_is_half(
         "split_reasoning": split,
         "by_itself": by_itself,
     }
-    message, parser = parse(lex(*parts), **options)
+    message, deltas = parse(lex(*parts), **options)
     assert simple(message) == simple(parse(characters(lex(*parts)), **options)[0])
     calls = message.tool_calls if by_itself else message.tool_calls[:-1]
     for call in calls:
         assert isinstance(json.loads(call.arguments), dict)
     assert {call.name for call in message.tool_calls} <= TOOLS.keys()
-    texts = [d.text for d in parser.deltas if not isinstance(d, CallStart)]
+    texts = [d.text for d in deltas if not isinstance(d, CallStart)]
     assert all(texts), "an empty delta"

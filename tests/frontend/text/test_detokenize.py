@@ -25,6 +25,18 @@ def stream_of(pieces: list[bytes], **options: object) -> TextStream:
     return TextStream(vocabulary, TextOptions(**options), PLENTY)  # type: ignore[arg-type]
 
 
+def add(stream: TextStream, ids: list[int]) -> str:
+    """The text that these tokens release."""
+    stream.add(ids)
+    return stream.take()[0]
+
+
+def finish(stream: TextStream) -> str:
+    """The text that is released at the end."""
+    stream.close("stop")
+    return stream.take()[0]
+
+
 TEXTS = st.text(
     alphabet=st.one_of(st.characters(codec="utf-8"), st.sampled_from("a👍🏽é漢\u200d🧑‍🚀"))
 )
@@ -35,22 +47,22 @@ CUTS = st.lists(st.integers(0, 10_000), max_size=30)
 def test_any_split_gives_the_same_text_and_never_half_a_character(text: str, at: list[int]) -> None:
     pieces = cut(text.encode(), at)
     stream = stream_of(pieces)
-    emitted = [stream.add([i]) for i in range(len(pieces))] + [stream.finish()]
+    emitted = [add(stream, [i]) for i in range(len(pieces))] + [finish(stream)]
     assert "".join(emitted) == text
     assert sum(t.count("\ufffd") for t in emitted) == text.count("\ufffd")
     together = stream_of(pieces)
-    assert together.add(list(range(len(pieces)))) == text
+    assert add(together, list(range(len(pieces)))) == text
 
 
 def test_every_byte_split_of_an_emoji_waits_for_its_last_byte() -> None:
     data = "👍".encode()
     stream = stream_of([data[:1], data[1:2], data[2:3], data[3:]])
-    assert [stream.add([i]) for i in range(4)] == ["", "", "", "👍"]
+    assert [add(stream, [i]) for i in range(4)] == ["", "", "", "👍"]
 
 
 def test_an_unfinished_character_is_dropped_at_the_end() -> None:
     stream = stream_of([b"ok", "👍".encode()[:2]])
-    assert stream.add([0, 1]) + stream.finish() == "ok"
+    assert add(stream, [0, 1]) + finish(stream) == "ok"
 
 
 @given(ids=st.lists(st.integers(0, 559), max_size=40))
@@ -58,12 +70,12 @@ def test_random_ids_read_as_the_tokenizers_own_decoder_reads_them(
     tokenizer: Tokenizer, ids: list[int]
 ) -> None:
     stream = TextStream(tokenizer.vocabulary, TextOptions(), PLENTY)
-    text = "".join(stream.add([i]) for i in ids) + stream.finish()
+    text = "".join(add(stream, [i]) for i in ids) + finish(stream)
     whole = tokenizer._backend.decode(ids, skip_special_tokens=False)
     assert whole.startswith(text)
     assert set(whole[len(text) :]) <= {"\ufffd"}  # bytes of a character that never ended
     skipping = TextStream(tokenizer.vocabulary, TextOptions(skip_special_tokens=True), PLENTY)
-    text = skipping.add(ids) + skipping.finish()
+    text = add(skipping, ids) + finish(skipping)
     assert tokenizer._backend.decode(ids, skip_special_tokens=True).startswith(text)
 
 
@@ -89,14 +101,14 @@ def test_stop_strings_are_found_across_any_token_boundary(
     expected = text if match is None else text[: match[0]]
     stream, emitted = stream_of(pieces, stop_strings=tuple(stops)), ""
     for i in range(len(pieces)):
-        emitted += stream.add([i])
+        emitted += add(stream, [i])
         assert expected.startswith(emitted), "text was sent that a stop string would take back"
-    emitted += stream.finish()
+    emitted += finish(stream)
     assert emitted == expected
     assert stream.finish_reason == (None if match is None else "stop")
     assert stream.must_abort == (match is not None)
     kept = stream_of(pieces, stop_strings=tuple(stops), keep_stop=True)
-    whole = "".join(kept.add([i]) for i in range(len(pieces)))
+    whole = "".join(add(kept, [i]) for i in range(len(pieces)))
     assert text.startswith(whole)
     assert kept.finish_reason == stream.finish_reason
     if match is not None:
@@ -106,7 +118,7 @@ def test_stop_strings_are_found_across_any_token_boundary(
 
 def test_only_the_possible_beginning_of_a_stop_string_waits() -> None:
     stream = stream_of([b"one <", b"end", b"ing ", b"<end>", b"more"], stop_strings=("<end>",))
-    assert [stream.add([i]) for i in range(5)] == ["one ", "", "<ending ", "", ""]
+    assert [add(stream, [i]) for i in range(5)] == ["one ", "", "<ending ", "", ""]
     assert stream.num_tokens == 4
     assert stream.finish_reason == "stop"
 
@@ -122,31 +134,31 @@ def test_stop_strings_cost_the_same_per_character_whatever_the_text() -> None:
 def test_stop_strings_are_not_looked_for_before_min_new_tokens() -> None:
     options = {"stop_strings": ("x",), "min_new_tokens": 3}
     stream = stream_of([b"x", b"x", b"x"], **options)
-    assert [stream.add([i]) for i in range(3)] == ["x", "x", ""]
+    assert [add(stream, [i]) for i in range(3)] == ["x", "x", ""]
     assert stream.finish_reason == "stop"
 
 
 def test_a_stop_token_ends_without_text_and_without_abort() -> None:
     options = {"stop_token_ids": frozenset({1}), "hidden_ids": frozenset({1})}
     stream = stream_of([b"a", b"END", b"z"], **options)
-    assert stream.add([0, 1, 2]) == "a"
+    assert add(stream, [0, 1, 2]) == "a"
     assert (stream.num_tokens, stream.finish_reason, stream.must_abort) == (2, "stop", False)
 
 
 def test_length_ends_with_the_last_token_and_releases_held_text() -> None:
     vocabulary = Vocabulary([b"a<"], frozenset(), {})
     stream = TextStream(vocabulary, TextOptions(stop_strings=("<x",)), max_new_tokens=2)
-    assert stream.add([0]) == "a"
-    assert stream.add([0, 0]) == "<a<"
+    assert add(stream, [0]) == "a"
+    assert add(stream, [0, 0]) == "<a<"
     assert (stream.num_tokens, stream.finish_reason) == (2, "length")
 
 
 def test_id_sequences_stop_after_their_last_token_and_stay_in_the_text() -> None:
     stream = stream_of([b"a", b"b", b"c"], stop_id_sequences=((0, 1), (2,)), keep_stop=True)
-    assert stream.add([1, 1, 0, 1, 2]) == "bbab"
+    assert add(stream, [1, 1, 0, 1, 2]) == "bbab"
     assert stream.must_abort
     other = stream_of([b"a", b"b", b"c"], stop_id_sequences=((0, 1), (2,)), keep_stop=True)
-    assert other.add([1, 2, 0]) == "bc"
+    assert add(other, [1, 2, 0]) == "bc"
 
 
 @pytest.mark.parametrize(("spaces", "expected"), [(True, "a <x> <y> b c"), (False, "a<x><y>b c")])
@@ -154,17 +166,17 @@ def test_spaces_between_special_tokens(spaces: bool, expected: str) -> None:
     vocabulary = Vocabulary([b"a", b"<x>", b"<y>", b"b", b" c"], frozenset(), {"<x>": 1, "<y>": 2})
     options = TextOptions(add_spaces_between_special_tokens=spaces)
     stream = TextStream(vocabulary, options, PLENTY)
-    assert "".join(stream.add([i]) for i in range(5)) == expected
+    assert "".join(add(stream, [i]) for i in range(5)) == expected
 
 
 def test_pieces_wait_for_their_text_and_vanish_with_a_stop_string() -> None:
     tokens = [b"ab", b"c<", b"en", b"d>"]
     entries = [TokenLogprob(i, -float(i), 1, []) for i in range(4)]
-    stream = stream_of(tokens, stop_strings=("<end>",), record_pieces=True)
+    stream = stream_of(tokens, stop_strings=("<end>",), record_tokens=True)
     taken = []
     for i in range(4):
         stream.add([i], [entries[i]])
-        taken.append([(p.token_id, p.text, p.offset) for p in stream.take_pieces()])
+        taken.append([(p.token_id, p.text, p.offset) for p in stream.take()[1]])
     assert taken == [[(0, "ab", 0)], [(1, "c<", 2)], [], []]
 
 

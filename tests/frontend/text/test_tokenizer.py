@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from glimmer.frontend.chat.conversation import normalise_messages
+from glimmer.frontend.chat.request import normalise_messages
 from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.errors import ConfigError, ModelError, RequestError
 from transformers import AutoTokenizer

@@ -1,7 +1,6 @@
 """One error, three spellings."""
 
-from glimmer.frontend.wire.errors import anthropic_event, error_body
-from glimmer.shared.errors import EngineError, OverloadedError
+from glimmer.frontend.wire.errors import anthropic_error, error_body
 
 
 def test_openais_object_with_lightllms_message_beside_it() -> None:
@@ -31,8 +30,8 @@ def test_anthropics_object_on_its_paths() -> None:
 
 
 def test_the_event_of_a_broken_stream() -> None:
-    assert anthropic_event(EngineError("x"))["error"] == {"type": "api_error", "message": "x"}
-    assert anthropic_event(OverloadedError("x"))["error"]["type"] == "rate_limit_error"
+    assert anthropic_error(500, "x")["error"] == {"type": "api_error", "message": "x"}
+    assert anthropic_error(429, "x")["error"]["type"] == "rate_limit_error"
 
 
 def test_text_that_is_no_unicode_does_not_break_the_reply() -> None:

@@ -3,30 +3,54 @@
 import json
 from typing import Any
 
+from glimmer.frontend.api.responses import ResponseWriter
 from glimmer.frontend.api.responses_request import ResponsesBody, TextConfig
-from glimmer.frontend.api.responses_writer import ResponseWriter
-from glimmer.frontend.chat.chat import News, Usage
-from glimmer.frontend.parsers.deltas import CallArguments, CallStart, Content, Reasoning
-from glimmer.frontend.text.detokenize import Piece, Vocabulary
-from glimmer.shared.messages import TokenLogprob
+from glimmer.frontend.engine.job import Reply, Usage
+from glimmer.frontend.parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
+from glimmer.frontend.text.detokenize import DecodedToken, Vocabulary
+from glimmer.shared.errors import EngineError
+from glimmer.shared.messages import Finished, TokenLogprob
 
 USAGE = Usage(7, 5, 2, 1)
 VOCABULARY = Vocabulary([b"a", b"b"], frozenset(), {})
 
 
-def written(events: Any) -> list[dict[str, Any]]:
-    return [json.loads(event.split(b"\ndata: ")[1]) for event in events]
+class Stream:
+    """A stream whose output is given."""
+
+    def __init__(self, deltas: list[Delta], tokens: list[DecodedToken], reason: str | None) -> None:
+        self.finish_reason = reason
+        self.has_calls = any(isinstance(delta, CallStart) for delta in deltas)
+        self._output = deltas, tokens
+
+    def take(self) -> Any:
+        return self._output
+
+
+def output(
+    deltas: list[Delta], tokens: list[DecodedToken] | None = None, reason: str | None = None
+) -> Any:
+    """A reply with this new output."""
+    stream: Any = Stream(deltas, tokens or [], reason)
+    return Reply(0, stream, finished=Finished(1, reason) if reason else None)
+
+
+def make_writer(body: ResponsesBody) -> ResponseWriter:
+    return ResponseWriter(body, VOCABULARY, lambda: USAGE)
+
+
+def written(events: bytes) -> list[dict[str, Any]]:
+    return [json.loads(e.split(b"\ndata: ")[1]) for e in events.split(b"\n\n") if e]
 
 
 def test_every_item_is_announced_filled_and_repeated() -> None:
-    writer = ResponseWriter(ResponsesBody("x"), VOCABULARY)
-    news = [
-        News(0, [Reasoning("r"), Content("a")], [], None),
-        News(0, [Content("b"), CallStart(0, "call_1", "f")], [], None),
-        News(0, [CallArguments(0, "{}"), Content("c")], [], "tool_calls"),
+    writer = make_writer(ResponsesBody("x"))
+    outputs = [
+        output([Reasoning("r"), Content("a")]),
+        output([Content("b"), CallStart(0, "call_1", "f")]),
+        output([CallArguments(0, "{}"), Content("c")], reason="stop"),
     ]
-    events = written(event for one in news for event in writer.news(one))
-    events += written(writer.end(USAGE))
+    events = written(b"".join(map(writer.add, outputs)) + writer.end())
     assert [item["type"] for item in writer.response["output"]] == [
         "reasoning",
         "message",
@@ -50,21 +74,21 @@ def test_every_item_is_announced_filled_and_repeated() -> None:
 
 
 def test_logprobs_of_text_that_went_out_before_are_not_lost() -> None:
-    writer = ResponseWriter(ResponsesBody("x", top_logprobs=0), VOCABULARY)
-    piece = Piece(1, "b", 0, TokenLogprob(1, -0.5, 1, []))
-    events = written(writer.news(News(0, [Content("b")], [], None)))
-    events += written(writer.news(News(0, [], [piece], "stop")))
+    writer = make_writer(ResponsesBody("x", top_logprobs=0))
+    token = DecodedToken(1, "b", 0, TokenLogprob(1, -0.5, 1, []))
+    events = written(writer.add(output([Content("b")])))
+    events += written(writer.add(output([], [token], "stop")))
     deltas = [e for e in events if e["type"] == "response.output_text.delta"]
     assert [(e["delta"], len(e["logprobs"])) for e in deltas] == [("b", 0), ("", 1)]
-    list(writer.end(USAGE))
+    writer.end()
     [entry] = writer.response["output"][0]["content"][0]["logprobs"]
     assert (entry["token"], entry["logprob"]) == ("b", -0.5)
 
 
 def test_a_failure_closes_the_open_item() -> None:
-    writer = ResponseWriter(ResponsesBody("x"), VOCABULARY)
-    list(writer.news(News(0, [Content("a")], [], None)))
-    events = written(writer.fail("broken", USAGE))
+    writer = make_writer(ResponsesBody("x"))
+    writer.add(output([Content("a")]))
+    events = written(writer.fail(EngineError("broken")))
     assert events[-1]["type"] == "response.failed"
     response = events[-1]["response"]
     assert response["error"] == {"code": "server_error", "message": "broken"}
@@ -75,7 +99,7 @@ def test_what_was_asked_for_is_repeated() -> None:
     body = ResponsesBody(
         "x", model="m", text=TextConfig(format={"type": "json_object"}), store=True
     )
-    response = ResponseWriter(body, VOCABULARY).response
+    response = make_writer(body).response
     assert response["text"] == {"format": {"type": "json_object"}}
     assert (response["store"], response["tool_choice"], response["tools"]) == (False, "auto", [])
     assert (response["metadata"], response["output"]) == ({}, [])
