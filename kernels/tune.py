@@ -1,4 +1,4 @@
-"""Measures tiles on this process's card at start-up and keeps the fastest, for `choices.py`.
+"""Measures tiles on this process's card at start-up and keeps the fastest, for `tiles.py`.
 
 What was measured is stored in a folder that the caller names, one per card and Triton version; such
 a folder can be copied to `configs/<card>` to come with the package.
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from .choices import (
+from .tiles import (
     FIELDS,
-    Choice,
     Shape,
     Table,
     Tile,
+    TileChoice,
     asked,
     card_name,
     current,
@@ -30,7 +30,7 @@ from .choices import (
     write_choices,
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # Numbers of tokens that are measured; each stands for those down to the one before.
 TOKENS = {
@@ -70,12 +70,12 @@ def tune_asked(level: int, cache: Path, report: Callable[[int, int], None]) -> N
     if not wanted:
         return
     count = sum(map(len, new.values()))
-    _log.info("tuned %d of %d kernel tiles for %s", count, len(wanted), card_name())
+    logger.info("tuned %d of %d kernel tiles for %s", count, len(wanted), card_name())
     use(merged(current(), new))
     try:
         write_choices(_folder(cache), merged(_cached(_folder(cache)), new), _versions())
     except OSError as error:
-        _log.warning("the tuned tiles cannot be stored: %s", error)
+        logger.warning("the tuned tiles cannot be stored: %s", error)
 
 
 def needs(keys: Sequence[tuple[str, Shape]], table: Table) -> list[tuple[str, Shape, int]]:
@@ -90,7 +90,9 @@ def needs(keys: Sequence[tuple[str, Shape]], table: Table) -> list[tuple[str, Sh
     ]
 
 
-def tune(op: str, shape: Shape, num_tokens: int, deadline: float = float("inf")) -> Choice | None:
+def tune(
+    op: str, shape: Shape, num_tokens: int, deadline: float = float("inf")
+) -> TileChoice | None:
     """The fastest tile that was tried, on operands made here; None: past the deadline (of
     `time.monotonic()`), no memory for them, or no tile that runs."""
     if time.monotonic() > deadline:
@@ -98,16 +100,16 @@ def tune(op: str, shape: Shape, num_tokens: int, deadline: float = float("inf"))
     try:
         calls = _OPERANDS[op](shape, num_tokens)
         tile = default(op, shape, num_tokens)
-        best = Choice(tile, _try(op, calls, tile))
+        best = TileChoice(tile, _try(op, calls, tile))
         for span, parts in alternatives(op, tile):
             for part in parts:
                 tile = replaced(best.tile, span, part)
                 if time.monotonic() > deadline:
                     return None
                 us = _try(op, calls, tile) if tile != best.tile else best.us
-                best = min(best, Choice(tile, us), key=lambda choice: choice.us)
+                best = min(best, TileChoice(tile, us), key=lambda choice: choice.us)
     except torch.OutOfMemoryError:
-        _log.warning("no memory to tune %s %s", op, shape)
+        logger.warning("no memory to tune %s %s", op, shape)
         return None
     return best if best.us < float("inf") else None
 
@@ -188,8 +190,8 @@ def _moe_operands(shape: Shape, num_tokens: int) -> Calls:
 
         if num_tokens == 1:
             return [partial(moe_one, x, *route, tile, out, False) for route in routes]
-        up, down = split_tile(tile)
-        return [partial(moe_grouped, x, *route, up, down, out, False) for route in routes]
+        configs = split_tile(tile)
+        return [partial(moe_grouped, x, *route, configs, out, False) for route in routes]
 
     return calls
 
@@ -217,7 +219,7 @@ def _try(op: str, calls: Calls, tile: Tile) -> float:
         return _time(calls(tile))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        _log.info("%s cannot have the tile %s: %s", op, tile, reason)
+        logger.info("%s cannot have the tile %s: %s", op, tile, reason)
         return float("inf")
 
 
@@ -259,5 +261,5 @@ def _cached(folder: Path) -> Table:
     try:
         return read_choices(folder)
     except (OSError, ValueError) as error:
-        _log.warning("stored kernel tiles are passed over: %s", error)
+        logger.warning("stored kernel tiles are passed over: %s", error)
         return {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.attention.flashinfer_mla import FlashInferDecode
+from ..kernels.attention.paged_rows import PagedRows
 from ..shared.messages import PrefillChunk, StepPlan
 from .memory.device import ints_to_device
 from .rows import RowTable
@@ -23,15 +24,8 @@ class AttentionGroup:
 
     span: slice
     absorbed: bool
-    page_table: Tensor  # [num_rows, pages] int32
-    query_starts: Tensor  # [num_rows + 1] int64, relative to span
-    lengths: Tensor  # [num_rows] int64, new tokens included
-    max_query_len: int
-    max_length: int  # at least the longest of lengths
-    # The same on the host; empty for decode steps whose lengths only the device knows.
-    query_lens: tuple[int, ...] = ()
-    prefix_lens: tuple[int, ...] = ()
-    backend: str = "auto"  # as asked for, see `kernels/backends.py`
+    rows: PagedRows  # query starts are relative to span
+    backend: str = "auto"  # as asked for, see `kernels/attention/backends.py`
     planned: FlashInferDecode | None = None  # planned for these rows; it runs instead
 
 
@@ -59,17 +53,14 @@ def decode_inputs(
     positions = table.lengths[rows]
     page_table = table.page_table[rows]
     everyone = torch.arange(len(rows) + 1, device=rows.device)
-    group = AttentionGroup(
-        span=slice(0, len(rows)),
-        absorbed=True,
+    paged = PagedRows(
         page_table=page_table,
         query_starts=everyone,
         lengths=positions + 1,
         max_query_len=1,
         max_length=page_table.shape[1] * table.page_size,
-        backend=backend,
-        planned=planned,
     )
+    group = AttentionGroup(slice(0, len(rows)), True, paged, backend, planned)
     pages = page_table.gather(1, (positions // table.page_size)[:, None]).squeeze(1).long()
     slots = pages * table.page_size + positions % table.page_size
     tokens = table.last_token[rows]
@@ -112,9 +103,7 @@ def build_inputs(
     def group(a: int, b: int, absorbed: bool) -> AttentionGroup:
         longest = max(lengths[a:b])
         num_pages = -(-longest // table.page_size)
-        return AttentionGroup(
-            span=slice(starts[a], starts[b]),
-            absorbed=absorbed,
+        paged = PagedRows(
             page_table=table.page_table[row_index[a:b], :num_pages],
             query_starts=start[a : b + 1] - starts[a],
             lengths=length[a:b],
@@ -122,8 +111,8 @@ def build_inputs(
             max_length=longest,
             query_lens=tuple(counts[a:b]),
             prefix_lens=tuple(begins[a:b]),
-            backend=backends[absorbed],
         )
+        return AttentionGroup(slice(starts[a], starts[b]), absorbed, paged, backends[absorbed])
 
     bounds = (0, num_long, len(ordered), num_rows)
     return StepInputs(

@@ -14,16 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels.backends import prefill_backend
+from ..kernels.attention.backends import prefill_backend
+from ..kernels.attention.rope import RopeAngles
 from ..kernels.dense.rms_norm import rms_norm
 from .inputs import StepInputs
-from .model.glm4_moe_lite import Angles, ModelWeights, embed
+from .model.glm4_moe_lite import ModelWeights, embed
 from .model.mla import Projected
 
 _SIZES = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
 
 # The state between two pieces: residual stream [tokens, hidden] and the angles.
-Flow = tuple[Tensor, Angles]
+Flow = tuple[Tensor, RopeAngles]
 
 
 def token_sizes(largest: int) -> list[int]:

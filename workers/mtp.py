@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.attention.paged_rows import PagedRows
 from ..kernels.sampling.noise import uniform
 from ..kernels.sampling.speculative import accept, drafts_before
 from .inputs import AttentionGroup, StepInputs
@@ -51,7 +52,7 @@ class RowState:
     page_table: Tensor  # [rows, pages] int32
     page_size: int
     scratch_slot: int
-    backend: str = "auto"  # of attention, see `kernels/backends.py`
+    backend: str = "auto"  # of attention, see `kernels/attention/backends.py`
     # [mtp_step] float64, descending: the share of steps in which the draft at each place is taken
     # for right, whatever it is. For benchmarks of weights that are noise; tokens are wrong then.
     forced: Tensor | None = None
@@ -233,16 +234,14 @@ def _row_inputs(state: RowState, rows: Tensor, tokens: Tensor, begins: Tensor) -
     columns = (positions // size).clamp(max=page_table.shape[1] - 1)
     slots = page_table.gather(1, columns).long() * size + positions % size
     slots = torch.where(positions < state.capacity[rows, None], slots, state.scratch_slot)
-    group = AttentionGroup(
-        span=slice(0, count * width),
-        absorbed=True,
+    paged = PagedRows(
         page_table=page_table,
         query_starts=torch.arange(0, count * width + 1, width, device=rows.device),
         lengths=begins + width,
         max_query_len=width,
         max_length=page_table.shape[1] * size,
-        backend=state.backend,
     )
+    group = AttentionGroup(slice(0, count * width), True, paged, state.backend)
     return StepInputs(
         token_ids=tokens.flatten(),
         positions=positions.flatten(),

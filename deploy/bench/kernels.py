@@ -141,7 +141,7 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
 def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     """Router, experts, the dense first layer, the head."""
     from ...kernels.moe.experts import gated_mlp, moe
-    from ...kernels.moe.router import NORM_TOKENS, norm_route, route
+    from ...kernels.moe.router import NORM_TOKENS, RouterSettings, norm_route, route
 
     s, torch = o.spec, o.torch
     hidden, width = s.hidden_size, s.moe_intermediate_size
@@ -152,8 +152,10 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
     router = o.weight(s.num_experts, hidden).float()
     bias = torch.zeros(s.num_experts, device="cuda")
 
-    rest = (router, bias, s.num_experts_per_token, 1, 1, s.norm_topk_prob,
-            s.routed_scaling_factor, s.num_shared_experts)  # fmt: skip
+    settings = RouterSettings(
+        s.num_experts_per_token, 1, 1, s.norm_topk_prob, s.routed_scaling_factor
+    )
+    rest = (router, bias, settings, s.num_shared_experts)
     name, choose = "route", cast(Callable[[], object], partial(route, x, *rest))
     if tokens <= NORM_TOKENS:
         name, choose = "norm, route", partial(norm_route, x, o.random(hidden), o.eps, *rest)
@@ -215,11 +217,11 @@ def run_case(step: str, case: Case, gpu: Gpu | None) -> Result:
 
 def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     """What a decode step does between the projections."""
-    from ...kernels.attention.mla_absorb import expand_values
     from ...kernels.attention.mla_decode import mla_decode
     from ...kernels.attention.mla_decode_split import FUSED_TOKENS
-    from ...kernels.attention.rope import rope_angles
-    from ...kernels.attention.rope_absorb import rope_absorb
+    from ...kernels.attention.mla_projections import expand_values
+    from ...kernels.attention.paged_rows import PagedRows
+    from ...kernels.attention.rope import rope_absorb, rope_angles
 
     s, torch = o.spec, o.torch
     layers, page = s.num_layers, 64
@@ -231,22 +233,24 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
     starts = torch.arange(rows + 1, device="cuda")
     queries = o.random(rows, s.num_heads, s.qk_head_dim)
     kv_a, norm = o.random(rows, s.latent_dim), o.random(s.kv_lora_rank)
-    angles = rope_angles(lengths - 1, s.qk_rope_head_dim, s.rope_theta)
+    angles = rope_angles(lengths - 1, s.qk_rope_head_dim, s.rope_theta, s.rope_interleave)
     slots = table[:, -1].long() * page + (context - 1) % page
     ups = [o.weight(s.num_heads * s.qk_nope_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     ups = [up.view(s.num_heads, s.qk_nope_head_dim, s.kv_lora_rank) for up in ups]
     count = ups[0].numel()
     yield Case("rope_absorb", f"{rows} tokens",
                [partial(rope_absorb, queries, kv_a, norm, 1e-6, angles, kv[:, i % copies], slots,
-                        s.rope_interleave, w) for i, w in enumerate(ups)],
+                        w) for i, w in enumerate(ups)],
                _BYTES * count, 2 * count * rows, layers)  # fmt: skip
     absorbed = o.random(rows, s.num_heads, s.latent_dim)
     seen, read = rows * context, _BYTES * rows * context * s.latent_dim
     operations = 2 * seen * s.num_heads * (s.latent_dim + s.kv_lora_rank)
+    paged = PagedRows(table, starts, lengths, max_query_len=1, max_length=1 << 17)
+    scale = s.softmax_scale
     decode = [
-        partial(mla_decode, absorbed, kv[:, i], table, starts, lengths, 1, 1 << 17, s.kv_lora_rank,
-                s.softmax_scale, "triton") for i in range(copies)
-    ]  # fmt: skip
+        partial(mla_decode, absorbed, kv[:, i], paged, s.kv_lora_rank, scale, "triton")
+        for i in range(copies)
+    ]
     downs = [o.random(s.num_heads, s.v_head_dim, s.kv_lora_rank) for _ in range(_MOST_COPIES)]
     count = downs[0].numel()
     if rows <= FUSED_TOKENS:  # the up-projection is part of it
@@ -264,6 +268,7 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
 def prefill_attention(o: Operands, tokens: int, backend: str) -> Iterator[Case]:
     """A fresh prompt's attention, up-projection included."""
     from ...kernels.attention.mla_prefill import mla_prefill
+    from ...kernels.attention.paged_rows import PagedRows
 
     s, torch = o.spec, o.torch
     queries = o.random(tokens, s.num_heads, s.qk_head_dim)
@@ -272,13 +277,13 @@ def prefill_attention(o: Operands, tokens: int, backend: str) -> Iterator[Case]:
     up = up.view(s.num_heads, -1, s.kv_lora_rank)
     kv = o.random(2, 64, s.latent_dim)
     table = torch.zeros(1, 1, dtype=torch.int32, device="cuda")
-    starts = torch.tensor([0, tokens], device="cuda")
+    bounds = torch.tensor([0, tokens], device="cuda")
+    rows = PagedRows(table, bounds, bounds[1:], tokens, tokens, (tokens,), (0,))
     pairs = tokens * (tokens + 1) / 2
     operations = 2 * pairs * s.num_heads * (s.qk_head_dim + s.v_head_dim)
     operations += 2 * up.numel() * tokens
     yield Case(f"mla_prefill ({backend})", f"{tokens} tokens",
-               [lambda: mla_prefill(queries, latents, kv, table, starts, (tokens,), (0,), up,
-                                    s.softmax_scale, backend)] * 2,
+               [lambda: mla_prefill(queries, latents, kv, rows, up, s.softmax_scale, backend)] * 2,
                _BYTES * (2 * queries.numel() + latents.numel()), operations,
                s.num_layers)  # fmt: skip
 
@@ -332,7 +337,7 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError("glimmer bench kernels needs a GPU; none was found here")
     import torch
 
-    from ...kernels.backends import prefill_backend
+    from ...kernels.attention.backends import prefill_backend
 
     torch.manual_seed(0)
     operands, gpu = Operands(spec), gpu_of(where["device"])

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import decode_backend, is_hopper
+from .backends import decode_backend, is_hopper
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WORKSPACE = 32 << 20  # bytes; partial results of 132 multiprocessors take 17 MB
 _DIMS = (512, 64)  # value and rotary width that it has a kernel for
 
@@ -74,7 +74,7 @@ def flashinfer_decode(
     dims = (value_dim, queries.shape[2] - value_dim)
     if queries.dtype != torch.bfloat16 or dims != _DIMS or not is_hopper(queries.device):
         found = decode_backend("auto", queries)
-        _log.warning("FlashInfer has no decode kernel for this model or card: %s decodes", found)
+        logger.warning("FlashInfer has no decode kernel for this model or card: %s decodes", found)
         return None
     decode_backend(asked, queries)
     return FlashInferDecode(page_table, page_size, queries.shape[1], scale)

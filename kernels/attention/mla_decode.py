@@ -1,4 +1,4 @@
-"""Absorbed MLA attention: queries meet the cached latents directly, all heads share one key.
+"""Absorbed MLA attention: queries meet the cached latents directly, and all heads share one key.
 
 For decode rows and for short extensions of a cached prefix, where reading each latent once costs
 less than up-projecting it.
@@ -11,72 +11,45 @@ import torch
 from torch import Tensor
 
 from .attend import MAX_SCORES, attend, merge_
-from .mla_absorb import expand_values
+from .mla_projections import expand_values
+from .paged_rows import PagedRows
 
 
 def mla_decode(
     queries: Tensor,
     kv: Tensor,
-    page_table: Tensor,
-    query_starts: Tensor,
-    lengths: Tensor,
-    max_query_len: int,
-    max_length: int,
+    rows: PagedRows,
     value_dim: int,
     scale: float,
     backend: str = "torch",
     w_uv: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Causal attention of the newest tokens of each row over all the row's latents.
+    """Causal attention of the new tokens of each row over all latents of the row.
 
-    queries [num_tokens, num_heads, latent_dim], rows one after the other
-    kv [num_pages, page_size, latent_dim], the new tokens already written; queries' type
-    page_table [num_rows, pages] int, pages >= ceil(max_length / page_size)
-    query_starts [num_rows + 1] int; lengths [num_rows] int, new tokens included
-    max_query_len, max_length: host bounds on both; value_dim: leading part of a latent that is
-    its value (kv_lora_rank)
-    backend: torch (the reference, any device and type) or triton (16-bit types on CUDA, never
-    waits for the device; a row's result does not depend on the other rows, only on their number)
-    -> [num_tokens, num_heads, value_dim] of queries' type, still in latent space; with w_uv
-    [num_heads, v_dim, value_dim] up-projected by it, [num_tokens, num_heads, v_dim], in `out` if
-    given, contiguous.
+    queries [num_tokens, num_heads, latent_dim], contiguous, from `absorb_queries`
+    kv [num_pages, page_size, latent_dim], of the type of queries: one layer, pages may be strided;
+        it already holds the latents of the new tokens
+    value_dim: the leading part of a latent that is its value (kv_lora_rank)
+    scale: factor of the scores before the softmax
+    backend: "torch" (the reference, any device and type) or "triton" (16-bit types on CUDA; never
+        waits for the device; a row's result depends on the number of the other rows, not on them)
+    w_uv [num_heads, v_dim, value_dim]: if given, `expand_values` is applied to the result
+    out [num_tokens, num_heads, v_dim], contiguous: receives the result; only with w_uv
+    -> [num_tokens, num_heads, value_dim] in latent space or, with w_uv, [num_tokens, num_heads,
+    v_dim]; of the type of queries, float32 inside.
     """
     if backend == "triton":
         from .mla_decode_split import plan_splits
 
-        num_rows, heads = len(lengths), queries.shape[1]
-        plan = plan_splits(num_rows, max_query_len, heads, max_length, _num_sms(queries.device))
-        rows = (page_table, query_starts, lengths, max_query_len)
+        num_sms = _num_sms(queries.device)
+        plan = plan_splits(
+            len(rows.lengths), rows.max_query_len, queries.shape[1], rows.max_length, num_sms
+        )
         launch = _paged_kernel(queries, kv, value_dim)
-        return launch(queries, kv, *rows, value_dim, scale, plan, w_uv, out)
-    latent_out = _reference(
-        queries, kv, page_table, query_starts, lengths, max_query_len, max_length, value_dim, scale
-    )
+        return launch(queries, kv, rows, value_dim, scale, plan, w_uv, out)
+    latent_out = _reference(queries, kv, rows, value_dim, scale)
     return latent_out if w_uv is None else expand_values(latent_out, w_uv, out)
-
-
-def _reference(
-    queries: Tensor,
-    kv: Tensor,
-    page_table: Tensor,
-    query_starts: Tensor,
-    lengths: Tensor,
-    max_query_len: int,
-    max_length: int,
-    value_dim: int,
-    scale: float,
-) -> Tensor:
-    if max_query_len == 1:
-        if not lengths.is_cuda and len(lengths):  # the bound may be as long as a request can get
-            max_length = min(max_length, int(lengths.max()))
-        return _one_query_per_row(queries, kv, page_table, lengths, max_length, value_dim, scale)
-    output = queries.new_empty(*queries.shape[:2], value_dim)
-    starts = query_starts.tolist()
-    for row, length in enumerate(lengths.tolist()):
-        span = slice(starts[row], starts[row + 1])
-        output[span] = _one_row(queries[span], kv, page_table[row], length, value_dim, scale)
-    return output
 
 
 def _paged_kernel(queries: Tensor, kv: Tensor, value_dim: int) -> Callable[..., Tensor]:
@@ -94,26 +67,38 @@ def _num_sms(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
+def _reference(
+    queries: Tensor, kv: Tensor, rows: PagedRows, value_dim: int, scale: float
+) -> Tensor:
+    if rows.max_query_len == 1:
+        return _one_query_per_row(queries, kv, rows, value_dim, scale)
+    output = queries.new_empty(*queries.shape[:2], value_dim)
+    starts = rows.query_starts.tolist()
+    for row, length in enumerate(rows.lengths.tolist()):
+        span = slice(starts[row], starts[row + 1])
+        pages = rows.page_table[row]
+        output[span] = _one_row(queries[span], kv, pages, length, value_dim, scale)
+    return output
+
+
 def _one_query_per_row(
-    queries: Tensor,
-    kv: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    max_length: int,
-    value_dim: int,
-    scale: float,
+    queries: Tensor, kv: Tensor, rows: PagedRows, value_dim: int, scale: float
 ) -> Tensor:
     """Rows padded to the longest, as many at a time as fit the block size."""
-    pages = page_table[:, : -(-max_length // kv.shape[1])]
+    max_length = rows.max_length
+    if not rows.lengths.is_cuda and len(rows.lengths):  # the bound may be far too large
+        max_length = min(max_length, int(rows.lengths.max()))
+    pages = rows.page_table[:, : -(-max_length // kv.shape[1])]
     positions = torch.arange(pages.shape[1] * kv.shape[1], device=kv.device)
     step = max(1, MAX_SCORES // max(1, len(positions) * max(kv.shape[2], queries.shape[1])))
     parts = []
     for begin in range(0, len(queries), step):
-        rows = slice(begin, begin + step)
-        latents = kv[pages[rows]].flatten(1, 2).float()  # [rows, positions, latent_dim]
-        visible = (positions < lengths[rows, None])[:, None]
-        part, _ = attend(queries[rows].float(), latents, latents[..., :value_dim], visible, scale)
-        parts.append(part)
+        part = slice(begin, begin + step)
+        latents = kv[pages[part]].flatten(1, 2).float()  # [rows, positions, latent_dim]
+        visible = (positions < rows.lengths[part, None])[:, None]
+        wide = queries[part].float()
+        output, _ = attend(wide, latents, latents[..., :value_dim], visible, scale)
+        parts.append(output)
     if not parts:
         return queries.new_empty(*queries.shape[:2], value_dim)
     return torch.cat(parts).to(queries.dtype)
@@ -128,14 +113,13 @@ def _one_row(
     output = wide.new_zeros(heads, count, value_dim)
     lse = wide.new_full((heads, count), -torch.inf)
     page_size = kv.shape[1]
-    pages = pages[: -(-length // page_size)]  # the table may be as wide as a request can get
+    pages = pages[: -(-length // page_size)]  # the table may have columns for a longer row
     step = max(1, MAX_SCORES // max(1, heads * count * page_size))  # pages per block
-    last = torch.arange(length - count, length, device=kv.device)[:, None]  # each query's position
-    for begin in range(0, -(-length // page_size), step):
-        latents = kv[pages[begin : begin + step]].flatten(0, 1).float()
+    query_positions = torch.arange(length - count, length, device=kv.device)[:, None]
+    for begin in range(0, len(pages), step):
         first = begin * page_size
-        latents = latents[: length - first]
+        latents = kv[pages[begin : begin + step]].flatten(0, 1)[: length - first].float()
         positions = torch.arange(first, first + len(latents), device=kv.device)
-        visible = positions <= last
+        visible = positions <= query_positions
         merge_(output, lse, *attend(wide, latents, latents[:, :value_dim], visible, scale))
     return output.transpose(0, 1).to(queries.dtype)

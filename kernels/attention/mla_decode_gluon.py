@@ -16,9 +16,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from ..backends import is_hopper
 from ..launch import pdl
-from .mla_absorb import expand_values
+from .backends import is_hopper
 from .mla_decode_split import (
     LOG2E,
     MOVING,
@@ -31,6 +30,8 @@ from .mla_decode_split import (
     row_work,
     rows_bound,
 )
+from .mla_projections import expand_values
+from .paged_rows import PagedRows
 
 TILE = 64
 _TILE = gl.constexpr(TILE)
@@ -251,10 +252,7 @@ def fits(queries: Tensor, kv: Tensor, value_dim: int) -> bool:
 def launch_mla_decode_gluon(
     queries: Tensor,
     kv: Tensor,
-    page_table: Tensor,
-    query_starts: Tensor,
-    lengths: Tensor,
-    max_query_len: int,
+    rows: PagedRows,
     value_dim: int,
     scale: float,
     plan: SplitPlan,
@@ -266,28 +264,29 @@ def launch_mla_decode_gluon(
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
         return out if w_uv is None else expand_values(out, w_uv, expanded)
-    max_columns = max_query_len * num_heads
-    partials = partial_results(plan, max_columns, len(lengths), out)
+    num_rows = len(rows.lengths)
+    max_columns = rows.max_query_len * num_heads
+    partials = partial_results(plan, max_columns, num_rows, out)
     _attend_kernel[(plan.num_programs,)](
         queries,
         kv,
-        page_table,
-        query_starts,
-        lengths,
+        rows.page_table,
+        rows.query_starts,
+        rows.lengths,
         out,
         tuple(partials),
-        len(lengths),
+        num_rows,
         plan.least_chunks,
         plan.most_chunks,
         scale * LOG2E,
         (kv.stride(0), kv.stride(1)),
-        page_table.stride(0),
+        rows.page_table.stride(0),
         num_heads,
         max_columns,
         SHAPE=(kv.shape[1], value_dim, latent_dim - value_dim),
         COLUMNS=plan.columns,
-        ROWS=rows_bound(len(lengths)),
+        ROWS=rows_bound(num_rows),
         num_warps=_WARPS,
         **pdl(),
     )
-    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv, expanded)
+    return launch_merge(partials, rows, out, plan, w_uv, expanded)

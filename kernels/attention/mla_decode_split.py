@@ -15,7 +15,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..launch import pdl
-from .mla_absorb import expand_values
+from .mla_projections import expand_values
+from .paged_rows import PagedRows
 
 NOTHING = tl.constexpr(-1.0e30)  # maximum of a column that has seen no token
 FUSED_TOKENS = 1  # of steps whose merge and up-projection are one launch: more read too much twice
@@ -270,59 +271,60 @@ def _merge_expand_kernel(
 
 def launch_merge(
     partials: list[Tensor],
-    query_starts: Tensor,
-    lengths: Tensor,
+    rows: PagedRows,
     out: Tensor,
-    max_columns: int,
     plan: SplitPlan,
     w_uv: Tensor | None,
     expanded: Tensor | None,
 ) -> Tensor:
-    """Merge the chunks of rows that were cut into out [num_tokens, heads, value_dim], which holds
-    the others -> out, or with w_uv its up-projection, in `expanded` if given: see `mla_decode`."""
-    cut = plan.most_chunks > 1
-    rows = (query_starts, lengths)
-    if cut and w_uv is not None and len(out) <= FUSED_TOKENS:
-        return _launch_merge_expand(partials, *rows, out, max_columns, plan, w_uv, expanded)
-    if cut:
-        _launch_merge_chunks(partials, *rows, out, max_columns, plan)
+    """Merge the chunks of the rows that were cut.
+
+    out [num_tokens, heads, value_dim], contiguous, holds the results of the rows that were not cut
+    and receives those of the others
+    -> out; with w_uv [heads, v_dim, value_dim] its up-projection [num_tokens, heads, v_dim], in
+    `expanded` if given.
+    """
+    is_cut = plan.most_chunks > 1
+    if is_cut and w_uv is not None and len(out) <= FUSED_TOKENS:
+        return _launch_merge_expand(partials, rows, out, plan, w_uv, expanded)
+    if is_cut:
+        _launch_merge_chunks(partials, rows, out, plan)
     return out if w_uv is None else expand_values(out, w_uv, expanded)
 
 
 def _launch_merge_expand(
     partials: list[Tensor],
-    query_starts: Tensor,
-    lengths: Tensor,
+    rows: PagedRows,
     merged: Tensor,
-    max_columns: int,
     plan: SplitPlan,
     w_uv: Tensor,
     out: Tensor | None,
 ) -> Tensor:
     num_tokens, num_heads, value_dim = merged.shape
+    num_rows = len(rows.lengths)
     num_out = w_uv.shape[1]
     if out is None:
         out = merged.new_empty(num_tokens, num_heads, num_out)
     outputs = 32  # of a program
     _merge_expand_kernel[(num_tokens, num_heads, -(-num_out // outputs))](
         tuple(partials),
-        query_starts,
-        lengths,
+        rows.query_starts,
+        rows.lengths,
         merged,
         w_uv,
         out,
-        len(lengths),
+        num_rows,
         plan.least_chunks,
         plan.most_chunks,
         num_heads,
-        max_columns,
+        rows.max_query_len * num_heads,
         value_dim,
         num_out,
         w_uv.stride()[:2],
         COLUMNS=plan.columns,
         OUT=outputs,
         BLOCK=triton.next_power_of_2(value_dim),
-        ROWS=rows_bound(len(lengths)),
+        ROWS=rows_bound(num_rows),
         STEP=16,
         num_warps=8,
         **pdl(),
@@ -331,32 +333,28 @@ def _launch_merge_expand(
 
 
 def _launch_merge_chunks(
-    partials: list[Tensor],
-    query_starts: Tensor,
-    lengths: Tensor,
-    out: Tensor,
-    max_columns: int,
-    plan: SplitPlan,
+    partials: list[Tensor], rows: PagedRows, out: Tensor, plan: SplitPlan
 ) -> None:
     num_tokens, num_heads, value_dim = out.shape
-    few = num_tokens <= 8
-    heads = 1 if few else 4
-    block = min(128 if few else 512, triton.next_power_of_2(value_dim))
+    num_rows = len(rows.lengths)
+    is_few = num_tokens <= 8
+    heads = 1 if is_few else 4  # of a program
+    block = min(128 if is_few else 512, triton.next_power_of_2(value_dim))
     _merge_kernel[(num_tokens, -(-num_heads // heads), -(-value_dim // block))](
         tuple(partials),
-        query_starts,
-        lengths,
+        rows.query_starts,
+        rows.lengths,
         out,
-        len(lengths),
+        num_rows,
         plan.least_chunks,
         plan.most_chunks,
         num_heads,
-        max_columns,
+        rows.max_query_len * num_heads,
         value_dim,
         COLUMNS=plan.columns,
         HEADS=heads,
         BLOCK=block,
-        ROWS=rows_bound(len(lengths)),
+        ROWS=rows_bound(num_rows),
         STEP=16,
         num_warps=4,
         **pdl(),

@@ -11,7 +11,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..launch import pdl
-from .mla_absorb import expand_values
 from .mla_decode_split import (
     LOG2E,
     MOVING,
@@ -24,6 +23,8 @@ from .mla_decode_split import (
     row_work,
     rows_bound,
 )
+from .mla_projections import expand_values
+from .paged_rows import PagedRows
 
 
 @triton.jit
@@ -148,10 +149,7 @@ def _attend_kernel(
 def launch_mla_decode(
     queries: Tensor,
     kv: Tensor,
-    page_table: Tensor,
-    query_starts: Tensor,
-    lengths: Tensor,
-    max_query_len: int,
+    rows: PagedRows,
     value_dim: int,
     scale: float,
     plan: SplitPlan,
@@ -163,31 +161,32 @@ def launch_mla_decode(
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:
         return out if w_uv is None else expand_values(out, w_uv, expanded)
-    max_columns = max_query_len * num_heads
-    partials = partial_results(plan, max_columns, len(lengths), out)
+    num_rows = len(rows.lengths)
+    max_columns = rows.max_query_len * num_heads
+    partials = partial_results(plan, max_columns, num_rows, out)
     shape = (kv.shape[1], plan.tile, triton.next_power_of_2(value_dim))
     _attend_kernel[(plan.num_programs,)](
         queries,
         kv,
-        page_table,
-        query_starts,
-        lengths,
+        rows.page_table,
+        rows.query_starts,
+        rows.lengths,
         out,
         tuple(partials),
-        len(lengths),
+        num_rows,
         plan.least_chunks,
         plan.most_chunks,
         scale * LOG2E,
         (kv.stride(0), kv.stride(1)),
-        page_table.stride(0),
+        rows.page_table.stride(0),
         num_heads,
         max_columns,
         value_dim,
         latent_dim,
         SHAPE=(*shape, max(16, triton.next_power_of_2(latent_dim - value_dim)), plan.num_stages),
         COLUMNS=plan.columns,
-        ROWS=rows_bound(len(lengths)),
+        ROWS=rows_bound(num_rows),
         num_warps=plan.num_warps,
         **pdl(),
     )
-    return launch_merge(partials, query_starts, lengths, out, max_columns, plan, w_uv, expanded)
+    return launch_merge(partials, rows, out, plan, w_uv, expanded)

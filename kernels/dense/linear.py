@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
-from ..choices import choose
+from ..tiles import choose
 from .rms_norm import rms_norm
 
 FEW_TOKENS = 32  # more are the library's

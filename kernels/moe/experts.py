@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import linear as dense
 from torch.nn.functional import silu
 
-from ..choices import choose
 from ..dense.linear import linear
+from ..tiles import choose
 
 # So many tokens are computed one by one, though they may read an expert twice. On an H200 two took
 # 46 us so and 49 by the grouped kernel, three 67 and 66.
@@ -65,7 +65,7 @@ def moe(
         count = len(x[span])
         tile = choose("moe", shape, count, default_tile(count, shape[3], shape[0]))
         configs = split_tile(tile)
-        moe_grouped(x[span], ids[span], weights[span], gate_up, down, *configs, out[span], add)
+        moe_grouped(x[span], ids[span], weights[span], gate_up, down, configs, out[span], add)
     return out
 
 

@@ -350,12 +350,12 @@ def moe_grouped(
     weights: Tensor,
     gate_up: Tensor,
     down: Tensor,
-    up_config: GemmConfig,
-    down_config: GemmConfig,
+    configs: tuple[GemmConfig, GemmConfig],
     out: Tensor,
     add: bool,
 ) -> Tensor:
     """`moe` of some tokens, in `out` or added to it: (sort,) up, down, combine."""
+    up_config, down_config = configs
     blocks = None
     if len(x) > min(DENSE_TOKENS, up_config.block_t):
         blocks = sort_pairs(ids, len(gate_up), up_config.block_t)

@@ -1,48 +1,60 @@
 """Chooses the experts of each token: sigmoid scores, selection by corrected score."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from ..dense.rms_norm import rms_norm
 
-# So many tokens are normed by the kernel that routes them: four took 4.2 us so, 6.3 in two launches
-# on an H200.
+# Up to so many tokens are normed by the kernel that routes them. On an H200 four tokens took 4.2 us
+# in one launch and 6.3 us in two.
 NORM_TOKENS = 4
+
+
+class RouterSettings(NamedTuple):
+    """How a model chooses experts, the same in all its layers."""
+
+    num_chosen: int  # experts per token
+    num_groups: int  # the experts are divided into so many groups of neighbours
+    num_chosen_groups: int  # whose two best corrected scores have the largest sums
+    normalise: bool  # weights of a token sum to 1 before scaling
+    scaling: float  # factor of all weights
 
 
 def route(
     x: Tensor,
     weight: Tensor,
     correction_bias: Tensor,
-    num_chosen: int,
-    num_groups: int,
-    num_chosen_groups: int,
-    normalise: bool,
-    scaling: float,
+    settings: RouterSettings,
     num_shared: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """(expert ids [num_tokens, num_chosen + num_shared], weights of the same shape, float32).
+    """Choose the experts of each token by the sigmoid of their scores, as DeepSeek-V3 does
+    (https://arxiv.org/abs/2412.19437, section 2.1.2).
 
-    x [num_tokens, hidden], weight [num_experts, hidden] of any float type, computed in float32;
-    correction_bias [num_experts] float32 takes part in the choice, not in the weights. Experts
-    come from the `num_chosen_groups` groups whose two best corrected scores sum highest.
-    `normalise` makes weights sum to 1 before `scaling`. The last `num_shared` columns name the
-    experts behind the routed ones, num_experts onwards, with weight 1. ids are int64, or int32
-    from the kernel, which is one launch and runs on CUDA unless there are groups to choose from.
+    x [num_tokens, hidden], rows may be strided
+    weight [num_experts, hidden], contiguous, of any float type; scores are float32
+    correction_bias [num_experts] float32: added to the scores for the choice, not for the weights
+    num_shared: shared experts, numbered from num_experts on; every token has them with weight 1
+    -> (ids, weights), both [num_tokens, num_chosen + num_shared], the shared experts last. weights
+    are float32. ids are int64, or int32 from the kernel, which runs on CUDA in one launch unless
+    the model has groups to choose from.
     """
-    if x.is_cuda and num_chosen_groups >= num_groups:
+    num_chosen = settings.num_chosen
+    has_groups = settings.num_chosen_groups < settings.num_groups
+    if x.is_cuda and not has_groups:
         from .router_triton import launch_route
 
-        return launch_route(x, weight, correction_bias, num_chosen, normalise, scaling, num_shared)
+        return launch_route(x, weight, correction_bias, settings, num_shared)
     scores = (x.float() @ weight.float().T).sigmoid()
     choice = scores + correction_bias
-    if num_chosen_groups < num_groups:
-        choice = _keep_best_groups(choice, num_groups, num_chosen_groups)
+    if has_groups:
+        choice = _keep_best_groups(choice, settings.num_groups, settings.num_chosen_groups)
     ids = choice.topk(num_chosen, dim=-1, sorted=False).indices
     weights = scores.gather(1, ids)
-    if normalise:
+    if settings.normalise:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
-    weights = weights * scaling
+    weights = weights * settings.scaling
     if num_shared:
         shared = torch.arange(len(weight), len(weight) + num_shared, device=x.device)
         ids = torch.cat((ids, shared.expand(len(x), -1)), 1)
@@ -56,23 +68,23 @@ def norm_route(
     eps: float,
     weight: Tensor,
     correction_bias: Tensor,
-    num_chosen: int,
-    num_groups: int,
-    num_chosen_groups: int,
-    normalise: bool,
-    scaling: float,
+    settings: RouterSettings,
     num_shared: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(normed x, *`route` of it): the RMS norm with weight `norm` [hidden] and what else `route`
-    takes. For few tokens on CUDA one launch, unless there are groups to choose from."""
-    scales = normalise, scaling, num_shared
-    if x.is_cuda and 0 < len(x) <= NORM_TOKENS and num_chosen_groups >= num_groups:
+    """RMS norm with weight `norm` [hidden] and epsilon `eps`, then `route`: one launch for few
+    tokens on CUDA, unless the model has groups to choose from.
+
+    x [num_tokens, hidden], contiguous; the other arguments as for `route`
+    -> (normed x, ids, weights).
+    """
+    has_groups = settings.num_chosen_groups < settings.num_groups
+    if x.is_cuda and 0 < len(x) <= NORM_TOKENS and not has_groups:
         from .router_triton import launch_norm_route
 
-        return launch_norm_route(x, norm, eps, weight, correction_bias, num_chosen, *scales)
-    x = rms_norm(x, norm, eps)
-    given = x, weight, correction_bias, num_chosen, num_groups, num_chosen_groups
-    return x, *route(*given, *scales)
+        return launch_norm_route(x, norm, eps, weight, correction_bias, settings, num_shared)
+    normed = rms_norm(x, norm, eps)
+    ids, weights = route(normed, weight, correction_bias, settings, num_shared)
+    return normed, ids, weights
 
 
 def _keep_best_groups(choice: Tensor, num_groups: int, num_kept: int) -> Tensor:

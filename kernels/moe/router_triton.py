@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..launch import counters, pdl
+from .router import RouterSettings
 
 _FEW_TOKENS = 256
 
@@ -210,14 +211,13 @@ def launch_route(
     x: Tensor,
     weight: Tensor,
     correction_bias: Tensor,
-    num_chosen: int,
-    normalise: bool,
-    scaling: float,
+    settings: RouterSettings,
     num_shared: int,
 ) -> tuple[Tensor, Tensor]:
     """`route` without groups; ids are int32."""
     num_tokens, hidden = x.shape
     num_experts = len(weight)
+    num_chosen = settings.num_chosen
     ids, weights = _outputs(x, num_chosen + num_shared)
     if not num_tokens:
         return ids, weights
@@ -243,10 +243,11 @@ def launch_route(
         )
     kernel[(blocks, splits)](
         x, weight, correction_bias, ids, weights, partial, counters(x.device, blocks), num_tokens,
-        x.stride(0), hidden, num_experts, scaling, NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared,
-        NORMALISE=normalise, SPLITS=splits, STEPS=steps, BLOCK_T=block_t, BLOCK_E=block_e,
-        BLOCK_K=block_k, BLOCK_C=triton.next_power_of_2(num_chosen + num_shared),
-        num_warps=4, num_stages=num_stages, **pdl(),
+        x.stride(0), hidden, num_experts, settings.scaling, NUM_CHOSEN=num_chosen,
+        NUM_SHARED=num_shared, NORMALISE=settings.normalise, SPLITS=splits, STEPS=steps,
+        BLOCK_T=block_t, BLOCK_E=block_e, BLOCK_K=block_k,
+        BLOCK_C=triton.next_power_of_2(num_chosen + num_shared), num_warps=4, num_stages=num_stages,
+        **pdl(),
     )  # fmt: skip
     return ids, weights
 
@@ -257,15 +258,14 @@ def launch_norm_route(
     eps: float,
     weight: Tensor,
     correction_bias: Tensor,
-    num_chosen: int,
-    normalise: bool,
-    scaling: float,
+    settings: RouterSettings,
     num_shared: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_route` of each token by itself, x [num_tokens, hidden] contiguous, without groups; ids
     are int32."""
     num_tokens, hidden = x.shape
     num_experts = len(weight)
+    num_chosen = settings.num_chosen
     ids, weights = _outputs(x, num_chosen + num_shared)
     normed = torch.empty_like(x)
     block_e = max(16, triton.next_power_of_2(num_experts))
@@ -275,10 +275,10 @@ def launch_norm_route(
     arrivals = counters(x.device, num_tokens)
     _norm_route_kernel[(splits, num_tokens)](
         x, norm, normed, weight, correction_bias, ids, weights, partial, arrivals,
-        hidden, num_experts, eps, scaling, NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared,
-        NORMALISE=normalise, SPLITS=splits, ROW=triton.next_power_of_2(hidden), BLOCK_E=block_e,
-        BLOCK_K=block_k, BLOCK_C=triton.next_power_of_2(num_chosen + num_shared), num_warps=4,
-        **pdl(),
+        hidden, num_experts, eps, settings.scaling, NUM_CHOSEN=num_chosen, NUM_SHARED=num_shared,
+        NORMALISE=settings.normalise, SPLITS=splits, ROW=triton.next_power_of_2(hidden),
+        BLOCK_E=block_e, BLOCK_K=block_k,
+        BLOCK_C=triton.next_power_of_2(num_chosen + num_shared), num_warps=4, **pdl(),
     )  # fmt: skip
     return normed, ids, weights
 

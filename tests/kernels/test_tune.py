@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from glimmer.kernels import choices, tune
-from glimmer.kernels.choices import Choice, choose, read_choices, use, write_choices
+from glimmer.kernels import tiles, tune
 from glimmer.kernels.dense.linear import linear
+from glimmer.kernels.tiles import TileChoice, choose, read_choices, use, write_choices
 
 ONE, FEW, MOE = ("linear_one", (96, 64)), ("linear_few", (96, 64)), ("moe", (9, 32, 64, 3))
 VERSIONS = {"card": "abacus", "triton": "1.0", "torch": "1.0"}
@@ -26,11 +26,11 @@ def a_card(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """A card on which every measurement gives (7,) * n; the list holds what was measured."""
     measured: list[tuple[object, ...]] = []
 
-    def measure(op: str, shape: object, num_tokens: int, deadline: float) -> Choice | None:
+    def measure(op: str, shape: object, num_tokens: int, deadline: float) -> TileChoice | None:
         if time.monotonic() > deadline:
             return None
         measured.append((op, shape, num_tokens))
-        return Choice((7,) * len(choices.FIELDS[op]), 1.0)
+        return TileChoice((7,) * len(tiles.FIELDS[op]), 1.0)
 
     monkeypatch.setattr(tune, "tune", measure)
     monkeypatch.setattr(tune, "card_name", lambda: "abacus")
@@ -43,7 +43,11 @@ def test_all_that_was_asked_for_is_measured_but_what_is_stored() -> None:
     all_tokens = [(*MOE, tokens) for tokens in tune.TOKENS["moe"]]
     linears = [(*FEW, 8), (*FEW, 32), (*ONE, 1)]
     assert tune.needs([MOE, ONE], {}) == all_tokens + linears
-    stored = {FEW: {8: Choice(())}, ONE: {1: Choice((1, 2, 3))}, MOE: {8192: Choice((1,) * 9)}}
+    stored = {
+        FEW: {8: TileChoice(())},
+        ONE: {1: TileChoice((1, 2, 3))},
+        MOE: {8192: TileChoice((1,) * 9)},
+    }
     assert tune.needs([MOE, ONE], stored) == [(*FEW, 32)]
 
 
@@ -64,7 +68,7 @@ def test_level_one_measures_once(tmp_path: Path, a_card: list[tuple[object, ...]
 def test_level_two_measures_again(tmp_path: Path, a_card: list[tuple[object, ...]]) -> None:
     kept = ("linear_one", (5, 5))
     write_choices(
-        tmp_path / "abacus-triton-1.0", {key: {1: Choice((1, 1, 1))} for key in (ONE, kept)}, {}
+        tmp_path / "abacus-triton-1.0", {key: {1: TileChoice((1, 1, 1))} for key in (ONE, kept)}, {}
     )
     tune.use_stored(2, tmp_path)
     assert choose(*ONE, 1, ()) == (1, 1, 1)
@@ -78,7 +82,7 @@ def test_level_two_measures_again(tmp_path: Path, a_card: list[tuple[object, ...
 def test_the_other_levels_never_measure(
     tmp_path: Path, a_card: list[tuple[object, ...]], level: int, tile: tuple[int, ...]
 ) -> None:
-    write_choices(tmp_path / "abacus-triton-1.0", {ONE: {1: Choice((1, 1, 1))}}, {})
+    write_choices(tmp_path / "abacus-triton-1.0", {ONE: {1: TileChoice((1, 1, 1))}}, {})
     tune.use_stored(level, tmp_path)
     tune.tune_asked(level, tmp_path, lambda *_: None)
     assert choose(*ONE, 1, ()) == tile
@@ -118,16 +122,16 @@ def test_a_folder_that_cannot_be_written_is_said(
     assert choose(*ONE, 1, ()) == (7, 7, 7)
 
 
-@pytest.mark.parametrize("op", list(choices.FIELDS))
+@pytest.mark.parametrize("op", list(tiles.FIELDS))
 @pytest.mark.parametrize("num_tokens", [16, 64, 1000])
 def test_alternatives_are_whole_tiles(op: str, num_tokens: int) -> None:
     shape = (9, 32, 64, 3) if op.startswith("moe") else (96, 64)
     tile = tune.default(op, shape, num_tokens)
-    assert len(tile) in (0, len(choices.FIELDS[op]))
+    assert len(tile) in (0, len(tiles.FIELDS[op]))
     for span, parts in tune.alternatives(op, tile):
         for part in parts:
             whole = tune.replaced(tile, span, part)
-            assert len(whole) == len(choices.FIELDS[op]) or (op, whole) == ("linear_few", ())
+            assert len(whole) == len(tiles.FIELDS[op]) or (op, whole) == ("linear_few", ())
 
 
 @pytest.mark.parametrize("runs", [{(4, 512, 4): 3.0, (2, 2048, 4): 2.0}, {}])
@@ -141,12 +145,12 @@ def test_a_tile_that_fails_is_said_and_loses(
             raise RuntimeError(f"no {tile}\nand why")
         return runs[tile]
 
-    caplog.set_level("INFO", tune._log.name)
+    caplog.set_level("INFO", tune.logger.name)
     monkeypatch.setitem(tune._OPERANDS, "linear_one", lambda *_: lambda tile: tile)
     monkeypatch.setattr(tune, "_time", measure)
     default = tune.default(*ONE, 1)
     assert default not in runs
-    assert tune.tune(*ONE, 1) == (Choice((2, 2048, 4), 2.0) if runs else None)
+    assert tune.tune(*ONE, 1) == (TileChoice((2, 2048, 4), 2.0) if runs else None)
     assert f"linear_one cannot have the tile {default}: RuntimeError: no {default}" in caplog.text
     assert "why" not in caplog.text
 

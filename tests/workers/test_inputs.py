@@ -40,14 +40,14 @@ def test_mixed_step() -> None:
     assert inputs.sampling_rows == [0, 2, 3]
     assert inputs.sampling_index.tolist() == [4, 5, 6]
     fresh, extended, decode = inputs.groups
-    assert (fresh.span, fresh.absorbed, fresh.max_query_len) == (slice(0, 2), False, 2)
+    assert (fresh.span, fresh.absorbed, fresh.rows.max_query_len) == (slice(0, 2), False, 2)
     assert (extended.span, extended.absorbed) == (slice(2, 5), True)
-    assert extended.lengths.tolist() == [9]
-    assert extended.page_table.tolist() == [[0, 1, 2]]
-    assert (decode.span, decode.absorbed, decode.max_query_len) == (slice(5, 7), True, 1)
-    assert decode.lengths.tolist() == [10, 6]
-    assert (decode.max_length, decode.page_table.shape[1]) == (10, 3)
-    assert decode.query_starts.tolist() == [0, 1, 2]
+    assert extended.rows.lengths.tolist() == [9]
+    assert extended.rows.page_table.tolist() == [[0, 1, 2]]
+    assert (decode.span, decode.absorbed, decode.rows.max_query_len) == (slice(5, 7), True, 1)
+    assert decode.rows.lengths.tolist() == [10, 6]
+    assert (decode.rows.max_length, decode.rows.page_table.shape[1]) == (10, 3)
+    assert decode.rows.query_starts.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -323,9 +323,9 @@ def test_inputs_of_verify_rows(path: Path, width: int) -> None:
     slots = [PAGES * PAGE + 2] + [server.state.scratch_slot] * (width - 1)
     assert inputs.slots.tolist() == [*slots, *range(7, 7 + width)]
     (group,) = inputs.groups
-    assert (group.span, group.max_query_len) == (slice(0, 2 * width), width)
-    assert group.lengths.tolist() == [2 + width, 7 + width]
-    assert group.query_starts.tolist() == [0, width, 2 * width]
+    assert (group.span, group.rows.max_query_len) == (slice(0, 2 * width), width)
+    assert group.rows.lengths.tolist() == [2 + width, 7 + width]
+    assert group.rows.query_starts.tolist() == [0, width, 2 * width]
     first = [server.outputs[1][0], server.outputs[0][0]]
     assert inputs.token_ids[::width].tolist() == first
     assert inputs.token_ids[1:width].tolist() == server.state.drafts[1, : width - 1].tolist()

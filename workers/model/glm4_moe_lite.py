@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding
 from torch.nn.functional import linear as plain_linear
 
-from ...kernels.attention.rope import rope_angles
+from ...kernels.attention.rope import RopeAngles, rope_angles
 from ...kernels.dense.linear import linear
 from ...kernels.dense.rms_norm import rms_norm
 from ...shared.model_spec import ModelSpec
@@ -24,8 +24,6 @@ from .moe import DenseWeights, MoeWeights, mlp
 
 if TYPE_CHECKING:
     from .nextn import NextnWeights
-
-Angles = tuple[Tensor, Tensor]  # cosines and sines of each token's rotation, see `rope_angles`
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class DecoderLayer:
     spec: ModelSpec
     ranks: Ranks
 
-    def run(self, stream: Tensor, inputs: StepInputs, angles: Angles, kv: Tensor) -> None:
+    def run(self, stream: Tensor, inputs: StepInputs, angles: RopeAngles, kv: Tensor) -> None:
         """The whole layer."""
         absorb = all(group.absorbed for group in inputs.groups)
         norm, weights = self.input_norm, self.attention
@@ -52,7 +50,7 @@ class DecoderLayer:
         self.after_attention(stream, attend(tokens, weights, inputs.groups, kv))
 
     def before_attention(
-        self, stream: Tensor, slots: Tensor, angles: Angles, kv: Tensor, out: Projected
+        self, stream: Tensor, slots: Tensor, angles: RopeAngles, kv: Tensor, out: Projected
     ) -> None:
         """Project the tokens into the buffers `out`, and write their latents into kv at `slots`
         [num_tokens] int64."""
@@ -96,11 +94,12 @@ def hidden_states(model: ModelWeights, inputs: StepInputs, kv: Tensor) -> tuple[
     return rms_norm(stream, model.norm, model.spec.rms_norm_eps), stream
 
 
-def embed(model: ModelWeights, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Angles]:
+def embed(model: ModelWeights, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, RopeAngles]:
     """token_ids, positions [num_tokens] int64 -> the residual stream [num_tokens, hidden] before
     the first layer, which layers add to in place, and the angles of all layers."""
     spec = model.spec
-    angles = rope_angles(positions, spec.qk_rope_head_dim, spec.rope_theta)
+    dim, theta = spec.qk_rope_head_dim, spec.rope_theta
+    angles = rope_angles(positions, dim, theta, spec.rope_interleave)
     return embedding(token_ids, model.embedding), angles
 
 

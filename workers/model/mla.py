@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.attention.mla_absorb import absorb_queries, expand_values
+from ...kernels.attention.backends import decode_backend, prefill_backend
 from ...kernels.attention.mla_decode import mla_decode
 from ...kernels.attention.mla_prefill import mla_prefill
-from ...kernels.attention.rope_absorb import rope_absorb
-from ...kernels.attention.rope_write import rope_write
-from ...kernels.attention.up_project import up_project
-from ...kernels.backends import decode_backend, prefill_backend
+from ...kernels.attention.mla_projections import absorb_queries, expand_values, up_project
+from ...kernels.attention.rope import RopeAngles, rope_absorb, rope_write
 from ...kernels.dense.linear import norm_linear
 from ...shared.model_spec import ModelSpec
 from ..inputs import AttentionGroup
@@ -68,7 +66,7 @@ def project(
     norm: Tensor,
     weights: AttentionWeights,
     slots: Tensor,
-    angles: tuple[Tensor, Tensor],
+    angles: RopeAngles,
     kv: Tensor,
     absorb: bool = False,
     out: Projected | None = None,
@@ -83,12 +81,15 @@ def project(
     flat = None if out is None else out.queries.flatten(1)
     queries = norm_linear(q_latent, weights.q_norm, LATENT_NORM_EPS, weights.q_b, flat)
     queries = queries.view(len(stream), -1, spec.qk_head_dim)
-    given = (queries, kv_a, weights.kv_norm, LATENT_NORM_EPS, angles, kv, slots)
+    kv_norm = weights.kv_norm
     if absorb:
-        return Projected(rope_absorb(*given, spec.rope_interleave, weights.halves()[0]))
+        w_uk, _ = weights.halves()
+        return Projected(
+            rope_absorb(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, w_uk)
+        )
     if out is None or out.latents is None:
         out = Projected(queries, stream.new_empty(len(stream), spec.latent_dim))
-    rope_write(*given, spec.rope_interleave, out.latents)
+    rope_write(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, out.latents)
     if out.keys_values is not None and out.latents is not None:
         up_project(out.latents, weights.kv_b, spec.qk_nope_head_dim, out.keys_values)
     return out
@@ -125,18 +126,18 @@ def _attend_group(
     spec, queries = weights.spec, tokens.queries
     if not group.absorbed:
         assert tokens.latents is not None, "absorbed queries cannot attend up-projected"
+        backend = prefill_backend(group.backend, queries, spec.v_head_dim)
+        new_tokens: Tensor | tuple[Tensor, Tensor] = tokens.latents
+        if tokens.keys_values is not None and backend != "torch":
+            new_tokens = tokens.keys_values
         return mla_prefill(
             queries,
-            tokens.latents,
+            new_tokens,
             kv,
-            group.page_table,
-            group.query_starts,
-            group.query_lens,
-            group.prefix_lens,
+            group.rows,
             weights.kv_b,
             spec.softmax_scale,
-            prefill_backend(group.backend, queries, spec.v_head_dim),
-            tokens.keys_values,
+            backend,
             out,
         )
     w_uk, w_uv = weights.halves()
@@ -147,11 +148,7 @@ def _attend_group(
     return mla_decode(
         queries,
         kv,
-        group.page_table,
-        group.query_starts,
-        group.lengths,
-        group.max_query_len,
-        group.max_length,
+        group.rows,
         spec.kv_lora_rank,
         spec.softmax_scale,
         decode_backend(group.backend, queries),

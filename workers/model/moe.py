@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...kernels.dense.rms_norm import rms_norm
 from ...kernels.moe.experts import gated_mlp, moe
-from ...kernels.moe.router import norm_route
+from ...kernels.moe.router import RouterSettings, norm_route
 from ...shared.model_spec import ModelSpec
 from ..parallel import Ranks
 
@@ -26,6 +26,7 @@ class MoeWeights:
 
     router: Tensor  # [num_experts, hidden] float32
     correction_bias: Tensor  # [num_experts] float32
+    settings: RouterSettings
     gate_up: Tensor  # [num_experts, 2 * width, hidden]
     down: Tensor  # [num_experts, hidden, width]
     shared: DenseWeights | None
@@ -57,11 +58,7 @@ def mlp(
         eps,
         weights.router,
         weights.correction_bias,
-        spec.num_experts_per_token,
-        spec.num_expert_groups,
-        spec.num_groups_per_token,
-        spec.norm_topk_prob,
-        spec.routed_scaling_factor,
+        weights.settings,
         num_shared=0 if weights.stacked is None else 1,
     )
     if weights.on_route is not None:

@@ -45,7 +45,8 @@ def nextn_states(
     embedded = rms_norm(embedding(inputs.token_ids, nextn.embedding), nextn.enorm, eps)
     both = torch.cat((embedded, rms_norm(hidden, nextn.hnorm, eps)), dim=-1)
     stream = linear(both, nextn.eh_proj)
-    angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
+    dim, theta = spec.qk_rope_head_dim, spec.rope_theta
+    angles = rope_angles(inputs.positions, dim, theta, spec.rope_interleave)
     nextn.layer.run(stream, inputs, angles, kv)
     return rms_norm(stream, nextn.norm, eps), stream
 

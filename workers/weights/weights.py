@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from ...kernels.moe.router import RouterSettings
 from ...shared.model_spec import ModelSpec
 from ..model.glm4_moe_lite import DecoderLayer, ModelWeights
 from ..model.mla import AttentionWeights
@@ -180,6 +181,13 @@ def _empty_layer(
         mlp = MoeWeights(
             router=empty(count, hidden, dtype=torch.float32),
             correction_bias=empty(count, dtype=torch.float32),
+            settings=RouterSettings(
+                spec.num_experts_per_token,
+                spec.num_expert_groups,
+                spec.num_groups_per_token,
+                spec.norm_topk_prob,
+                spec.routed_scaling_factor,
+            ),
             gate_up=gate_up[:count],
             down=down[:count],
             shared=shared if shared_width else None,

@@ -9,6 +9,7 @@ import torch
 from glimmer.kernels.attention import flashinfer_mla
 from glimmer.kernels.attention.flashinfer_mla import FlashInferDecode, flashinfer_decode
 from glimmer.kernels.attention.mla_decode import mla_decode
+from glimmer.kernels.attention.paged_rows import PagedRows
 
 CARD = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 SCALE = 0.0625
@@ -75,9 +76,8 @@ def test_matches_the_reference_and_graphs_follow_plans() -> None:
         index = torch.tensor(rows, device="cuda")
         counts = torch.tensor(lengths, device="cuda")
         starts = torch.arange(6, device="cuda")
-        expected = mla_decode(
-            queries, kv, table[index], starts, counts, 1, max(lengths), 512, SCALE
-        )
+        paged = PagedRows(table[index], starts, counts, 1, max(lengths))
+        expected = mla_decode(queries, kv, paged, 512, SCALE)
         decode.plan(rows, lengths, torch.bfloat16)
         found = decode.run(queries, kv)
         torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)

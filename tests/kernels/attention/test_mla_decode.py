@@ -3,6 +3,7 @@
 import pytest
 import torch
 from glimmer.kernels.attention.mla_decode import mla_decode
+from glimmer.kernels.attention.paged_rows import PagedRows
 
 PAGE, WIDTH, VALUE, HEADS, SCALE = 4, 6, 5, 3, 0.37
 LENGTHS = (1, 3, 4, 5, 8, 9, 23)
@@ -41,9 +42,9 @@ def run(counts: list[int], lengths: list[int], dtype: torch.dtype = torch.float3
     kv = kv.to(dtype)
     queries = torch.randn(sum(counts), HEADS, WIDTH).to(dtype)
     starts = torch.tensor([0, *torch.tensor(counts, dtype=torch.int64).cumsum(0).tolist()])
-    bounds = (max(counts, default=1), max(lengths, default=0))
     sizes = torch.tensor(lengths, dtype=torch.int64)
-    got = mla_decode(queries, kv, table, starts, sizes, *bounds, VALUE, SCALE)
+    rows = PagedRows(table, starts, sizes, max(counts, default=1), max(lengths, default=0))
+    got = mla_decode(queries, kv, rows, VALUE, SCALE)
     assert (got.dtype, got.shape) == (dtype, (sum(counts), HEADS, VALUE))
     expected = reference(queries, kv, table, counts, lengths)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2

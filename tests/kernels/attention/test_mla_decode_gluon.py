@@ -6,7 +6,7 @@ import pytest
 import torch
 from glimmer.kernels.attention.mla_decode_gluon import fits, launch_mla_decode_gluon
 from glimmer.kernels.attention.mla_decode_split import plan_splits
-from glimmer.tests.kernels.attention.test_mla_decode_triton import check, make
+from glimmer.tests.kernels.attention.test_mla_decode_triton import check, make, with_lengths
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HOPPER, reason="needs a Hopper card")]
@@ -19,7 +19,8 @@ def full(counts: list[int], lengths: list[int], page: int = 64) -> dict[str, Any
 
 def run(case: dict[str, Any], bound: int = BOUND) -> torch.Tensor:
     assert fits(case["queries"], case["kv"], case["value_dim"])
-    plan = plan_splits(len(case["lengths"]), case["max_query_len"], 20, bound, 132)
+    rows = case["rows"]
+    plan = plan_splits(len(rows.lengths), rows.max_query_len, 20, bound, 132)
     return launch_mla_decode_gluon(**case, plan=plan)
 
 
@@ -53,9 +54,8 @@ def test_any_number_of_queries(count: int) -> None:
 @pytest.mark.parametrize("num_rows", [1, 2, 32, 160])
 def test_a_row_does_not_see_the_others(num_rows: int) -> None:
     case = full([1] * num_rows, [3000, *range(65, 64 + num_rows)])
-    lengths = torch.ones_like(case["lengths"])
-    lengths[0] = 3000
-    assert torch.equal(run(case)[0], run({**case, "lengths": lengths})[0])
+    other = with_lengths(case, [3000, *[1] * (num_rows - 1)])
+    assert torch.equal(run(case)[0], run(other)[0])
 
 
 def test_a_graph_follows_the_lengths() -> None:
@@ -63,11 +63,11 @@ def test_a_graph_follows_the_lengths() -> None:
     expected = []
     settings = [[3000, 700, 64, 65, 1], [1, 2, 3, 4, 1], [2999, 1, 64, 33, 1]]
     for lengths in settings:
-        expected.append(run({**case, "lengths": torch.tensor(lengths, device="cuda")}))
+        expected.append(run(with_lengths(case, lengths)))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         found = run(case)
     for lengths, right in zip(settings, expected, strict=True):
-        case["lengths"].copy_(torch.tensor(lengths))
+        case["rows"].lengths.copy_(torch.tensor(lengths))
         graph.replay()
         assert torch.equal(found, right)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from glimmer.kernels.attention import mla_decode_split
-from glimmer.kernels.attention.mla_absorb import expand_values
 from glimmer.kernels.attention.mla_decode import mla_decode
 from glimmer.kernels.attention.mla_decode_split import plan_splits
 from glimmer.kernels.attention.mla_decode_triton import launch_mla_decode
+from glimmer.kernels.attention.mla_projections import expand_values
+from glimmer.kernels.attention.paged_rows import PagedRows
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -39,20 +40,29 @@ def make(
     return {
         "queries": torch.randn(sum(counts), heads, value + rope).to(DEVICE, DTYPE),
         "kv": kv.to(DEVICE, DTYPE),
-        "page_table": table.to(DEVICE),
-        "query_starts": starts.to(DEVICE),
-        "lengths": torch.tensor(lengths, device=DEVICE),
-        "max_query_len": max(counts),
+        "rows": PagedRows(
+            page_table=table.to(DEVICE),
+            query_starts=starts.to(DEVICE),
+            lengths=torch.tensor(lengths, device=DEVICE),
+            max_query_len=max(counts),
+            max_length=max(lengths),
+        ),
         "value_dim": value,
         "scale": 0.2,
     }
+
+
+def with_lengths(case: dict[str, Any], lengths: list[int]) -> dict[str, Any]:
+    rows = dataclasses.replace(case["rows"], lengths=torch.tensor(lengths, device=DEVICE))
+    return {**case, "rows": rows}
 
 
 def run(
     case: dict[str, Any], bound: int, w_uv: torch.Tensor | None = None, **changes: Any
 ) -> torch.Tensor:
     heads = case["queries"].shape[1]
-    plan = plan_splits(len(case["lengths"]), case["max_query_len"], heads, bound, SMS)
+    rows = case["rows"]
+    plan = plan_splits(len(rows.lengths), rows.max_query_len, heads, bound, SMS)
     return launch_mla_decode(**case, plan=dataclasses.replace(plan, **changes), w_uv=w_uv)
 
 
@@ -61,7 +71,7 @@ def check(
 ) -> None:
     got = kernel(case, bound, **changes)
     clean = {**case, "kv": case["kv"].nan_to_num(0.0).float(), "queries": case["queries"].float()}
-    expected = mla_decode(**clean, max_length=int(case["lengths"].max()))
+    expected = mla_decode(**clean)
     assert got.dtype == case["queries"].dtype
     torch.testing.assert_close(got.float(), expected, atol=TOLERANCE, rtol=TOLERANCE)
 
@@ -82,8 +92,9 @@ def test_matches_the_reference(case: tuple[Any, ...], bound: int) -> None:
 
 def test_no_rows() -> None:
     case = make([1], [1], 2, 16, 8, 64)
-    empty = {k: v[:0] if k in ("queries", "lengths", "page_table") else v for k, v in case.items()}
-    assert run({**empty, "query_starts": case["query_starts"][:1]}, 64).shape == (0, 2, 16)
+    rows = case["rows"]
+    none = PagedRows(rows.page_table[:0], rows.query_starts[:1], rows.lengths[:0], 1, 1)
+    assert run({**case, "queries": case["queries"][:0], "rows": none}, 64).shape == (0, 2, 16)
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 100])
@@ -94,8 +105,7 @@ def test_any_number_of_chunks(chunks: int) -> None:
 
 def test_a_row_does_not_see_the_others() -> None:
     case = make([1, 1, 1], [300, 65, 129], 3, 16, 8, 64)
-    other = {**case, "lengths": torch.tensor([300, 1, 2], device=DEVICE)}
-    assert torch.equal(run(case, 300)[0], run(other, 4000)[0])
+    assert torch.equal(run(case, 300)[0], run(with_lengths(case, [300, 1, 2]), 4000)[0])
 
 
 @pytest.mark.parametrize("lengths", [[1], [300], [70, 5]])

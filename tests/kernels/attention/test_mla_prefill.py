@@ -1,13 +1,15 @@
 """Up-projected attention of every backend against a loop, and against the absorbed form."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from glimmer.kernels.attention.backends import prefill_backend
 from glimmer.kernels.attention.mla_decode import mla_decode
 from glimmer.kernels.attention.mla_prefill import mla_prefill
-from glimmer.kernels.attention.up_project import up_project
-from glimmer.kernels.backends import prefill_backend
+from glimmer.kernels.attention.mla_projections import up_project
+from glimmer.kernels.attention.paged_rows import PagedRows
 
 CUDA = torch.cuda.is_available()
 PAGE, RANK, ROPE, NOPE, VALUE, HEADS, SCALE = 4, 5, 2, 3, 4, 2, 0.41
@@ -29,12 +31,17 @@ def make(counts: list[int], lengths: list[int]) -> dict[str, Any]:
         new.append(latents[length - count :])
     return {
         "queries": torch.randn(sum(counts), HEADS, NOPE + ROPE),
-        "latents": torch.cat(new) if new else torch.empty(0, RANK + ROPE),
+        "new_tokens": torch.cat(new) if new else torch.empty(0, RANK + ROPE),
         "kv": kv,
-        "page_table": table,
-        "query_starts": torch.tensor([0, *torch.tensor(counts).cumsum(0).long().tolist()]),
-        "query_lens": tuple(counts),
-        "prefix_lens": tuple(a - b for a, b in zip(lengths, counts, strict=True)),
+        "rows": PagedRows(
+            page_table=table,
+            query_starts=torch.tensor([0, *torch.tensor(counts).cumsum(0).long().tolist()]),
+            lengths=torch.tensor(lengths, dtype=torch.int64),
+            max_query_len=max(counts, default=0),
+            max_length=max(lengths, default=0),
+            query_lens=tuple(counts),
+            prefix_lens=tuple(a - b for a, b in zip(lengths, counts, strict=True)),
+        ),
         "kv_b": torch.randn(HEADS, NOPE + VALUE, RANK),
     }
 
@@ -47,10 +54,10 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 def reference(case: dict[str, Any]) -> torch.Tensor:
     out = torch.empty(len(case["queries"]), HEADS, VALUE, dtype=torch.float64)
     kv_b = case["kv_b"].double()
-    lengths = [a + b for a, b in zip(case["query_lens"], case["prefix_lens"], strict=True)]
-    for row, length in enumerate(lengths):
-        begin, end = case["query_starts"][row : row + 2].tolist()
-        table = case["page_table"][row]
+    rows = case["rows"]
+    for row, length in enumerate(rows.lengths.tolist()):
+        begin, end = rows.query_starts[row : row + 2].tolist()
+        table = rows.page_table[row]
         latents = torch.stack([case["kv"][table[p // PAGE], p % PAGE] for p in range(length)])
         for token in range(begin, end):
             seen = latents[: length - end + token + 1].double()
@@ -86,17 +93,7 @@ def test_equals_the_absorbed_form() -> None:
     w_uk, w_uv = case["kv_b"][:, :NOPE], case["kv_b"][:, NOPE:]
     nope, rope = case["queries"][..., :NOPE], case["queries"][..., NOPE:]
     absorbed = torch.cat((torch.einsum("thn,hnr->thr", nope, w_uk), rope), -1)
-    latent = mla_decode(
-        absorbed,
-        case["kv"],
-        case["page_table"],
-        case["query_starts"],
-        torch.tensor([3, 10, 13]),
-        6,
-        13,
-        RANK,
-        SCALE,
-    )
+    latent = mla_decode(absorbed, case["kv"], case["rows"], RANK, SCALE)
     got = torch.einsum("thr,hvr->thv", latent, w_uv)
     torch.testing.assert_close(mla_prefill(**case, scale=SCALE), got, atol=2e-5, rtol=1e-4)
 
@@ -113,6 +110,13 @@ def test_bfloat16_stays_near_the_exact_result() -> None:
 
 def _on(case: dict[str, Any], device: str, dtype: torch.dtype) -> dict[str, Any]:
     moved = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in case.items()}
+    rows = case["rows"]
+    moved["rows"] = dataclasses.replace(
+        rows,
+        page_table=rows.page_table.to(device),
+        query_starts=rows.query_starts.to(device),
+        lengths=rows.lengths.to(device),
+    )
     return {k: _cast(v, dtype) for k, v in moved.items()}
 
 
@@ -127,9 +131,10 @@ def test_kernels_match_whatever_the_segments(
     got = mla_prefill(**placed, scale=SCALE, backend="triton").double().cpu()
     tolerance = 3e-2 if CUDA else 2e-5
     torch.testing.assert_close(got, reference(case), atol=tolerance, rtol=tolerance)
-    own = up_project(placed["latents"], placed["kv_b"], NOPE)
-    again = mla_prefill(**placed, scale=SCALE, backend="triton", own=own).double().cpu()
-    assert torch.equal(again, got)
+    if max(counts, default=0) <= segment:
+        placed["new_tokens"] = up_project(placed["new_tokens"], placed["kv_b"], NOPE)
+        again = mla_prefill(**placed, scale=SCALE, backend="triton").double().cpu()
+        assert torch.equal(again, got)
 
 
 @pytest.mark.gpu
@@ -156,8 +161,10 @@ def test_full_size_on_the_card(
     exact = mla_prefill(**_on(half, "cuda", torch.float32), scale=1 / 16)
     got = mla_prefill(**half, scale=1 / 16, backend=backend)
     torch.testing.assert_close(got.float(), exact, atol=1e-2, rtol=2e-2)
-    own, room = up_project(half["latents"], half["kv_b"], 192), torch.full_like(got, 7.0)
-    again = mla_prefill(**half, scale=1 / 16, backend=backend, own=own, out=room)
-    assert torch.equal(again, got)
     in_one_call = max(counts) <= 512
-    assert (again.data_ptr() == room.data_ptr()) == (backend == "fa3" and in_one_call)
+    if in_one_call:
+        half["new_tokens"] = up_project(half["new_tokens"], half["kv_b"], 192)
+    out = torch.full_like(got, 7.0)
+    again = mla_prefill(**half, scale=1 / 16, backend=backend, out=out)
+    assert torch.equal(again, got)
+    assert (again.data_ptr() == out.data_ptr()) == (backend == "fa3" and in_one_call)

@@ -15,8 +15,8 @@ DEVICE = "cuda" if CUDA else "cpu"
 def test_one_row_needs_no_starts() -> None:
     q, k, v = torch.randn(3, 5, 2, 16, device=DEVICE)
     starts = torch.tensor([0, 5], device=DEVICE)
-    without, lse = attend_rows(q, k, v, None, (5,), True, 0.3, "triton")
-    out, other = attend_rows(q, k, v, starts, (5,), True, 0.3, "triton")
+    without, lse = attend_rows(q, k, v, None, (5,), 0.3, "triton")
+    out, other = attend_rows(q, k, v, starts, (5,), 0.3, "triton")
     torch.testing.assert_close(without, out)
     torch.testing.assert_close(lse, other)
 
@@ -55,8 +55,8 @@ def test_flashinfers_parts_merge_and_its_plans_wait_for_their_copy(
         q, k, v = torch.randn(3, 9, 2, 16, device=DEVICE)
         found = []
         for backend in ("triton", "flashinfer"):
-            out, lse = attend_rows(q, k, v, None, (9,), True, 0.3, backend)
-            part = attend_rows(q, k[:4], v[:4], None, (9,), False, 0.3, backend)
+            out, lse = attend_rows(q, k, v, None, (9,), 0.3, backend)
+            part = attend_rows(q, k[:4], v[:4], None, None, 0.3, backend)
             lse = launch_merge(out, out, lse, *part)
             found.append((out, lse))
         for expected, got in zip(*found, strict=True):
@@ -64,7 +64,7 @@ def test_flashinfers_parts_merge_and_its_plans_wait_for_their_copy(
     for fake in fakes.values():
         assert fake.done == ["wait", "plan", "record", "run", "run"]
     q, k, v = torch.randn(3, 7, 2, 16, device=DEVICE)
-    attend_rows(q, k, v, None, (7,), True, 0.3, "flashinfer")
+    attend_rows(q, k, v, None, (7,), 0.3, "flashinfer")
     assert fakes[True].done[-4:] == ["wait", "plan", "record", "run"]
 
 
@@ -74,7 +74,7 @@ def test_fa3_agrees_with_triton() -> None:
     lens = (130, 1, 77)
     q, k, v = torch.randn(3, sum(lens), 20, 256, device=DEVICE).bfloat16()
     starts = torch.tensor((0, *lens), device=DEVICE).cumsum(0)
-    for args in ((starts, lens, True), (None, (sum(lens),), True), (None, (sum(lens),), False)):
+    for args in ((starts, lens), (None, (sum(lens),)), (None, None)):
         expected, expected_lse = attend_rows(q, k, v, *args, 1 / 16, "triton")
         room = torch.empty_like(q)
         out, lse = attend_rows(q, k, v, *args, 1 / 16, "fa3", room)

@@ -3,11 +3,7 @@
 import pytest
 import torch
 from glimmer.kernels.attention.attend import attend, merge_
-from glimmer.kernels.attention.prefill_attention_triton import (
-    launch_attend_rows,
-    launch_merge,
-    launch_spread_rope,
-)
+from glimmer.kernels.attention.prefill_attention_triton import launch_attend_rows, launch_merge
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -59,13 +55,6 @@ def test_merge_refuses_sums_that_do_not_lie_along_the_tokens() -> None:
     for first, second in ((lse.t().contiguous().t(), lse), (lse, lse.t().contiguous().t())):
         with pytest.raises(AssertionError, match="along the tokens"):
             launch_merge(a, a, first, b, second)
-
-
-def test_every_head_gets_the_rotary_part() -> None:
-    keys, latents = torch.zeros(6, 3, 9, device=DEVICE), torch.randn(6, 11, device=DEVICE)
-    launch_spread_rope(keys, latents, 4)
-    assert torch.equal(keys[..., 5:], latents[:, None, 7:].expand(-1, 3, -1))
-    assert not keys[..., :5].any()
 
 
 @pytest.mark.gpu

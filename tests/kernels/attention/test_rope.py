@@ -1,10 +1,20 @@
-"""Rotary embedding against complex multiplication."""
+"""Rotary embedding against complex multiplication, and the ops between projections and attention
+against their parts."""
 
 import cmath
 
 import pytest
 import torch
-from glimmer.kernels.attention.rope import rope, rope_angles
+from glimmer.kernels.attention.mla_projections import absorb_queries
+from glimmer.kernels.attention.rope import (
+    kv_write,
+    rope,
+    rope_absorb,
+    rope_angles,
+    rope_write,
+    rope_write_reference,
+)
+from glimmer.kernels.dense.rms_norm import rms_norm
 
 
 @pytest.mark.parametrize("interleave", [True, False])
@@ -14,8 +24,8 @@ def test_each_pair_turns_by_position_times_frequency(
 ) -> None:
     dim, theta = 8, 1e4
     x = torch.randn(len(positions), 2, dim)
-    cos, sin = rope_angles(torch.tensor(positions, dtype=torch.int64), dim, theta)
-    got = rope(x, cos, sin, interleave)
+    at = torch.tensor(positions, dtype=torch.int64)
+    got = rope(x, rope_angles(at, dim, theta, interleave))
     for t, position in enumerate(positions):
         for head in range(2):
             for i in range(dim // 2):
@@ -29,18 +39,66 @@ def test_each_pair_turns_by_position_times_frequency(
 
 
 def test_keys_without_heads_and_low_precision_keep_shape_and_type() -> None:
-    cos, sin = rope_angles(torch.arange(5), 4, 1e4)
+    angles = rope_angles(torch.arange(5), 4, 1e4, True)
     x = torch.randn(5, 4)
-    out = rope(x.bfloat16(), cos, sin, True)
+    out = rope(x.bfloat16(), angles)
     assert (out.shape, out.dtype) == ((5, 4), torch.bfloat16)
-    torch.testing.assert_close(out.float(), rope(x, cos, sin, True), atol=3e-2, rtol=0)
+    torch.testing.assert_close(out.float(), rope(x, angles), atol=3e-2, rtol=0)
 
 
 def test_score_depends_on_the_distance_alone() -> None:
     q, k = torch.randn(1, 6), torch.randn(1, 6)
 
     def score(a: int, b: int) -> float:
-        angles = [rope_angles(torch.tensor([p]), 6, 1e4) for p in (a, b)]
-        return float((rope(q, *angles[0], True) * rope(k, *angles[1], True)).sum())
+        angles = [rope_angles(torch.tensor([p]), 6, 1e4, True) for p in (a, b)]
+        return float((rope(q, angles[0]) * rope(k, angles[1])).sum())
 
     assert score(7, 3) == pytest.approx(score(104, 100), abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_writes_exactly_the_given_slots_of_one_layer(count: int) -> None:
+    whole = torch.zeros(4, 3, 5, 2)  # pages, layers, page size, width: one layer is strided
+    slots = torch.randperm(20)[:count]
+    latents = torch.randn(count, 2) + 10
+    kv_write(whole[:, 1], slots, latents)
+    assert torch.equal(whole[:, 1].reshape(20, 2)[slots], latents)
+    assert int((whole != 0).sum()) == 2 * count
+
+
+@pytest.mark.parametrize("interleave", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("count", [0, 3])
+def test_rope_write_equals_its_parts(count: int, keep: bool, interleave: bool) -> None:
+    heads, nope, width, rank = 2, 3, 4, 5
+    queries = torch.randn(count, heads, nope + width)
+    kv_a = torch.randn(count, rank + width + 2)[:, 2:]
+    norm, angles = torch.randn(rank), rope_angles(torch.arange(count) + 7, width, 1e4, interleave)
+    kv = torch.zeros(3, 2, 4, rank + width)[:, 1]
+    slots = torch.randperm(12)[:count]
+    turned = rope(queries[..., nope:], angles)
+    expected = torch.cat((rms_norm(kv_a[:, :rank], norm, 1e-6), rope(kv_a[:, rank:], angles)), 1)
+    plain = queries[..., :nope].clone()
+    latents = torch.empty(count, rank + width) if keep else None
+    rope_write(queries, kv_a, norm, 1e-6, angles, kv, slots, latents)
+    assert torch.equal(queries, torch.cat((plain, turned), -1))
+    assert torch.equal(kv[slots // 4, slots % 4], expected)
+    assert int((kv != 0).any(-1).sum()) == count
+    assert latents is None or torch.equal(latents, expected)
+
+
+@pytest.mark.parametrize("interleave", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_rope_absorb_is_rotation_and_then_absorption(count: int, interleave: bool) -> None:
+    heads, nope, width, rank = 2, 3, 4, 5
+    queries, w_uk = torch.randn(count, heads, nope + width), torch.randn(heads, nope, rank)
+    kv_a, norm = torch.randn(count, rank + width), torch.randn(rank)
+    angles = rope_angles(torch.arange(count) + 7, width, 1e4, interleave)
+    args = (kv_a, norm, 1e-6, angles)
+    wanted, found = torch.zeros(3, 4, rank + width), torch.zeros(3, 4, rank + width)
+    slots = torch.randperm(12)[:count]
+    turned = queries.clone()
+    rope_write_reference(turned, *args, wanted, slots)
+    got = rope_absorb(queries, *args, found, slots, w_uk)
+    assert torch.equal(got, absorb_queries(turned, w_uk))
+    assert torch.equal(found, wanted)

@@ -63,9 +63,9 @@ def test_each_token_by_itself(num_tokens: int, hidden: int, width: int) -> None:
 def test_few_tokens_unsorted(num_tokens: int, experts: int, tma: bool) -> None:
     args = case(num_tokens, 96, 48, experts, 2)
     config = GemmConfig(32, 32, 32, 4, 2, tma)
-    check(moe_grouped(*args, config, config, room(args), False), args)
+    check(moe_grouped(*args, (config, config), room(args), False), args)
     there = torch.randn_like(args[0])
-    check(moe_grouped(*args, config, config, there.clone(), True) - there, args)
+    check(moe_grouped(*args, (config, config), there.clone(), True) - there, args)
 
 
 @pytest.mark.parametrize("hidden", [96, 104])
@@ -73,15 +73,15 @@ def test_few_tokens_unsorted(num_tokens: int, experts: int, tma: bool) -> None:
 def test_many_tokens_sorted(num_tokens: int, hidden: int) -> None:
     args = case(num_tokens, hidden, 48, 5, 2)
     up, down = GemmConfig(32, 16, 64, 4, 2), GemmConfig(64, 16, 32, 4, 2)
-    check(moe_grouped(*args, up, down, room(args), False), args)
+    check(moe_grouped(*args, (up, down), room(args), False), args)
 
 
 def test_a_row_does_not_depend_on_the_others() -> None:
     x, ids, weights, gate_up, down = case(12, 64, 32, 9, 2)
     config = GemmConfig(32, 16, 32, 4, 2)
     out, few = torch.empty_like(x), torch.empty_like(x[3:9])
-    whole = moe_grouped(x, ids, weights, gate_up, down, config, config, out, False)
-    rest = (gate_up, down, config, config, few, False)
+    whole = moe_grouped(x, ids, weights, gate_up, down, (config, config), out, False)
+    rest = (gate_up, down, (config, config), few, False)
     part = moe_grouped(x[3:9], ids[3:9], weights[3:9], *rest)
     assert torch.equal(whole[3:9], part)
 

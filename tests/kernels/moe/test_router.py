@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from glimmer.kernels.dense.rms_norm import rms_norm
-from glimmer.kernels.moe.router import norm_route, route
+from glimmer.kernels.moe.router import RouterSettings, norm_route, route
 
 
 def plain(
@@ -32,7 +32,7 @@ def test_matches_a_plain_loop(
 ) -> None:
     x, weight = torch.randn(num_tokens, 8), torch.randn(experts, 8)
     bias = torch.randn(experts) * 0.3
-    ids, weights = route(x, weight, bias, k, groups, kept, norm, 1.8)
+    ids, weights = route(x, weight, bias, RouterSettings(k, groups, kept, norm, 1.8))
     assert ids.shape == weights.shape == (num_tokens, k)
     for token in range(num_tokens):
         logits = (x[token].double() @ weight.double().T).tolist()
@@ -43,15 +43,17 @@ def test_matches_a_plain_loop(
 
 def test_bias_selects_but_does_not_weigh() -> None:
     bias = torch.tensor([0.0, 0.0, 10.0])
-    ids, weights = route(torch.zeros(1, 4), torch.zeros(3, 4), bias, 1, 1, 1, False, 1.0)
+    settings = RouterSettings(1, 1, 1, False, 1.0)
+    ids, weights = route(torch.zeros(1, 4), torch.zeros(3, 4), bias, settings)
     assert ids.tolist() == [[2]]
     assert weights.tolist() == [[0.5]]
 
 
 def test_low_precision_input_is_scored_in_float32() -> None:
     x, weight = torch.randn(30, 64).bfloat16(), torch.randn(8, 64).bfloat16()
-    wide = route(x.float(), weight.float(), torch.zeros(8), 2, 1, 1, True, 1.0)
-    got = route(x, weight, torch.zeros(8), 2, 1, 1, True, 1.0)
+    settings = RouterSettings(2, 1, 1, True, 1.0)
+    wide = route(x.float(), weight.float(), torch.zeros(8), settings)
+    got = route(x, weight, torch.zeros(8), settings)
     assert torch.equal(got[0], wide[0])
     assert torch.equal(got[1], wide[1])
 
@@ -59,7 +61,7 @@ def test_low_precision_input_is_scored_in_float32() -> None:
 @pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2)])
 def test_the_norm_may_come_with_it(groups: int, kept: int) -> None:
     x, norm, weight = torch.randn(7, 16), torch.randn(16), torch.randn(8, 16)
-    rest = (weight, torch.zeros(8), 2, groups, kept, True, 1.5, 1)
+    rest = (weight, torch.zeros(8), RouterSettings(2, groups, kept, True, 1.5), 1)
     normed, ids, weights = norm_route(x, norm, 1e-5, *rest)
     assert torch.equal(normed, rms_norm(x, norm, 1e-5))
     expected = route(normed, *rest)

@@ -7,7 +7,7 @@ equal, which these seeds avoid by checking the margin.
 import pytest
 import torch
 from glimmer.kernels.dense.rms_norm import rms_norm_reference
-from glimmer.kernels.moe.router import norm_route, route
+from glimmer.kernels.moe.router import RouterSettings, norm_route, route
 from glimmer.kernels.moe.router_triton import launch_norm_route, launch_route
 
 CUDA = torch.cuda.is_available()
@@ -19,14 +19,15 @@ def check(num_tokens: int, hidden: int, experts: int, k: int, shared: int, norm:
     x = torch.randn(num_tokens, hidden + 8, device=DEVICE)[:, :hidden].to(DTYPE)
     weight = torch.randn(experts, hidden, device=DEVICE) * hidden**-0.5
     bias = torch.randn(experts, device=DEVICE) * 0.1
-    ids, weights = launch_route(x, weight, bias, k, norm, 1.8, shared)
-    again = launch_route(x, weight, bias, k, norm, 1.8, shared)
+    settings = RouterSettings(k, 1, 1, norm, 1.8)
+    ids, weights = launch_route(x, weight, bias, settings, shared)
+    again = launch_route(x, weight, bias, settings, shared)
     assert torch.equal(ids, again[0])
     assert torch.equal(weights, again[1])
     assert ids[:, k:].tolist() == [list(range(experts, experts + shared))] * num_tokens
     assert weights[:, k:].eq(1).all()
     cpu = (x.cpu(), weight.cpu(), bias.cpu())
-    expected, scores = route(*cpu, k, 1, 1, norm, 1.8)
+    expected, scores = route(*cpu, settings)
     choice = ((cpu[0].double() @ cpu[1].double().T).sigmoid() + cpu[2]).topk(min(k + 1, experts))
     clear = torch.ones(num_tokens, dtype=torch.bool)
     if k < experts:
@@ -62,23 +63,25 @@ def test_each_token_normed_first(
 
 
 def check_norm(num_tokens: int, hidden: int, experts: int, k: int, shared: int) -> None:
+    settings = RouterSettings(k, 1, 1, True, 1.8)
     for _ in range(5):
         x = torch.randn(num_tokens, hidden, device=DEVICE).to(DTYPE)
         norm = torch.rand(hidden, device=DEVICE).to(DTYPE)
         weight = torch.randn(experts, hidden, device=DEVICE) * hidden**-0.5
         bias = torch.randn(experts, device=DEVICE) * 0.1
-        normed, ids, weights = launch_norm_route(x, norm, 1e-5, weight, bias, k, True, 1.8, shared)
+        normed, ids, weights = launch_norm_route(x, norm, 1e-5, weight, bias, settings, shared)
         step = torch.finfo(DTYPE).eps
         expected = rms_norm_reference(x, norm, 1e-5)
         torch.testing.assert_close(normed, expected, atol=step, rtol=2 * step)
-        same_ids, same_weights = launch_route(normed, weight, bias, k, True, 1.8, shared)
+        same_ids, same_weights = launch_route(normed, weight, bias, settings, shared)
         assert torch.equal(ids, same_ids)
         torch.testing.assert_close(weights, same_weights, atol=1e-5, rtol=1e-5)
 
 
 def test_equal_scores_go_to_the_lowest_expert() -> None:
     zeros = torch.zeros(20, 32, device=DEVICE)
-    ids, weights = launch_route(zeros, zeros[:9], zeros[0, :9].clone(), 3, True, 1.5, 0)
+    settings = RouterSettings(3, 1, 1, True, 1.5)
+    ids, weights = launch_route(zeros, zeros[:9], zeros[0, :9].clone(), settings, 0)
     assert ids.tolist() == [[0, 1, 2]] * 20
     torch.testing.assert_close(weights, torch.full_like(weights, 0.5))
 
@@ -100,7 +103,8 @@ def test_each_token_normed_first_on_the_card(num_tokens: int) -> None:
     x = torch.randn(num_tokens, 2048, device=DEVICE).to(DTYPE)
     norm = torch.rand(2048, device=DEVICE)
     weight, bias = torch.randn(64, 2048, device=DEVICE) * 2048**-0.5, torch.zeros(64, device=DEVICE)
-    found = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)
-    again = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, 4, 1, 1, True, 1.8, 1)
+    settings = RouterSettings(4, 1, 1, True, 1.8)
+    found = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, settings, 1)
+    again = norm_route(x, norm.to(DTYPE), 1e-5, weight, bias, settings, 1)
     for a, b in zip(found, again, strict=True):
         assert torch.equal(a, b)

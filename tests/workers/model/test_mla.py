@@ -40,7 +40,8 @@ def run(
     absorb: bool = False,
 ) -> torch.Tensor:
     spec = weights.spec
-    angles = rope_angles(inputs.positions, spec.qk_rope_head_dim, spec.rope_theta)
+    dim, theta = spec.qk_rope_head_dim, spec.rope_theta
+    angles = rope_angles(inputs.positions, dim, theta, spec.rope_interleave)
     norm = torch.ones(x.shape[1])
     projected = project(x, norm, weights, inputs.slots, angles, kv, absorb)
     values = attend(projected, weights, inputs.groups, kv)

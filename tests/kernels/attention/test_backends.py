@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from glimmer.kernels import backends
+from glimmer.kernels.attention import backends
 
 
 class Queries:

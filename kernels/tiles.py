@@ -35,7 +35,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class TileChoice:
     """A tile and the microseconds it took (0: not measured)."""
 
     tile: Tile
@@ -43,7 +43,7 @@ class Choice:
 
 
 # By op and shape, then by the largest number of tokens that a choice is for.
-Table = dict[tuple[str, Shape], dict[int, Choice]]
+Table = dict[tuple[str, Shape], dict[int, TileChoice]]
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _parse(op: str, data: Any) -> Table:
             raise ValueError(f"{entry}: numbers above 0 are needed")
         if len(shape) != len(SHAPES[op]) or len(tile) not in _lengths(op):
             raise ValueError(f"{entry}: wrong number of numbers")
-        table.setdefault((op, shape), {})[tokens] = Choice(tile, float(entry.get("us", 0.0)))
+        table.setdefault((op, shape), {})[tokens] = TileChoice(tile, float(entry.get("us", 0.0)))
     return table
 
 

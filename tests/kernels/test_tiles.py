@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from glimmer.kernels import choices
-from glimmer.kernels.choices import (
+from glimmer.kernels import tiles
+from glimmer.kernels.tiles import (
     FIELDS,
-    Choice,
     Table,
+    TileChoice,
     asked,
     choose,
     merged,
@@ -20,11 +20,11 @@ from glimmer.kernels.choices import (
 )
 
 DEFAULT = (9, 9, 9, 9)
-CARDS = sorted(p.name for p in (Path(choices.__file__).parent / "configs").iterdir())
+CARDS = sorted(p.name for p in (Path(tiles.__file__).parent / "configs").iterdir())
 
 
 def a_table() -> Table:
-    small, large = Choice((4, 16, 64, 4), 4.5), Choice(())
+    small, large = TileChoice((4, 16, 64, 4), 4.5), TileChoice(())
     return {("linear_few", (128, 64)): {8: small, 32: large}, ("linear_one", (7, 5)): {}}
 
 
@@ -62,8 +62,12 @@ def test_written_choices_are_read_back(tmp_path: Path) -> None:
 
 def test_new_choices_replace_old_ones() -> None:
     key = ("linear_few", (128, 64))
-    both = merged(a_table(), {key: {8: Choice(DEFAULT), 2: Choice(())}})
-    assert list(both[key].items()) == [(2, Choice(())), (8, Choice(DEFAULT)), (32, Choice(()))]
+    both = merged(a_table(), {key: {8: TileChoice(DEFAULT), 2: TileChoice(())}})
+    assert list(both[key].items()) == [
+        (2, TileChoice(())),
+        (8, TileChoice(DEFAULT)),
+        (32, TileChoice(())),
+    ]
     assert merged({}, a_table()) == a_table()
 
 

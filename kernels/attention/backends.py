@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from .attention.prefill_attention import FA3_HEAD_DIMS, FA3_MODULES
+from .prefill_attention import FA3_HEAD_DIMS, FA3_MODULES
 
 _HOPPER = 9
 _WIDTH_STEP = 8  # widths of heads that kernels take are multiples of it

@@ -1,4 +1,4 @@
-"""Triton kernel of `mla_absorb.py`: one small product per head."""
+"""Triton kernels of `mla_projections.py`: one small product per head, and rotary keys per head."""
 
 import torch
 import triton
@@ -116,3 +116,51 @@ def launch_head_product(
         **pdl(),
     )
     return out
+
+
+@triton.jit(do_not_specialize=("num_tokens",))
+def _spread_rope_kernel(
+    keys,
+    latents,
+    num_tokens,
+    num_heads,
+    key_dim,
+    rank,
+    rope,
+    latent_stride,
+    TOKENS: tl.constexpr,
+    HEADS: tl.constexpr,
+    ROPE: tl.constexpr,
+):
+    tokens = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)
+    ids = tl.arange(0, ROPE)
+    heads = tl.arange(0, HEADS)
+    mask = (tokens < num_tokens)[:, None] & (ids < rope)[None, :]
+    tail = tl.load(latents + tokens[:, None] * latent_stride + rank + ids[None, :], mask=mask)
+    lines = (tokens[:, None] * num_heads + heads[None, :]) * key_dim + key_dim - rope
+    tl.store(
+        keys + lines[:, :, None] + ids[None, None, :],
+        tl.broadcast_to(tail[:, None, :], [TOKENS, HEADS, ROPE]),
+        mask=mask[:, None, :] & (heads < num_heads)[None, :, None],
+    )
+
+
+def launch_spread_rope(keys: Tensor, latents: Tensor, rope: int) -> None:
+    """The last `rope` of latents [num_tokens, latent_dim] become the tail of every head's key in
+    keys [num_tokens, heads, dim], contiguous."""
+    num_tokens, heads, dim = keys.shape
+    tokens = 4
+    _spread_rope_kernel[(-(-num_tokens // tokens),)](
+        keys,
+        latents,
+        num_tokens,
+        heads,
+        dim,
+        latents.shape[1] - rope,
+        rope,
+        latents.stride(0),
+        TOKENS=tokens,
+        HEADS=triton.next_power_of_2(heads),
+        ROPE=triton.next_power_of_2(rope),
+        num_warps=4,
+    )

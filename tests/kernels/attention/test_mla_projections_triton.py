@@ -1,8 +1,8 @@
-"""The Triton product per head against einsum."""
+"""The Triton product per head against einsum, and rotary keys of every head."""
 
 import pytest
 import torch
-from glimmer.kernels.attention.mla_absorb_triton import launch_head_product
+from glimmer.kernels.attention.mla_projections_triton import launch_head_product, launch_spread_rope
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -26,3 +26,10 @@ def test_products_and_copied_tail(
     tolerance = 2e-2 if CUDA else 1e-4
     torch.testing.assert_close(got[..., :num_out].float(), expected, atol=tolerance, rtol=tolerance)
     assert torch.equal(got[..., num_out:], x[..., num_in:])
+
+
+def test_every_head_gets_the_rotary_part() -> None:
+    keys, latents = torch.zeros(6, 3, 9, device=DEVICE), torch.randn(6, 11, device=DEVICE)
+    launch_spread_rope(keys, latents, 4)
+    assert torch.equal(keys[..., 5:], latents[:, None, 7:].expand(-1, 3, -1))
+    assert not keys[..., :5].any()
