@@ -6,3 +6,6 @@ shared/     what all processes agree on       deploy/     the CLI, the launcher,
 """
 
 __version__ = "0.1.0"
+
+# `glimmer.server.api_server`, which launch scripts for LightLLM name, lies in this folder.
+__path__.append(f"{__path__[0]}/deploy/lightllm")

@@ -1,17 +1,20 @@
-"""The `glimmer` command: finds the subcommand, turns errors into one line and an exit code.
+"""The `glimmer` command: runs a subcommand and turns its errors into one line and an exit code.
 
 Heavy imports wait until a subcommand runs, so that `--help` answers at once.
 """
 
+import dataclasses
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from .. import __version__
 from ..shared.config import ServeConfig
-from ..shared.errors import StartError, UsageError
-from ..shared.flags import parse_serve_args
+from ..shared.errors import ModelError, StartError, UsageError
+from ..shared.flags import parse_serve_args, serve_parser
 from ..shared.log import setup_logging
 
 _HELP = """usage: glimmer COMMAND [options]
@@ -19,26 +22,47 @@ _HELP = """usage: glimmer COMMAND [options]
 A server for GLM-4.7-Flash.
 
 commands:
-  serve   serve a checkpoint over HTTP        glimmer serve --model_dir DIR
-  demo    serve the bundled model and ask it  glimmer demo [--once]
-  check   say what would go wrong             glimmer check --model_dir DIR
-  bench   measure                             glimmer bench serve (latency, kernels, overhead)
+  serve   serve a checkpoint over HTTP          glimmer serve DIR
+  demo    serve the bundled model and ask it    glimmer demo [--once]
+  check   report what would stop `serve`        glimmer check DIR
+  bench   measure speed                         glimmer bench serve
 
-glimmer COMMAND --help lists a command's options.
+options:
+  -h, --help     show this help; glimmer COMMAND --help lists a command's options
+  -V, --version  show the version
+
 exit codes: 0 stopped, 2 usage, 3 bad configuration, 4 bad model, 5 port or runtime directory in
 use, 6 GPU lost, 1 other
 """
-_BENCHES = ("serve", "latency", "kernels", "overhead")
+_BENCHES = {
+    "serve": "requests to a running server: throughput, and latency as clients see it",
+    "latency": "steps of one rank on this machine, without HTTP and scheduler",
+    "kernels": "each operation of a step alone, beside the limits of the GPU",
+    "overhead": "HTTP, scheduler and sockets, with a worker that takes no time",
+}
+_BENCH_HELP = """usage: glimmer bench BENCHMARK [options]
+
+Measure speed. Each benchmark prints a table and can write its results as JSON.
+
+benchmarks:
+{benchmarks}
+
+glimmer bench BENCHMARK --help lists a benchmark's options.
+"""
+_CHECK_DESCRIPTION = (
+    "Report everything that would stop `glimmer serve` with the same options, without starting it."
+)
+_HELP_FLAGS = ("-h", "--help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (None: this process's). Returns the exit code."""
     _open_missing_streams()
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if not words or words[0] in _HELP_FLAGS:
         print(_HELP, end="")
         return 0
-    if words[0] == "--version":
+    if words[0] in ("-V", "--version"):
         print(f"glimmer {__version__}")
         return 0
     commands = {"serve": serve, "demo": _demo, "check": _check, "bench": _bench}
@@ -48,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_missing_streams() -> None:
-    """Where stdin, stdout or stderr is closed, let it be /dev/null: the next thing opened would
-    take its number, and what a library prints would end up in there."""
+    """Open /dev/null in the place of a closed stdin, stdout or stderr. Otherwise the next file or
+    socket would get its number, and libraries would print into it."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -58,7 +82,7 @@ def _open_missing_streams() -> None:
 
 
 def serve(argv: Sequence[str], worker_module: str = "glimmer.workers") -> int:
-    """`glimmer serve`; `worker_module` runs in the workers' place. Returns the exit code."""
+    """`glimmer serve`, with `worker_module` as the workers' program. Returns the exit code."""
 
     def run() -> int:
         config = parse_with_logging(argv)
@@ -71,39 +95,62 @@ def serve(argv: Sequence[str], worker_module: str = "glimmer.workers") -> int:
 
 
 def guarded(action: Callable[[], int]) -> int:
-    """Run a command; errors that are meant for the user become a line on stderr."""
+    """Run a command. Errors that are meant for the user become one line on stderr."""
     try:
         return action()
     except StartError as error:
         print(f"glimmer: {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # no room, no permission
+    except OSError as error:  # a full disk or a missing permission
         print(f"glimmer: {error}", file=sys.stderr)
         return StartError.exit_code
-    except KeyboardInterrupt:  # before there was anything to stop
+    except KeyboardInterrupt:  # before the launcher handles signals
         return 0
     except SystemExit as request:  # argparse printed its help
         return int(request.code or 0)
 
 
 def parse_with_logging(argv: Sequence[str]) -> ServeConfig:
-    """Parse flags with logging set up before and after: parsing warns about flags."""
+    """Parse the flags of `glimmer serve`. The first word may be the model directory itself.
+    Logging is set up before, because parsing warns about flags, and again with the level given."""
     setup_logging("launcher", "info")
-    config = parse_serve_args(argv)
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--model_dir")
+    config = parse_serve_args(words)
     setup_logging("launcher", config.log_level)
     return config
 
 
 def with_model(config: ServeConfig) -> ServeConfig:
-    """The config with a real model directory; 'demo' becomes the bundled model. Raises UsageError
-    if none was given."""
+    """The config with real model directories: 'demo' becomes the bundled model. Raises UsageError
+    if none was given, ModelError for a name that looks like one of the Hugging Face Hub."""
     if not config.model_dir:
         raise UsageError("--model_dir is required: a checkpoint directory, or 'demo'")
-    if config.model_dir != "demo":
+    _refuse_hub_id("model_dir", config.model_dir)
+    drafts = config.mtp_draft_model_dir or ()
+    for directory in drafts:
+        _refuse_hub_id("mtp_draft_model_dir", directory)
+    if "demo" not in (config.model_dir, *drafts):
         return config
-    from .demo.run import demo_config
+    from .demo.run import MODEL_DIR, demo_config
 
-    return demo_config(config)
+    if drafts:
+        real = tuple(str(MODEL_DIR) if name == "demo" else name for name in drafts)
+        config = dataclasses.replace(config, mtp_draft_model_dir=real)
+    return demo_config(config) if config.model_dir == "demo" else config
+
+
+def _refuse_hub_id(flag: str, directory: str) -> None:
+    """Raises ModelError for a name like `org/model` that is not a directory here."""
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", directory) or Path(directory).exists():
+        return
+    name = Path(directory).name
+    raise ModelError(
+        f"--{flag} {directory}: no such directory. A model of the Hugging Face Hub must be "
+        f"downloaded first: hf download {directory} --local-dir {name} (in older versions of "
+        f"huggingface_hub, hf is huggingface-cli); then give --{flag} {name}"
+    )
 
 
 def _demo(argv: Sequence[str]) -> int:
@@ -114,6 +161,9 @@ def _demo(argv: Sequence[str]) -> int:
 
 def _check(argv: Sequence[str]) -> int:
     def run() -> int:
+        if any(flag in argv for flag in _HELP_FLAGS):
+            serve_parser("glimmer check", _CHECK_DESCRIPTION).print_help()
+            return 0
         config = with_model(parse_with_logging(argv))
         from .check import check
 
@@ -124,6 +174,10 @@ def _check(argv: Sequence[str]) -> int:
 
 def _bench(argv: Sequence[str]) -> int:
     def run() -> int:
+        if argv and argv[0] in _HELP_FLAGS:
+            benchmarks = "\n".join(f"  {name:9} {text}" for name, text in _BENCHES.items())
+            print(_BENCH_HELP.format(benchmarks=benchmarks), end="")
+            return 0
         if not argv or argv[0] not in _BENCHES:
             return _unknown("glimmer bench needs a benchmark", _BENCHES)
         return int(importlib.import_module(f"{__package__}.bench.{argv[0]}").main(argv[1:]))

@@ -42,12 +42,15 @@ def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = No
     return ServeConfig(**values)
 
 
-def serve_parser() -> argparse.ArgumentParser:
-    """Parser for all flags. Values that are not given are absent from its namespace."""
+def serve_parser(
+    command: str = "glimmer serve", description: str = "Serve a GLM-4.7-Flash checkpoint over HTTP."
+) -> argparse.ArgumentParser:
+    """Parser for all flags. Values that are not given are absent from its namespace. `command` and
+    `description` are for its help."""
     parser = _Parser(
-        prog="glimmer serve",
-        usage="glimmer serve --model_dir DIR [options]",
-        description="Serve a GLM-4.7-Flash checkpoint over HTTP.",
+        prog=command,
+        usage=f"{command} DIR [options], or {command} --model_dir DIR [options]",
+        description=description,
         epilog="Dashes work as well as underscores. LightLLM's other flags are accepted where "
         "ignoring them changes no answer: see docs/configuration.md.",
         argument_default=argparse.SUPPRESS,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ...shared.config import ServeConfig
 from ...shared.errors import PortError, StartError
-from ..cli import parse_with_logging
+from ..cli import parse_with_logging, with_model
 from ..launcher.gpus import find_gpus
 from ..launcher.launch import launch
 from ..launcher.launcher import Launcher
@@ -38,10 +38,8 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
     parser.add_argument("--once", action="store_true", help="stop after the answer")
     parser.add_argument("--prompt", default=_PROMPT, help="what to ask (default: %(default)s)")
     args, rest = parser.parse_known_args(argv)
-    config = parse_with_logging(["--model_dir", "demo", "--log_level", "warning", *rest])
-    if config.model_dir == "demo":
-        config = demo_config(config)
-    config = _with_free_port(config)
+    flags = ["--model_dir", "demo", "--log_level", "warning", *rest]
+    config = _with_free_port(with_model(parse_with_logging(flags)))
     failures: list[Exception] = []
 
     def ask(launcher: Launcher, url: str) -> None:

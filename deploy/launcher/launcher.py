@@ -45,8 +45,7 @@ _STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
 _DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
 _EXIT_WAIT_S = 1.0  # a worker that reported a failure exits within this time, or is killed
 _MAX_ATTEMPTS = 3  # restarts in a row of the engine or of one frontend
-# The scheduler sends a heartbeat every second from its main loop, which never waits for a worker.
-# A slow step therefore does not delay the heartbeat.
+# The scheduler's main loop never waits for a worker, so a slow step delays no heartbeat.
 HEARTBEAT_LIMIT_S = 10.0
 # A frontend also parses bodies and renders prompts. Killing it breaks its streams.
 FRONTEND_LIMIT_S = 30.0

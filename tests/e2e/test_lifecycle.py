@@ -19,6 +19,7 @@ STREAMS = 5
 GUIDE = """--model_dir {model}/ --tp 1 --max_req_total_len 202752 --chunked_prefill_size 8192
     --llm_prefill_att_backend fa3 --llm_decode_att_backend flashinfer --graph_max_batch_size 512
     --tool_call_parser glm47 --reasoning_parser glm45 --host 0.0.0.0 --port {port}"""
+MODULE = "glimmer.server.api_server"  # the guide's name with one word changed
 GUIDE_MTP = " --mtp_step 4 --mtp_mode eagle_with_att --mtp_draft_model_dir {model}/"
 
 
@@ -67,7 +68,7 @@ def serve_by_script(tmp_path: Path, script: str, output: str) -> RunningServer:
     make_checkpoint(model, max_position_embeddings=202752)
     words = script.format(model=model, port=port).split()
     launcher = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "-m", "glimmer", "serve", *words],
+        ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "-m", MODULE, *words],
         env=os.environ | {"LOADWORKER": "18", "XDG_RUNTIME_DIR": str(tmp_path)},
         start_new_session=True,
     )

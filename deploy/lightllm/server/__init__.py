@@ -1,0 +1,1 @@
+"""Imported as `glimmer.server`."""
