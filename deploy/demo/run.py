@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import http.client
 import json
+import shlex
 import sys
 import threading
 import urllib.parse
@@ -50,7 +51,8 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
         if args.once or failures:
             launcher.stop()
         else:
-            _show_next_steps(url, config.model_name)
+            commands = "\n  ".join(next_steps(url, config.model_name))
+            print(f"\nTry next (Ctrl-C stops the server):\n  {commands}", flush=True)
 
     def on_ready(launcher: Launcher, url: str) -> None:
         threading.Thread(target=ask, args=(launcher, url), daemon=True).start()
@@ -132,14 +134,13 @@ def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
         connection.close()
 
 
-def _show_next_steps(url: str, model: str) -> None:
-    chat = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    plain = json.dumps({"inputs": "What is AI?", "parameters": {"max_new_tokens": 20}})
+def next_steps(url: str, model: str) -> list[str]:
+    """Shell commands that ask the server at `url`, which serves `model`."""
+    chat = {"model": model, "messages": [{"role": "user", "content": "Hello"}]}
+    generate = {"inputs": "What is AI?", "parameters": {"max_new_tokens": 20}}
     header = '-H "Content-Type: application/json"'
-    print(
-        f"\nTry next (Ctrl-C stops the server):\n"
-        f"  curl {url}/v1/chat/completions {header} -d '{chat}'\n"
-        f"  curl {url}/generate {header} -d '{plain}'\n"
-        f"  curl {url}/v1/models",
-        flush=True,
-    )
+    return [
+        f"curl {url}/v1/chat/completions {header} -d {shlex.quote(json.dumps(chat))}",
+        f"curl {url}/generate {header} -d {shlex.quote(json.dumps(generate))}",
+        f"curl {url}/v1/models",
+    ]

@@ -6,6 +6,8 @@ streams and whole replies agree, and everything about their form, must hold ever
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -16,6 +18,7 @@ import anthropic
 import jsonschema_rs
 import openai
 import pytest
+from glimmer.deploy.demo.run import next_steps
 from glimmer.deploy.demo.training.dialogues import Dialogue, dialogue
 from server import RunningServer, running_server
 
@@ -310,3 +313,15 @@ async def test_responses_call_and_answer(sdk: openai.AsyncOpenAI) -> None:
     assert await share(is_right, held_out("call", is_single)) >= 0.6
     reply = await sdk.responses.create(model="m", input="What is the capital of France?")
     assert reply.output_text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_commands_that_the_demo_shows_work_as_they_are_typed(server: RunningServer) -> None:
+    replies = []
+    for command in next_steps(server.url, "glimmer-demo"):
+        words = ["bash", "-c", f"{command} --fail --silent --show-error"]
+        replies.append(json.loads(subprocess.run(words, capture_output=True, check=True).stdout))
+    chat, generated, models = replies
+    assert chat["choices"][0]["message"]["content"]
+    assert generated["generated_text"]
+    assert models["data"][0]["id"] == "glimmer-demo"
