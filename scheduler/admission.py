@@ -1,60 +1,78 @@
-"""Who may enter the queue, and who may start: limits, typed refusals, optimistic admission.
+"""Who may enter the queue, who may start, and who must give way.
 
-Requests start as long as the *expected* peak of KV use fits: expected by the lengths of recently
-finished outputs, not by `max_new_tokens`, which clients often set huge. When the guess is wrong,
-preemption is the safety net (`preempt.py`).
+Requests start as long as the *expected* peak of KV use fits. The expectation comes from the lengths
+of outputs that finished recently, not from `max_new_tokens`, which clients often set huge. When it
+was too low, requests are preempted (`choose_victim`).
 """
 
 import math
 import sys
+from bisect import bisect_left, insort
+from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
+from operator import attrgetter
 
 from ..shared.config import ServeConfig
-from ..shared.errors import ConfigError
 from ..shared.messages import Submit
 from .memory import Memory
-from .request import Request
+from .request import Ending, Request, RequestState
 
 _FIRST_GUESS = 2048  # expected output tokens before anything has finished, or
 _FIRST_SHARE = 1 / 16  # this share of all KV tokens if that is less
 _LEARNING_RATE = 0.05
 _MAX_RETRY_S = 60.0
 _MAX_INTERVAL_NS = 10_000_000_000
+_QUEUE_KEY = attrgetter("queue_key")
 
 
-class StepLimits(NamedTuple):
-    """What one step may hold."""
+class WaitingQueue:
+    """Requests without a row, in the order in which they should start: `Request.queue_key`."""
 
-    max_rows: int
-    max_tokens: int
-    chunk_size: int
-    whole_prompts: bool  # chunking is off: a prompt runs in one step or waits
+    def __init__(self) -> None:
+        self._requests: list[Request] = []
+        self._next_deadline_ns = 0  # no wait ends before this; 0: none ends at all
+        self.num_tokens = 0  # prompt tokens of the requests in the queue
 
-    @classmethod
-    def of(cls, config: ServeConfig) -> "StepLimits":
-        """From a settled configuration. Raises ConfigError if it is not settled or not positive."""
-        values = (
-            config.running_max_req_size,
-            config.batch_max_tokens,
-            config.chunked_prefill_size or config.batch_max_tokens,
-        )
-        if any(value is None or value < 1 for value in values) or config.page_size < 1:
-            raise ConfigError(
-                "running_max_req_size, batch_max_tokens, chunked_prefill_size and page_size "
-                f"must be positive, got {values} and {config.page_size}"
-            )
-        rows, tokens, chunk = (value or 0 for value in values)
-        return cls(rows, tokens, chunk, config.disable_chunked_prefill)
+    def __len__(self) -> int:
+        return len(self._requests)
 
+    def first(self, count: int) -> Sequence[Request]:
+        """A copy of the first `count` requests."""
+        return self._requests[:count]
 
-class Ending(NamedTuple):
-    """Why a request ends: the fields of `Finished` that say so."""
+    def push(self, request: Request) -> None:
+        """Insert a request in order."""
+        insort(self._requests, request, key=_QUEUE_KEY)
+        self.num_tokens += request.num_prompt_tokens
+        deadline = request.deadline_ns
+        if deadline and (not self._next_deadline_ns or deadline < self._next_deadline_ns):
+            self._next_deadline_ns = deadline
 
-    reason: str
-    message: str = ""
-    field: str = ""
-    retry_after_s: float = 0.0
+    def remove(self, request: Request) -> None:
+        """Take a request out; its state must still be the one it was pushed with."""
+        index = bisect_left(self._requests, request.queue_key, key=_QUEUE_KEY)
+        assert self._requests[index] is request, "the queue lost its order"
+        del self._requests[index]
+        self.num_tokens -= request.num_prompt_tokens
+
+    def expired(self, now_ns: int) -> list[Request]:
+        """Requests whose wait is over. They stay in the queue until they are removed."""
+        if not self._next_deadline_ns or now_ns < self._next_deadline_ns:
+            return []
+        expired = [r for r in self._requests if r.deadline_ns and r.deadline_ns <= now_ns]
+        later = [r.deadline_ns for r in self._requests if r.deadline_ns > now_ns]
+        self._next_deadline_ns = min(later, default=0)
+        return expired
+
+    def check_integrity(self) -> list[Request]:
+        """All requests, in order. Raise AssertionError if order or token count are wrong."""
+        keys = [r.queue_key for r in self._requests]
+        assert keys == sorted(keys), "the queue is not sorted"
+        num_tokens = sum(r.num_prompt_tokens for r in self._requests)
+        assert self.num_tokens == num_tokens, "tokens in the queue"
+        has_row = any(r.row >= 0 or r.table.pages for r in self._requests)
+        assert not has_row, "queued but has a row"
+        return self._requests.copy()
 
 
 class Admission:
@@ -64,7 +82,7 @@ class Admission:
         self._config = config
         self._expected_output = float(_FIRST_GUESS)
         self._num_outputs = 0  # learned from so far
-        self._last_start_ns: int | None = None  # None: nobody was waiting after the last start
+        self._last_start_ns: int | None = None  # None: the queue was empty after the last start
         self._start_interval_ns = 1e9  # moving average of the time between two starts
         self.draining = False
         self.max_req_total_len = config.max_req_total_len or sys.maxsize
@@ -72,8 +90,8 @@ class Admission:
     # --- limits --------------------------------------------------------------------------
 
     def settle_limit(self, num_pages: int) -> None:
-        """The workers hold `num_pages`: any one request must fit with a page to spare, and
-        without chunking its whole prompt (and, resumed, its outputs) must fit one step."""
+        """The workers hold `num_pages`. Any one request must fit with a page to spare; without
+        chunking, its whole prompt (and its outputs, when it is resumed) must fit one step."""
         config = self._config
         limit = (num_pages - 1) * config.page_size
         if config.max_req_total_len is not None:
@@ -86,7 +104,7 @@ class Admission:
             self._expected_output = min(float(_FIRST_GUESS), share)
 
     def fit_length(self, request: Request) -> Ending | None:
-        """Settle the request's longest total length; an Ending if it can never run."""
+        """Set the request's longest total length. Returns an Ending if it can never run."""
         limit = self.max_req_total_len
         num_prompt, max_new = request.num_prompt_tokens, request.sampling.max_new_tokens
         if max_new < 1:
@@ -101,19 +119,20 @@ class Admission:
             return Ending("length")
         return None
 
-    def refuse(self, request: Request, num_waiting: int, waiting_tokens: int) -> Ending | None:
-        """An Ending for a new request that must not enter the queue."""
+    def refuse(self, request: Request, waiting: WaitingQueue) -> Ending | None:
+        """Returns an Ending for a new request that must not enter the queue."""
         if self.draining:
             return Ending("overloaded", "the server is shutting down", retry_after_s=1.0)
         ending = self.fit_length(request)
         if ending is not None:
             return ending
         config = self._config
+        num_waiting = len(waiting)
         if num_waiting >= config.max_queued_requests:
             return self._overloaded(f"{num_waiting} requests are waiting", num_waiting)
-        tokens = waiting_tokens + request.num_prompt_tokens
-        if num_waiting and tokens > config.max_queued_tokens:
-            return self._overloaded(f"{waiting_tokens} prompt tokens are waiting", num_waiting)
+        num_tokens = waiting.num_tokens + request.num_prompt_tokens
+        if num_waiting and num_tokens > config.max_queued_tokens:
+            return self._overloaded(f"{waiting.num_tokens} prompt tokens are waiting", num_waiting)
         return None
 
     def timed_out(self, num_waiting: int) -> Ending:
@@ -125,18 +144,19 @@ class Admission:
         return Ending("overloaded", message, retry_after_s=min(max(1.0, wait_s), _MAX_RETRY_S))
 
     def uses_cache(self, submit: Submit) -> bool:
-        """Whether the prefix cache serves it. Log-probabilities of a prompt need all of it run."""
+        """Whether the prefix cache serves it. Prompt logprobs need the whole prompt computed."""
         is_on = not self._config.disable_dynamic_prompt_cache
         return is_on and submit.use_prefix_cache and submit.sampling.num_prompt_logprobs < 0
 
-    def queue_timeout_ns(self, timeout_s: float) -> int:
-        """How long a request may wait, by its own wish or the server's default; 0: no limit."""
-        return int((timeout_s if timeout_s > 0 else self._config.queue_timeout_s) * 1e9)
+    def queue_timeout_ns(self, submit: Submit) -> int:
+        """How long a request may wait: its own limit, or the server's default; 0: no limit."""
+        timeout_s = submit.timeout_s if submit.timeout_s > 0 else self._config.queue_timeout_s
+        return int(timeout_s * 1e9)
 
     # --- learning ------------------------------------------------------------------------
 
     def observe_start(self, now_ns: int, num_waiting: int) -> None:
-        """A request left the queue, `num_waiting` stayed: learn how fast the queue drains."""
+        """A request left the queue and `num_waiting` stayed: learn how fast the queue drains."""
         if self._last_start_ns is not None:
             interval = min(now_ns - self._last_start_ns, _MAX_INTERVAL_NS)
             self._start_interval_ns += _LEARNING_RATE * (interval - self._start_interval_ns)
@@ -148,42 +168,22 @@ class Admission:
         rate = max(_LEARNING_RATE, 1 / (self._num_outputs + 1))
         self._expected_output += rate * (num_tokens - self._expected_output)
 
-    # --- optimistic admission ------------------------------------------------------------
-
     def expected_growth(self, request: Request) -> int:
-        """Expected tokens still to come; at least a page, so that a row that just started is not
-        preempted at once."""
-        produced = request.num_output_tokens
+        """Expected tokens still to come. At least a page, so that a row that has just started is
+        not preempted at once."""
+        num_outputs = request.num_output_tokens
         longest = request.max_total_tokens - len(request.tokens)
-        guess = max(self._expected_output - produced, produced / 8, self._config.page_size)
+        guess = max(self._expected_output - num_outputs, num_outputs / 8, self._config.page_size)
         return min(longest, int(guess))
-
-    def forecast(self, memory: Memory, running: list[Request]) -> "Forecast":
-        """Expected KV use of `running`, to ask `can_start` about several requests in one step."""
-        return Forecast(self, memory, running)
-
-    def can_start(self, forecast: "Forecast", request: Request, num_needed: int) -> bool:
-        """Whether `request`, which takes `num_needed` more pages now, should start beside those
-        of the forecast. Alone it always may."""
-        memory = forecast.memory
-        if num_needed > memory.num_available:
-            return False
-        if not forecast.rows:
-            return True
-        growth, used = self.expected_growth(request), num_needed * memory.page_size
-        capacity = memory.num_pages * memory.page_size
-        if forecast.in_use + used + forecast.growth + growth <= capacity:
-            return True  # even if all were longest at the same time
-        return forecast.peak((growth, used)) <= capacity
 
 
 class Forecast:
-    """What running requests are expected to hold. Rows are looked at once, when first asked for;
-    `add` keeps up with requests that start in the same step."""
+    """Expected KV use of the running requests. They are looked at once, when first needed; `add`
+    takes in requests that start in the same step."""
 
-    def __init__(self, admission: Admission, memory: Memory, running: list[Request]) -> None:
-        self.memory = memory
+    def __init__(self, admission: Admission, memory: Memory, running: Sequence[Request]) -> None:
         self._admission = admission
+        self._memory = memory
         self._running = running
 
     @cached_property
@@ -196,10 +196,28 @@ class Forecast:
         """Tokens that all of them are expected to grow by."""
         return sum(growth for growth, _ in self.rows)
 
-    @property
-    def in_use(self) -> int:
-        """Tokens of the pages held now."""
-        return (self.memory.num_pages - self.memory.num_available) * self.memory.page_size
+    def _row(self, request: Request) -> tuple[int, int]:
+        num_own_pages = len(request.table.pages) - request.table.num_shared
+        growth = self._admission.expected_growth(request)
+        return growth, num_own_pages * self._memory.page_size
+
+    def _in_use(self) -> int:
+        return (self._memory.num_pages - self._memory.num_available) * self._memory.page_size
+
+    def can_start(self, request: Request, num_needed: int) -> bool:
+        """Whether `request`, which takes `num_needed` more pages now, should start beside the
+        others. It may always start alone."""
+        memory = self._memory
+        if num_needed > memory.num_available:
+            return False
+        if not self.rows:
+            return True
+        growth = self._admission.expected_growth(request)
+        used = num_needed * memory.page_size
+        capacity = memory.num_pages * memory.page_size
+        if self._in_use() + used + self.growth + growth <= capacity:
+            return True  # even if all were longest at the same time
+        return self.peak((growth, used)) <= capacity
 
     def add(self, request: Request) -> None:
         """`request` has just started."""
@@ -208,16 +226,22 @@ class Forecast:
         self.rows.append(row)
 
     def peak(self, *more: tuple[int, int]) -> int:
-        """Most tokens in use at any time, with rows `more`, when each row grows by one token per
-        step and is freed when done: just before the k-th longest row ends, the k longest hold
-        what they use now plus its growth each."""
-        shared = max(0, self.in_use - sum(used for _, used in self.rows))
+        """Most tokens in use at any time, with `more` rows. Each row grows by one token per step
+        and is freed when done. So just before the k-th longest row ends, the k longest hold what
+        they use now, and each has grown by the growth of the k-th."""
+        shared = max(0, self._in_use() - sum(used for _, used in self.rows))
         peak = total = 0
         for count, (growth, used) in enumerate(sorted([*self.rows, *more], reverse=True), 1):
             total += used
             peak = max(peak, total + count * growth)
         return shared + peak
 
-    def _row(self, request: Request) -> tuple[int, int]:
-        num_own = len(request.pages) - request.num_shared_pages
-        return self._admission.expected_growth(request), num_own * self.memory.page_size
+
+def choose_victim(running: Sequence[Request]) -> Request:
+    """The request that gives up its pages when none is left. `running` (not empty) is sorted by
+    age. One that only waits for its last results loses nothing. Otherwise it is the youngest of the
+    lowest priority: so the oldest always goes on, and all others get their turn."""
+    for request in running:
+        if request.state is RequestState.LAST:
+            return request
+    return running[-1]

@@ -1,14 +1,15 @@
 """The scheduler as a pure state machine: `Scheduler.step(now_ns, inbox) -> (plan, outbox)`.
 
-No clock, no sockets, no randomness, no dependence on set order: the same calls give the same
-answers, in production (`loop.py`) and in simulation (`tests/sim/`). This file is the life of a
-request; what fits into a step is in `batch.py`, who may start in `admission.py`, pages in
-`memory.py`, the worker group in `peers.py`.
+It has no clock, no sockets, no randomness, and does not depend on the order of sets: the same calls
+give the same answers, in production (`loop.py`) and in simulation (`tests/sim/`). This file is the
+life of a request. One step's plan and result are in `batch.py`, the queue and who may start in
+`admission.py`, pages in `memory.py`, the worker group in `worker_group.py`.
 """
 
 import math
 from bisect import insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 
 from ..shared.config import ServeConfig
@@ -16,9 +17,11 @@ from ..shared.messages import (
     Abort,
     AnyMessage,
     Finished,
+    FlushCache,
     GrammarLoaded,
     Heartbeat,
     Hello,
+    Message,
     PeerLost,
     Ready,
     Shutdown,
@@ -28,44 +31,50 @@ from ..shared.messages import (
     Tokens,
     WorkerFailed,
 )
-from .admission import Admission, Ending, Forecast, StepLimits
-from .batch import StepBuilder
-from .counts import Counts
+from .admission import Admission, Forecast, WaitingQueue, choose_victim
+from .batch import Outcome, SentStep, StepBuilder, StepLimits
 from .draft import DraftPolicy
 from .grammars import Grammars
-from .memory import forget
-from .peers import Frontends, Outgoing, WorkerGroup
-from .preempt import choose_victim
-from .request import Request, RequestState
-from .results import Flight, Outcome, finished_message
-from .waiting import WaitingQueue
+from .losses import Frontends, blame, requeue
+from .request import Ending, Request, RequestState
+from .stats import Stats
+from .worker_group import WorkerGroup
 
-MAX_WORKER_LOSSES = 2  # a request that ran in so many dying groups may be the cause
 _SCAN = 64  # queued requests looked at per step
 _MAX_MISFITS = 4  # of these, how many that do not fit
-_MAX_OVERTAKEN = 32  # then nobody starts before the one that does not fit
+_MAX_OVERTAKEN = 32  # then no other request starts before the one that does not fit
+_AGE_KEY = attrgetter("age_key")
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message and its destination: frontend `index`, worker rank `index` or the launcher (0)."""
+
+    to: str  # "frontend" | "worker" | "launcher"
+    index: int
+    message: Message
 
 
 class Scheduler:
-    """All requests and all pages of one server. `config` must be settled, else ConfigError.
-    Worker groups before `first_epoch` are dead."""
+    """All requests and all pages of one server. Worker groups before `first_epoch` are dead.
+    Raises ConfigError if `config` is not settled."""
 
     def __init__(self, config: ServeConfig, first_epoch: int = 0) -> None:
         self._config = config
         self._limits = StepLimits.of(config)
         self._admission = Admission(config)
-        self._frontends = Frontends()
-        self.workers = WorkerGroup(config, self._limits, first_epoch)
-        self._requests: dict[int, Request] = {}  # every live one, by id
-        self._waiting = WaitingQueue()
         self._grammars = Grammars(config)
         self._drafts = DraftPolicy(config)
+        self._frontends = Frontends()
+        self._stats = Stats()
+        self.workers = WorkerGroup(config, self._limits.max_rows, first_epoch)
+        self._requests: dict[int, Request] = {}  # every live one, by id
+        self._waiting = WaitingQueue()
         self._running: list[Request] = []  # those with a row, sorted by age_key
         self._outbox: list[Outgoing] = []
         self._now_ns = 0
         self._drain_deadline_ns = math.inf
         self._num_submits = 0
-        self._counts = Counts()
 
     # --- one step --------------------------------------------------------------------------
 
@@ -77,10 +86,11 @@ class Scheduler:
         self._now_ns = now_ns
         for message in inbox:
             self._handle(message)
-        self._check_time()
-        plan = self._plan()
-        self._outbox += [Outgoing("worker", 0, message) for message in self._grammars.outbox]
-        self._grammars.outbox.clear()
+        self._check_deadlines()
+        plan = self._make_plan()
+        if self._grammars.outbox:
+            self._outbox += [Outgoing("worker", 0, load) for load in self._grammars.outbox]
+            self._grammars.outbox.clear()
         outbox, self._outbox = self._outbox, []
         return plan, outbox
 
@@ -90,26 +100,32 @@ class Scheduler:
                 self._on_result(message)
             case Submit():
                 self._on_submit(message)
-            case GrammarLoaded():
-                self._on_grammar_loaded(message)
             case Abort():
                 for request_id in message.request_ids:
                     if (request := self._requests.get(request_id)) is not None:
                         self._finish(request, Ending("abort"))
-            case Hello():
-                self._on_hello(message)
+            case GrammarLoaded():
+                self._on_grammar_loaded(message)
+            case FlushCache():
+                self.workers.memory.flush()
+            case Hello(role="frontend"):
+                self._on_frontend_hello(message)
             case Ready(role="worker"):
                 self._on_worker_ready(message)
             case PeerLost():
                 self._on_peer_lost(message)
             case Shutdown():
-                self._on_shutdown(message)
-            case _:
-                self._counts.malformed_messages += 1  # well-formed, but nobody should send it here
+                self._admission.draining = True
+                deadline_ns = self._now_ns + max(0.0, message.drain_s) * 1e9
+                self._drain_deadline_ns = min(self._drain_deadline_ns, deadline_ns)
+            case Hello():
+                pass
+            case _:  # well-formed, but not meant for the scheduler
+                self._stats.malformed_messages += 1
 
     def _on_submit(self, submit: Submit) -> None:
         if submit.request_id in self._requests:  # its one Finished is still to come
-            self._counts.malformed_messages += 1
+            self._stats.malformed_messages += 1
             return
         self._num_submits += 1
         try:
@@ -120,14 +136,15 @@ class Scheduler:
             refusal = Finished(submit.request_id, "invalid", message=message, field="inputs")
             self._outbox.append(Outgoing("frontend", submit.frontend, refusal))
             return
-        if ending := self._admission.refuse(request, len(self._waiting), self._waiting.num_tokens):
+        if ending := self._admission.refuse(request, self._waiting):
             self._send_finished(request, ending)
             return
-        if timeout_ns := self._admission.queue_timeout_ns(submit.timeout_s):
+        if timeout_ns := self._admission.queue_timeout_ns(submit):
             request.deadline_ns = self._now_ns + timeout_ns
         self._requests[request.request_id] = request
         self._waiting.push(request)
-        self._grammars.add(request, self._now_ns)
+        if request.grammar is not None:
+            self._grammars.add(request.grammar, self._now_ns)
 
     def _on_grammar_loaded(self, loaded: GrammarLoaded) -> None:
         if self._grammars.on_loaded(loaded, self._now_ns) and loaded.error:
@@ -136,65 +153,75 @@ class Scheduler:
                 if request.grammar is not None and request.grammar.name == loaded.name:
                     self._finish(request, ending)
 
-    def _check_time(self) -> None:
-        for request in self._waiting.expired(self._now_ns):
+    def _check_deadlines(self) -> None:
+        now_ns = self._now_ns
+        for request in self._waiting.expired(now_ns):
             if request.state is RequestState.WAITING:
                 self._finish(request, self._admission.timed_out(len(self._waiting)))
-        if self._now_ns >= self._drain_deadline_ns:
+        if now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
-        for work, name in ((self.workers, "a step"), (self._grammars, "loading a grammar")):
-            if work.is_overdue(self._now_ns):
-                self._fail_workers(f"{name} took longer than {self._config.step_timeout_s:.0f} s")
+        timeout = f"took longer than {self._config.step_timeout_s:.0f} s"
+        if self.workers.is_overdue(now_ns):
+            self._fail_workers(f"a step {timeout}")
+        if self._grammars.loading and self._grammars.is_overdue(now_ns):
+            self._fail_workers(f"loading a grammar {timeout}")
 
-    # --- planning ----------------------------------------------------------------------------
+    # --- making a plan -----------------------------------------------------------------------
 
-    def _plan(self) -> StepPlan | None:
+    def _make_plan(self) -> StepPlan | None:
         workers = self.workers
         if not workers.can_take_plan or not self._requests:
             return None
+        has_preempted = self._preempt()
         builder = StepBuilder(workers.memory, self._limits, self._drafts)
-        preemptions = self._counts.preemptions
-        builder.add_decodes(self._running, self._reclaim_page)
-        for request in builder.prefill_waits:
-            builder.add_chunk(request)
-        if self._counts.preemptions == preemptions:  # else what became free is for those that run
+        builder.add_running(self._running)
+        if len(self._waiting) and not has_preempted:  # free pages are for those that run
             self._start_waiting(builder)
-        plan = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
-        if plan is not None:
-            workers.sent(plan, builder.flight(plan), self._now_ns)
-        return plan
+        step = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
+        if step is None:
+            return None
+        workers.sent(step, self._now_ns)
+        self._stats.add_plan(step.plan)
+        return step.plan
 
-    def _reclaim_page(self, request: Request) -> bool:
-        """Make a page available for `request`, taking those of younger ones. False: it is the
-        youngest and had to give way itself."""
-        while not self.workers.memory.num_available:
+    def _preempt(self) -> bool:
+        """Take rows and pages from requests until all others can have the page that their next
+        token needs. Returns whether a request went back to the queue."""
+        memory = self.workers.memory
+        has_preempted = False
+        if len(self._running) <= memory.num_available:  # a row needs one page at most
+            return has_preempted
+        needy = [request for request in self._running if request.needs_page]
+        while len(needy) > memory.num_available:
             victim = choose_victim(self._running)
+            if victim is needy[-1]:
+                needy.pop()
             self._leave_row(victim)
             if victim.state is not RequestState.LAST:
                 victim.move(RequestState.PAUSED)
                 self._waiting.push(victim)
-                self._counts.preemptions += 1
-            if victim is request:
-                return False
-        return True
+                self._stats.preemptions += 1
+                has_preempted = True
+        return has_preempted
 
     def _start_waiting(self, builder: StepBuilder) -> None:
-        """Start queued requests in order. One that does not fit may be overtaken by others, but
-        not for ever; one that waits for results or for a prefix that a running request is just
-        computing is passed over until those are there (steps in flight, so soon)."""
+        """Start queued requests in order. One that does not fit may be overtaken by others, up to
+        a limit. One that waits for its grammar, for results in flight, or for a prefix that a
+        running request is computing is passed over: that takes a few steps only."""
         misfits: list[Request] = []
-        forecast = self._admission.forecast(self.workers.memory, self._running)
+        forecast = Forecast(self._admission, self.workers.memory, self._running)
         for request in self._waiting.first(_SCAN):
             if not self.workers.free_rows or not builder.budget:
                 return
-            must_wait = request.results_in_flight or request.waits_for_prefix
-            if must_wait or self._grammars.is_missing(request):
+            if request.results_in_flight or request.table.waits_for_prefix:
+                continue
+            if request.grammar is not None and self._grammars.is_missing(request.grammar):
                 continue
             if self._try_start(request, builder, forecast):
                 for misfit in misfits:
                     misfit.overtaken += 1
-            elif not request.waits_for_prefix:
+            elif not request.table.waits_for_prefix:
                 misfits.append(request)
                 if request.overtaken >= _MAX_OVERTAKEN or len(misfits) >= _MAX_MISFITS:
                     return
@@ -203,30 +230,30 @@ class Scheduler:
         memory = self.workers.memory
         if request.pages_needed > memory.num_available:  # as of the last look at the cache
             return False
-        nodes, num_needed = memory.find(request)
+        nodes, num_needed = memory.find(request.table)
         request.pages_needed = 0
         num_cached_tokens = len(nodes) * memory.page_size
         num_new = len(request.tokens) - num_cached_tokens
-        if request.waits_for_prefix or not builder.can_chunk(num_new):
+        if request.table.waits_for_prefix or not builder.can_chunk(num_new):
             return False
-        if not self._admission.can_start(forecast, request, num_needed):
+        if not forecast.can_start(request, num_needed):
             request.pages_needed = num_needed
             return False
         self._waiting.remove(request)
-        memory.start(request, nodes)
+        memory.start(request.table, nodes)
         forecast.add(request)
         request.row = self.workers.free_rows.pop()
         request.overtaken = 0
         request.move(RequestState.PREFILL)
-        insort(self._running, request, key=attrgetter("age_key"))
+        insort(self._running, request, key=_AGE_KEY)
         if request.queue_ns < 0:  # its first start
             request.queue_ns = self._now_ns - request.arrival_ns
             request.num_cached_tokens = num_cached_tokens
-            self._counts.prefix_queries += request.num_prompt_tokens if request.uses_cache else 0
-            self._counts.prefix_hits += num_cached_tokens
+            self._stats.prefix_hits += num_cached_tokens
+            if request.table.salt is not None:
+                self._stats.prefix_queries += request.num_prompt_tokens
             self._admission.observe_start(self._now_ns, len(self._waiting))
         builder.admit(request)
-        builder.add_chunk(request)
         return True
 
     # --- results and endings -----------------------------------------------------------------
@@ -234,41 +261,44 @@ class Scheduler:
     def _on_result(self, result: StepResult) -> None:
         workers = self.workers
         if result.epoch != workers.epoch or not workers.ready:
-            return  # from a dead incarnation
-        flight = workers.answered(result, self._now_ns)
-        if flight is None:
+            return  # from a dead group
+        step = workers.answered(result, self._now_ns)
+        if step is None:
             self._fail_workers(f"the result of step {result.step} does not fit the plan")
             return
-        self._counts.steps += 1
-        if flight.is_void:
+        self._stats.add_step(step.plan, workers.step_ns)
+        if step.is_void:
             return
         if result.error:
-            self._on_failed_step(flight, result.error)
+            self._on_failed_step(step, result.error)
             return
         outcome = Outcome()
-        outcome.add_prompt_logprobs(flight, result)
-        outcome.add_tokens(flight, result.rows, workers.memory)
-        self._drafts.observe(flight, outcome.accepted, workers.step_ns)
-        self._counts.generated_tokens += outcome.num_tokens
-        tokens = outcome.rows.items()
-        self._outbox += [Outgoing("frontend", index, Tokens(rows)) for index, rows in tokens]
+        if result.prompt_logprobs:
+            outcome.add_prompt_logprobs(step, result)
+        outcome.add_tokens(step, result.rows, workers.memory)
+        if self._drafts.longest:
+            self._drafts.observe(step.plan, outcome.accepted, workers.step_ns)
+        self._stats.decoded_rows += sum(outcome.accepted)
+        self._stats.generated_tokens += outcome.num_tokens
+        for frontend, rows in outcome.rows.items():
+            self._outbox.append(Outgoing("frontend", frontend, Tokens(rows)))
         for request, reason in outcome.ended:
             self._admission.observe_output(request.num_output_tokens)
             self._finish(request, Ending(reason))
 
-    def _on_failed_step(self, flight: Flight, error: str) -> None:
-        """A step wrote nothing: its requests end. Others may have been planned on what it should
-        have written: all start over, and the cache is forgotten."""
-        for request in flight.requests():
+    def _on_failed_step(self, step: SentStep, error: str) -> None:
+        """A step wrote nothing: its requests end. Plans in flight and cached pages may build on
+        what it should have written, so all other requests start over without them."""
+        for request in step.live_requests():
             self._finish(request, Ending("error", error))
         for request in self._running.copy():
             self._leave_row(request)
         self.workers.void_plans()
-        self.workers.flush_cache()
-        self._replay()
+        self.workers.memory.flush()
+        requeue(self._requests.values(), self._waiting)
 
     def _finish(self, request: Request, ending: Ending, tell: bool = True) -> None:
-        """End a live request, whatever its state: row and pages are free at once, its results in
+        """End a live request in any state. Its row and pages are free at once; its results in
         flight will be ignored."""
         if request.row >= 0:
             self._leave_row(request)
@@ -276,12 +306,25 @@ class Scheduler:
             self._waiting.remove(request)
         request.move(RequestState.FINISHED)
         del self._requests[request.request_id]
-        self._grammars.remove(request)
+        if request.grammar is not None:
+            self._grammars.remove(request.grammar)
         if tell:
             self._send_finished(request, ending)
 
     def _send_finished(self, request: Request, ending: Ending) -> None:
-        finished = finished_message(request, ending, self._now_ns)
+        waited_ns = self._now_ns - request.arrival_ns
+        finished = Finished(
+            request_id=request.request_id,
+            reason=ending.reason,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_output_tokens=request.num_output_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            message=ending.message,
+            field=ending.field,
+            retry_after_s=ending.retry_after_s,
+            queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
+            mtp_accepted_tokens=request.num_accepted,
+        )
         self._outbox.append(Outgoing("frontend", request.frontend, finished))
 
     def _leave_row(self, request: Request) -> None:
@@ -290,29 +333,30 @@ class Scheduler:
 
     # --- processes come and go ---------------------------------------------------------------
 
-    def _on_hello(self, hello: Hello) -> None:
-        if hello.role != "frontend":
-            return
+    def _on_frontend_hello(self, hello: Hello) -> None:
         if self._frontends.greeted(hello.index, hello.pid):
             self._abort_frontend(hello.index)
         if self.workers.ready:
-            message = self.workers.ready_message(self._admission.max_req_total_len)
-            self._outbox.append(Outgoing("frontend", hello.index, message))
+            self._outbox.append(Outgoing("frontend", hello.index, self._ready_message()))
 
     def _on_worker_ready(self, ready: Ready) -> None:
-        if self.workers.is_newer(ready):  # the loss of the last group is not heard yet
+        if self.workers.is_newer(ready):  # the loss of the last group is not reported yet
             self._lose_workers()
         if not self.workers.enroll(ready):
             return
         self._grammars.start(self.workers.epoch, self._now_ns)
         self._admission.settle_limit(self.workers.memory.num_pages)
-        message = self.workers.ready_message(self._admission.max_req_total_len)
+        message = self._ready_message()
         self._outbox.append(Outgoing("launcher", 0, message))
         for index in range(self._config.httpserver_workers):
             self._outbox.append(Outgoing("frontend", index, message))
         for request in list(self._requests.values()):  # the limit may be lower than it was
             if (ending := self._admission.fit_length(request)) is not None:
                 self._finish(request, ending)
+
+    def _ready_message(self) -> Ready:
+        limit = self._admission.max_req_total_len
+        return Ready("scheduler", 0, self.workers.epoch, self.workers.memory.num_pages, limit)
 
     def _on_peer_lost(self, lost: PeerLost) -> None:
         if lost.role == "worker" and self.workers.is_hit(lost):
@@ -325,75 +369,51 @@ class Scheduler:
             self._finish(request, Ending("abort"), tell=False)
 
     def _lose_workers(self) -> None:
-        """All KV is gone. What ran goes back to the head of the queue with its tokens so far and
-        is replayed by the next group: same seeds and positions, so the same tokens."""
-        suspects = [r for r in self._requests.values() if self._grammars.is_next(r)]
+        """All KV is gone: what ran is replayed by the next group. A grammar that was being loaded
+        may be the cause of death as well."""
+        suspects = [
+            request
+            for request in self._requests.values()
+            if request.grammar is not None and self._grammars.is_next(request.grammar)
+        ]
         self.workers.forget()
         self._grammars.forget()
         self._running.clear()
-        for request in suspects + self._replay():
-            request.worker_losses += 1
-            if request.worker_losses >= MAX_WORKER_LOSSES:
-                text = f"the workers died {MAX_WORKER_LOSSES} times while working on this request"
-                self._finish(request, Ending("unavailable", text))
-
-    def _replay(self) -> list[Request]:
-        """What ran, without rows and pages by now, goes back to the queue. -> these requests"""
-        queued, lost = (RequestState.WAITING, RequestState.PAUSED), []
-        for request in self._requests.values():
-            request.waits_for, request.pages_needed = None, 0
-            if request.state in queued and not request.results_in_flight:
-                continue
-            lost.append(request)
-            forget(request)
-            request.row = -1
-            request.lose_planned()
-            if request.state not in queued:
-                request.move(RequestState.PAUSED)
-                self._waiting.push(request)
-        return lost
+        lost = requeue(self._requests.values(), self._waiting)
+        for request, ending in blame(suspects + lost):
+            self._finish(request, ending)
 
     def _fail_workers(self, reason: str) -> None:
-        """The worker group does not do what it should: have the launcher restart it."""
+        """The workers hang or send nonsense: ask the launcher to restart them."""
         if not self.workers.failed:
             self.workers.failed = True
-            self._outbox.append(
-                Outgoing("launcher", 0, WorkerFailed(self.workers.epoch, 0, reason))
-            )
-
-    def _on_shutdown(self, shutdown: Shutdown) -> None:
-        self._admission.draining = True
-        deadline_ns = self._now_ns + max(0.0, shutdown.drain_s) * 1e9
-        self._drain_deadline_ns = min(self._drain_deadline_ns, deadline_ns)
+            message = WorkerFailed(self.workers.epoch, 0, reason)
+            self._outbox.append(Outgoing("launcher", 0, message))
 
     # --- what others want to know --------------------------------------------------------------
 
     @property
     def num_live(self) -> int:
-        """Requests still owed their Finished."""
+        """Requests whose Finished is still to come."""
         return len(self._requests)
 
     def heartbeat(self, malformed: int = 0, step_us: float = 0.0) -> Heartbeat:
-        """The numbers of this moment. `malformed` counts what the inbox could not decode and
-        `step_us` is the measured mean time of a step: the core cannot know these."""
-        forecast = self._admission.forecast(self.workers.memory, self._running)
-        return self._counts.heartbeat(
-            self.workers,
-            self._requests.values(),
-            malformed,
-            estimated_peak_tokens=forecast.peak(),
-            step_us=step_us,
-            **self._drafts.counts(),
-        )
+        """The state at this moment. `malformed` is the number of messages that could not be
+        decoded and `step_us` the measured mean time of a step: the core cannot know these."""
+        forecast = Forecast(self._admission, self.workers.memory, self._running)
+        requests = self._requests.values()
+        peak = forecast.peak()
+        return self._stats.heartbeat(self.workers, requests, self._drafts, peak, malformed, step_us)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless pages, rows, queue and requests account for each other."""
         self.workers.check_integrity(self._running)
-        self._grammars.check_integrity(list(self._requests.values()))
+        self._grammars.check_integrity(request.grammar for request in self._requests.values())
         keys = [r.age_key for r in self._running]
         assert keys == sorted(keys), "running requests are not sorted"
         queued = self._waiting.check_integrity()
         detached = [r for r in self._requests.values() if r.is_detached]
-        found = {r.request_id: r for r in (*queued, *self._running, *detached)}
-        assert found == self._requests, "a request is lost or kept"
-        assert len(queued) + len(self._running) + len(detached) == len(found), "a request is twice"
+        counted = {r.request_id: r for r in (*queued, *self._running, *detached)}
+        assert counted == self._requests, "a request is lost or kept"
+        num_counted = len(queued) + len(self._running) + len(detached)
+        assert num_counted == len(counted), "a request is twice"

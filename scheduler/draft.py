@@ -1,27 +1,25 @@
 """How many drafts a decode step verifies: the length that made most tokens per second so far.
 
-Pure: it sees numbers of rows, drafts accepted and the times that steps took, and decides by these
-alone. `tokens per step / time of a step` is compared for each length at about the same number of
-rows; 0, which is decoding without drafts, is one of the lengths.
+`tokens per step / time of a step` is compared for each length, at about the same number of rows.
+Length 0, which is decoding without drafts, is one of them. The policy is pure: it decides by the
+numbers of rows, accepted drafts and step times that it is told.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from ..shared.config import ServeConfig
-from ..shared.messages import MAX_DRAFT_TOKENS
-from .results import Flight
+from ..shared.messages import MAX_DRAFT_TOKENS, StepPlan
 
 _PRIOR = 0.7  # assumed acceptance of a draft, given that those before it were, before any was seen
 _PRIOR_COST = 0.1  # assumed time of one draft, in steps without drafts
 _ACCEPTANCE_RATE = 0.005  # weight of one row's draft in the moving average
 _TIME_RATE = 0.2  # weight of one step's time
 _HYSTERESIS = 1.05  # another length must be so much better
-_SETTLE = 8  # steps without drafts leave gaps in the draft layer's KV: do not judge it at once
-_BURST = 4  # steps in a row that try a length; the first is not timed, its start is blurred
-_TRIALS = 3  # bursts spent on a length of which no step could be timed
-_NEAR = 0.7  # of the best: a length worth a first look, where its time is but assumed
-_NEAR_ELSEWHERE = 0.9  # and where it was measured with another number of rows
+_SETTLE = 8  # steps with drafts before acceptance counts: steps without leave gaps in the draft KV
+_BURST = 4  # steps in a row that try a length; the first is not timed, its start is not exact
+_TRIALS = 3  # bursts for a length of which no step could be timed
+_NEAR = 0.7  # a length is tried once if its score is this share of the best; its time is assumed
+_NEAR_ELSEWHERE = 0.9  # the same if its time was measured with another number of rows
 _REST = 256  # least steps between two bursts
 _MOST_LOSS = 0.005  # share of the throughput that bursts may cost
 
@@ -35,62 +33,52 @@ class DraftPolicy:
         self._acceptance = [_PRIOR] * self.longest  # by position, given those before
         self._buckets: dict[int, _Bucket] = {}
         # Of the last answered step:
-        self._timed: tuple[_Bucket, int] | None = None  # what could be timed
-        self._held_ns = 0  # the time it took, if it is to be believed
+        self._timed: tuple[_Bucket, int] | None = None  # bucket and length, if it could be timed
+        self._held_ns = 0  # the time it took, if that can be trusted
         self._made = 0  # drafts it made for the next one
-        self._num_drafting = 0  # steps in a row that made some
-        # Cumulative, for the heartbeat
-        self._length = 0
-        self._rows = 0
-        self._offered = [0] * self.longest
-        self._accepted = [0] * self.longest
+        self._num_drafting = 0  # steps in a row that made drafts
+        # For the heartbeat:
+        self.length = 0  # of the last plan
+        self.offered = [0] * self.longest  # by position, cumulative
+        self.accepted = [0] * self.longest  # of these
 
     def choose(self, num_rows: int, max_tokens: int) -> int:
-        """Drafts for each of `num_rows` rows in the next step, which has a budget of
-        `max_tokens`: drafts take at most half of it, and of what steps with drafts may have."""
+        """Drafts for each of `num_rows` rows in the next step. They may take half of the token
+        budget `max_tokens`, and no more tokens than workers are prepared for."""
         if not self.longest or not num_rows:
             return 0
-        tokens = min(max_tokens // 2, MAX_DRAFT_TOKENS)
-        most = min(self.longest, max(0, tokens // num_rows - 1))
+        num_tokens = min(max_tokens // 2, MAX_DRAFT_TOKENS)
+        most = min(self.longest, max(0, num_tokens // num_rows - 1))
         bucket = self._bucket(num_rows)
-        self._length = most if self._fixed else bucket.next(self._acceptance[:most])
-        return self._length
+        self.length = most if self._fixed else bucket.next(self._acceptance[:most])
+        return self.length
 
-    def observe(self, flight: Flight, accepted: Sequence[int], taken_ns: int) -> None:
-        """A step was answered after `taken_ns`: accepted[n] decode rows accepted n drafts. Call it
+    def observe(self, plan: StepPlan, accepted: Sequence[int], taken_ns: int) -> None:
+        """A plan was answered after `taken_ns`: accepted[n] decode rows accepted n drafts. Call it
         for every step, in order."""
-        num_drafts = flight.num_drafts
-        left = num_decoded = sum(accepted)
-        self._rows += num_decoded
-        for place in range(min(num_drafts, self._made)):  # others were never made
-            right = left - accepted[place]
-            self._offered[place] += num_decoded
-            self._accepted[place] += right
-            if left and self._num_drafting >= _SETTLE:
-                weight = 1 - (1 - _ACCEPTANCE_RATE) ** left
-                self._acceptance[place] += weight * (right / left - self._acceptance[place])
-            left = right
+        num_drafts = plan.num_drafts
+        num_left = num_decoded = sum(accepted)  # rows that accepted all drafts so far
+        for position in range(min(num_drafts, self._made)):  # others were never made
+            num_accepted = num_left - accepted[position]
+            self.offered[position] += num_decoded
+            self.accepted[position] += num_accepted
+            if num_left and self._num_drafting >= _SETTLE:
+                weight = 1 - (1 - _ACCEPTANCE_RATE) ** num_left
+                error = num_accepted / num_left - self._acceptance[position]
+                self._acceptance[position] += weight * error
+            num_left = num_accepted
         self._made = num_drafts
         self._num_drafting = self._num_drafting + 1 if num_drafts else 0
         timed = None
-        if self.longest and flight.num_decodes and not flight.chunks:
-            timed = (self._bucket(flight.num_decodes), num_drafts)
-            # Only now: workers take long to launch a step with chunks, and answer the one before
-            # it when they have.
+        if plan.decode and not plan.prefill:
+            timed = (self._bucket(len(plan.decode)), num_drafts)
+            # A time counts only when the next step has no chunks either: workers take long to
+            # launch a step with chunks, and answer the one before it only then.
             if self._timed is not None and self._held_ns:
                 bucket, length = self._timed
                 bucket.observe(length, self._held_ns)
         self._held_ns = taken_ns if timed == self._timed else 0
         self._timed = timed
-
-    def counts(self) -> dict[str, Any]:
-        """The fields of a Heartbeat about drafts."""
-        return {
-            "draft_length": self._length,
-            "decoded_rows": self._rows,
-            "drafts_offered": list(self._offered),
-            "drafts_accepted": list(self._accepted),
-        }
 
     def _bucket(self, num_rows: int) -> "_Bucket":
         """Two for each doubling: 1, 2, 3, 4, 5-6, 7-8, 9-12, 13-16, ..."""
@@ -105,10 +93,10 @@ class DraftPolicy:
 
 
 class _Bucket:
-    """What is known at about one number of rows. It begins with what is known at another one."""
+    """Times measured at about one number of rows. A new bucket begins with the times of `like`."""
 
     def __init__(self, longest: int, like: "_Bucket | None" = None) -> None:
-        # Of the lengths, as far as nothing was measured; only their proportions count.
+        # Time of each length while nothing was measured; only the proportions count.
         self._guessed = [1 + _PRIOR_COST * length for length in range(longest + 1)]
         self._near = _NEAR
         if like is not None:
@@ -120,7 +108,7 @@ class _Bucket:
         self._length: int = 0 if like is None else like._length  # the best
         self._burst = (0, 0)  # length being tried, steps left
         self._until_burst = _REST
-        self._turn = 0  # of the lengths not in use, for the next burst
+        self._turn = 0  # counts the tries of lengths that are not in use
 
     def next(self, acceptance: Sequence[float]) -> int:
         """The length of the next step, at most len(acceptance)."""
@@ -135,7 +123,7 @@ class _Bucket:
         used = min(self._length, most)
         if scores[best] > _HYSTERESIS * scores[used] or scores[used] < scores[0]:
             used = self._length = best
-        for length in range(most + 1):  # a few steps with each that looks good, once
+        for length in range(most + 1):  # try each length that looks good, once
             is_known = self._times[length] is not None or self._trials[length] == _TRIALS
             if not is_known and scores[length] > self._near * scores[best]:
                 return self._try(length)
@@ -145,14 +133,15 @@ class _Bucket:
         return self._explore(used, scores, times)
 
     def observe(self, length: int, taken_ns: int) -> None:
-        """A step with drafts of this length took so long."""
+        """A step with this draft length took `taken_ns`."""
         latest = self._latest[length] = [*self._latest[length][-2:], taken_ns]
         usual = sorted(latest)[(len(latest) - 1) // 2]  # one slow step changes nothing
         time = self._times[length]
         self._times[length] = usual if time is None else time + _TIME_RATE * (usual - time)
 
     def _estimates(self, most: int) -> list[float]:
-        """Times of the lengths up to `most`, those not measured from the nearest that was."""
+        """Times of the lengths up to `most`. A length that was not measured is estimated from the
+        nearest one that was."""
         known = [length for length, time in enumerate(self._times) if time is not None]
         times = []
         for length in range(most + 1):
@@ -162,7 +151,7 @@ class _Bucket:
         return times
 
     def _explore(self, used: int, scores: list[float], times: list[float]) -> int:
-        """Try the lengths not in use in turn. The worse one is, the longer is the rest after it."""
+        """Try the lengths that are not in use, in turn. After a bad one the next try is later."""
         others = [length for length in range(len(scores)) if length != used]
         self._turn += 1
         length = others[self._turn % len(others)]

@@ -1,7 +1,7 @@
 """Sockets and clock around the core: inbox -> `Scheduler.step` -> plan to the ranks, messages out.
 
-Event-driven: it sleeps until a message comes, at most until the next heartbeat. The heartbeat is
-sent from this loop and from nowhere else, so it stops when the scheduler does.
+The loop sleeps until a message comes, at most until the next heartbeat. The heartbeat is sent from
+this loop and from nowhere else, so it stops when the scheduler does.
 """
 
 import gc
@@ -13,25 +13,21 @@ from ..shared.lifecycle import Child
 from ..shared.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
-    FlushCache,
     Hello,
     LoadGrammar,
     Message,
     Ready,
     Shutdown,
-    StepResult,
 )
 from ..shared.transport import Receiver, Sender, frontend_address, scheduler_address, worker_address
-from .core import Scheduler
-from .peers import Outgoing
-from .step_stats import StepStats
+from .core import Outgoing, Scheduler
 
 HEARTBEAT_NS = 1_000_000_000
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Links:
-    """The ways out: to the launcher, to frontends, and to the ranks of the worker group in use."""
+    """Sockets to the launcher, to the frontends, and to the ranks of the worker group in use."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -40,22 +36,22 @@ class Links:
         self._worker_epoch = -1
 
     def frontend(self, index: int) -> Sender:
-        """The way to a frontend, opened on first use."""
+        """The socket to a frontend, opened on first use."""
         if index not in self._frontends:
             address = frontend_address(self._child.runtime_dir, index)
             self._frontends[index] = Sender.connect(address)
         return self._frontends[index]
 
     def reopen_frontend(self, index: int) -> None:
-        """A new process took the place of a frontend: what was queued for the old one goes."""
+        """A new process replaced a frontend: drop messages that are queued for the old one."""
         sender = self._frontends.pop(index, None)
         if sender is not None:
             sender.close()
 
     def workers(self, epoch: int) -> list[Sender]:
-        """The ways to all ranks of `epoch`."""
+        """The sockets to all ranks of `epoch`."""
         if epoch != self._worker_epoch:
-            self.close_workers()
+            self._close_workers()
             self._worker_epoch = epoch
             for rank in range(self._child.config.tp):
                 address = worker_address(self._child.runtime_dir, epoch, rank)
@@ -63,7 +59,7 @@ class Links:
         return self._workers
 
     def send(self, outgoing: Outgoing) -> None:
-        """Send one message of the core to where it belongs."""
+        """Send one message of the core to its destination."""
         if outgoing.to == "launcher":
             self._child.launcher.send(outgoing.message)
         elif isinstance(outgoing.message, LoadGrammar):
@@ -72,58 +68,60 @@ class Links:
             self.frontend(outgoing.index).send(outgoing.message)
 
     def broadcast(self, message: Message) -> None:
-        """To the launcher and every frontend."""
+        """Send a message to the launcher and to every frontend."""
         data = encode(message)
         self._child.launcher.send_bytes(data)
         for index in range(self._child.config.httpserver_workers):
             self.frontend(index).send_bytes(data)
 
-    def close_workers(self) -> None:
-        """Close the ways to a group that is gone."""
+    def _close_workers(self) -> None:
         for sender in self._workers:
             sender.close()
         self._workers = []
 
     def close(self) -> None:
-        """Close all but the launcher's; what is queued gets a moment to leave."""
-        self.close_workers()
+        """Close all but the launcher's. Queued messages get a moment to leave."""
+        self._close_workers()
         for sender in self._frontends.values():
             sender.close()
 
 
 class Greetings:
-    """Who said Hello, and who must not take part: another version or another configuration."""
+    """Which processes said Hello, and which must not take part: those of another version or
+    configuration."""
 
     def __init__(self, config_hash: str) -> None:
         self._config_hash = config_hash
         self._pids: dict[tuple[str, int], int] = {}
         self._refused: set[tuple[str, int]] = set()
 
+    def accepts(self, message: Hello | Ready) -> bool:
+        """Whether it is from a process of the same version and configuration."""
+        key = (message.role, message.index)
+        if isinstance(message, Ready):
+            return key not in self._refused
+        if message.config_hash != self._config_hash:
+            difference = "another configuration"
+        elif message.protocol != PROTOCOL_VERSION:
+            difference = f"another protocol version {message.protocol}"
+        else:
+            self._refused.discard(key)
+            return True
+        logger.error("%s %d has %s: ignored; restart the server", *key, difference)
+        self._refused.add(key)
+        return False
+
     def is_new_process(self, hello: Hello) -> bool:
-        """Note the Hello; whether it is from another process than the last of this place."""
+        """Note the Hello. Returns whether another process than before has this role and index."""
         key = (hello.role, hello.index)
         is_new = self._pids.get(key) != hello.pid
         self._pids[key] = hello.pid
         return is_new
 
-    def accepts(self, message: AnyMessage) -> bool:
-        """Whether a Hello or Ready is from a process of the same version and configuration."""
-        if isinstance(message, Hello):
-            key = (message.role, message.index)
-            same = message.config_hash == self._config_hash
-            if same and message.protocol == PROTOCOL_VERSION:
-                self._refused.discard(key)
-                return True
-            what = "configuration" if not same else f"protocol version {message.protocol}"
-            _log.error("%s %d has another %s: ignored; restart the server", *key, what)
-            self._refused.add(key)
-            return False
-        return not isinstance(message, Ready) or (message.role, message.index) not in self._refused
-
 
 class SchedulerLoop:
-    """Drives one `Scheduler` until Shutdown(0). `steps` and `step_time_s` say what its steps
-    cost (`step_us` in the heartbeat is their mean)."""
+    """Drives one `Scheduler` until Shutdown(0). `steps` counts its plans, and `step_time_s` is the
+    time that they took to make and send."""
 
     def __init__(self, child: Child) -> None:
         self._child = child
@@ -133,7 +131,6 @@ class SchedulerLoop:
         self._next_heartbeat_ns = 0
         self._checked = True  # pages were checked since the last request
         self._running = True
-        self._stats = StepStats()
         self.steps = 0
         self.step_time_s = 0.0
 
@@ -148,31 +145,26 @@ class SchedulerLoop:
                 while self._running:
                     wait_ns = self._next_heartbeat_ns - time.monotonic_ns()
                     inbox = receiver.receive(max(0.0, wait_ns / 1e9))
-                    self.turn([m for m in inbox if self._take(m)])
+                    self.turn([message for message in inbox if self._accepts(message)])
                     if time.monotonic_ns() >= self._next_heartbeat_ns:
                         self._beat(receiver.malformed)
             finally:
                 self._links.close()
-                _log.info("stopped; %d steps, mean %.0f us", self.steps, self._step_us)
+                logger.info("stopped; %d steps, mean %.0f us", self.steps, self._step_us)
 
-    def _take(self, message: AnyMessage) -> bool:
-        """Look at a message before the core does; False keeps it from the core."""
-        if not self._greetings.accepts(message):
-            return False
+    def _accepts(self, message: AnyMessage) -> bool:
+        """Look at a message before the core does. False if the core must not see it."""
         match message:
+            case Hello() | Ready() if not self._greetings.accepts(message):
+                return False
             case Hello(role="frontend") if self._greetings.is_new_process(message):
                 self._links.reopen_frontend(message.index)
             case Shutdown(drain_s=drain_s) if drain_s <= 0:
                 self._running = False
-            case StepResult():
-                self._stats.answered(message, time.monotonic_ns())
-            case FlushCache():
-                self._core.workers.flush_cache()
-                return False
         return True
 
     def turn(self, inbox: list[AnyMessage]) -> None:
-        """Give the core its messages and send out whatever it wants sent."""
+        """Give the core its messages, and send its plans and messages."""
         while True:
             started = time.monotonic_ns()
             plan, outbox = self._core.step(started, inbox)
@@ -180,9 +172,9 @@ class SchedulerLoop:
                 data = encode(plan)
                 for sender in self._links.workers(plan.epoch):
                     sender.send_bytes(data)
-                self._stats.sent(plan, started)
             for outgoing in outbox:
-                self._log_ready(outgoing.message)
+                if isinstance(outgoing.message, Ready):
+                    self._log_ready(outgoing.message)
                 self._links.send(outgoing)
             if plan is None:
                 break
@@ -197,23 +189,20 @@ class SchedulerLoop:
         return self.step_time_s * 1e6 / max(1, self.steps)
 
     def _beat(self, malformed: int) -> None:
-        heartbeat = self._core.heartbeat(malformed, self._step_us)
-        self._links.broadcast(self._stats.fill(heartbeat))
+        self._links.broadcast(self._core.heartbeat(malformed, self._step_us))
         self._next_heartbeat_ns = time.monotonic_ns() + HEARTBEAT_NS
         if not self._core.num_live and not self._checked:
             self._core.check_integrity()
             self._checked = True
 
-    def _log_ready(self, message: Message) -> None:
-        if not isinstance(message, Ready):
-            return
+    def _log_ready(self, ready: Ready) -> None:
         wanted = self._child.config.max_req_total_len
-        if wanted is not None and message.max_req_total_len < wanted:
-            _log.warning(
+        if wanted is not None and ready.max_req_total_len < wanted:
+            logger.warning(
                 "KV memory holds %d pages of %d tokens: requests may have %d tokens in all, "
                 "not %d (max_req_total_len)",
-                message.num_pages,
+                ready.num_pages,
                 self._child.config.page_size,
-                message.max_req_total_len,
+                ready.max_req_total_len,
                 wanted,
             )

@@ -1,167 +1,162 @@
-"""Which KV pages each request holds: the page pool and the prefix cache, used together.
+"""Which KV pages each request holds: its page table, the page pool and the prefix cache.
 
-One object per worker epoch. Why freeing at once is safe: workers run plans strictly in order, so
-when a page is freed while a sent plan still writes to it, its next owner's plan comes later and
-writes every position before reading it. Pages in the prefix cache hold only tokens whose KV a sent
-plan writes, and no plan ever writes below a request's length, so they never change. (The extra
-step of a request that turned out to have stopped writes its stop token, behind the cached part or
-completing it correctly. Drafts are written behind the tokens known when the step runs, too.)
+A page is freed as soon as its last holder drops it, although a plan that was sent may still write
+to it. This is safe because workers run plans strictly in order: the plan of the page's next owner
+comes later and writes each position before it is read.
+
+A page in the prefix cache never changes. It holds only tokens whose KV a sent plan writes, and no
+later plan writes to these positions again. Drafts are written behind the known tokens. The extra
+step of a request that has stopped writes its stop token, at that token's own position.
 """
 
 import sys
-from collections.abc import Callable
+from array import array
+from collections.abc import Iterable
 
-from ..shared.messages import RowAdmit
-from .pages import PagePool
-from .radix import Node, PrefixCache
-from .request import Request
+from .radix import Node, PagePool, PrefixCache
+
+
+class PageTable:
+    """The KV of one request: its pages in order, and its place in the prefix cache. `tokens` is
+    the request's own array, which grows; `salt` is None if it does not use the cache."""
+
+    def __init__(self, tokens: "array[int]", salt: str | None) -> None:
+        self.tokens = tokens
+        self.salt = salt
+        self.waits_for: Node | None = None  # another request is about to fill this page
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all pages: they were released, or they are gone with the workers."""
+        self.pages: list[int] = []
+        self.capacity = 0  # in tokens: len(pages) * page_size
+        # Positions whose KV is written by the plans sent so far; with drafts in flight, the most
+        # that it can be. Never above `capacity`: workers accept no draft that has no page.
+        self.num_kv = 0
+        self.num_shared = 0  # pages taken from the prefix cache at the start
+        self.node: Node | None = None  # the deepest locked node of the prefix cache
+        self.depth = 0  # of `node`: pages of this table that are in the prefix cache
+        self.pending: list[Node] = []  # nodes that this request has yet to fill, deepest first
+        self.publish_at = sys.maxsize  # number of tokens that completes the next page
+
+    @property
+    def waits_for_prefix(self) -> bool:
+        """Whether a running request is about to fill a page that this one could use."""
+        return self.waits_for is not None and self.waits_for.is_coming
 
 
 class Memory:
     """All pages of the workers of one epoch."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
+        self.num_pages = num_pages
         self.page_size = page_size
         self.pool = PagePool(num_pages)
         self.cache = PrefixCache(self.pool, page_size)
 
     @property
-    def num_pages(self) -> int:
-        """All pages."""
-        return self.pool.num_pages
-
-    @property
     def num_available(self) -> int:
-        """Pages that can be taken now: free, or in the prefix cache alone."""
+        """Pages that can be taken now: free ones, and those that only the prefix cache holds."""
         return self.pool.num_free + self.cache.num_evictable
 
     def _take(self, count: int) -> list[int]:
-        self.cache.evict(count - self.pool.num_free)
+        num_missing = count - self.pool.num_free
+        if num_missing > 0:
+            self.cache.evict(num_missing)
         return self.pool.take(count)
 
-    # --- admission -----------------------------------------------------------------------
+    # --- starting ------------------------------------------------------------------------
 
-    def find(self, request: Request) -> tuple[list[Node], int]:
-        """The cached prefix of a request that wants to start: its nodes and their number, and how
-        many pages it takes from `num_available` to start. The last token is always computed, so
-        at most `len(tokens) - 1` tokens are found. If a page that the request will have in full
-        is pending, `request.waits_for` is set to it."""
-        num_tokens = len(request.tokens)
+    def find(self, table: PageTable) -> tuple[list[Node], int]:
+        """The cached prefix of a request that wants to start, and how many pages it would take
+        from `num_available`. The last token is always computed, so it is never found. If the next
+        page of the prefix is pending, `table.waits_for` is set to it."""
+        num_tokens = len(table.tokens)
         num_needed = -(-num_tokens // self.page_size)
-        request.waits_for = None
-        if not request.uses_cache:
+        table.waits_for = None
+        if table.salt is None:
             return [], num_needed
-        nodes = self.cache.match(request.cache_salt, request.tokens, num_tokens // self.page_size)
+        nodes = self.cache.match(table.salt, table.tokens, num_tokens // self.page_size)
         if nodes and not nodes[-1].ready:
-            request.waits_for = nodes[-1]
+            table.waits_for = nodes[-1]
         del nodes[(num_tokens - 1) // self.page_size :]
         num_locked = sum(node.locks > 0 for node in nodes)
         return nodes, num_needed - num_locked
 
-    def start(self, request: Request, nodes: list[Node]) -> None:
-        """Give the request pages for all its known tokens, the first ones from `nodes` (as found
-        by `find` just now, with enough pages available)."""
+    def start(self, table: PageTable, nodes: list[Node]) -> None:
+        """Give a request pages for all its known tokens. The first are those of `nodes`, which
+        `find` has just returned; enough pages must be available for the rest."""
         size = self.page_size
         shared = [node.page for node in nodes]
-        if request.uses_cache:
-            request.node = self.cache.enter(request.cache_salt, nodes[-1] if nodes else None)
+        if table.salt is not None:
+            table.node = self.cache.enter(table.salt, nodes[-1] if nodes else None)
         self.pool.hold(shared)
-        request.pages = shared + self._take(-(-len(request.tokens) // size) - len(shared))
-        request.kv_capacity = len(request.pages) * size
-        request.num_shared_pages = request.num_tree_pages = len(shared)
-        request.num_kv = len(shared) * size
-        if request.node is not None:
-            for index in range(len(shared), len(request.tokens) // size):
-                node = self._extend(request, index, ready=False)
+        table.pages = shared + self._take(-(-len(table.tokens) // size) - len(shared))
+        table.capacity = len(table.pages) * size
+        table.num_shared = table.depth = len(shared)
+        table.num_kv = len(shared) * size
+        if table.node is not None:
+            for index in range(len(shared), len(table.tokens) // size):
+                node = self._extend(table, index, ready=False)
                 if not node.ready:
-                    request.pending.append(node)
-            request.pending.reverse()
-            request.publish_at = (request.num_tree_pages + 1) * size
-
-    def row_admit(self, request: Request) -> RowAdmit:
-        """The message part that gives a just started request its row."""
-        return RowAdmit(
-            row=request.row,
-            sampling=request.sampling,
-            pages=list(request.pages),
-            num_cached_tokens=request.num_kv,
-            num_output_tokens=request.num_output_tokens,
-            counted_ids=request.counted_ids(),
-            grammar=request.grammar,
-            matched_ids=request.matched_ids(),
-        )
+                    table.pending.append(node)
+            table.pending.reverse()
+            table.publish_at = (table.depth + 1) * size
 
     # --- while running -------------------------------------------------------------------
 
-    def make_room(
-        self, request: Request, num_kv: int, reclaim: Callable[[Request], bool]
-    ) -> list[int] | None:
-        """Append pages to the request's table until `num_kv` tokens fit, but none behind the last
-        token that is ever run, and none taken from others for drafts: those that find no page are
-        not accepted. -> the pages; None if the request had to give way (see `add_decodes`)."""
-        num_kv = min(num_kv, request.max_total_tokens - 1)
-        pages: list[int] = []
-        while request.kv_capacity < num_kv:
-            if not self.num_available:
-                if request.kv_capacity > request.num_kv:
-                    break
-                if not reclaim(request):
-                    return None
-            pages += self._take(1)
-            request.pages.append(pages[-1])
-            request.kv_capacity += self.page_size
-        return pages
+    def append_page(self, table: PageTable) -> int:
+        """Add a page, of which one must be available, at the end of the table."""
+        (page,) = self._take(1)
+        table.pages.append(page)
+        table.capacity += self.page_size
+        return page
 
-    def publish_planned(self, request: Request) -> None:
-        """A plan with prompt chunks of the request is made: its full pages can be used by others
-        in *later* plans (not in the same one, which reads before it has written)."""
-        size, pending = self.page_size, request.pending
-        while pending and (request.num_tree_pages - len(pending) + 1) * size <= request.num_kv:
+    def publish_prefilled(self, table: PageTable) -> None:
+        """A plan with a prompt chunk is made. Pages that it completes can be used by others in
+        *later* plans: a step reads all KV before it writes any."""
+        pending = table.pending
+        while pending and (table.depth - len(pending) + 1) * self.page_size <= table.num_kv:
             pending.pop().ready = True
 
-    def publish(self, request: Request) -> None:
+    def publish(self, table: PageTable) -> None:
         """Put pages that outputs have filled into the cache: KV planned and values known."""
-        if request.node is None:
+        if table.node is None:
             return
-        size = self.page_size
-        num_full = min(request.num_kv, len(request.tokens)) // size
-        while request.num_tree_pages < num_full:
-            self._extend(request, request.num_tree_pages, ready=True)
-        request.publish_at = (request.num_tree_pages + 1) * size
+        num_full = min(table.num_kv, len(table.tokens)) // self.page_size
+        while table.depth < num_full:
+            self._extend(table, table.depth, ready=True)
+        table.publish_at = (table.depth + 1) * self.page_size
 
-    def _extend(self, request: Request, index: int, ready: bool) -> Node:
-        assert request.node is not None, "only requests that use the cache stand on a node"
-        key = self.cache.page_key(request.tokens, index)
-        request.node = self.cache.extend(request.node, key, request.pages[index], ready)
-        request.num_tree_pages += 1
-        return request.node
+    def _extend(self, table: PageTable, index: int, ready: bool) -> Node:
+        assert table.node is not None, "only requests that use the cache have a node"
+        key = self.cache.page_key(table.tokens, index)
+        table.node = self.cache.extend(table.node, key, table.pages[index], ready)
+        table.depth += 1
+        return table.node
 
-    def release(self, request: Request) -> None:
-        """Take all pages from the request; full ones stay in the prefix cache."""
-        if request.node is not None:
-            self.publish(request)
-            self.cache.leave(request.node, request.pending)
-        self.pool.drop(request.pages)
-        forget(request)
+    def release(self, table: PageTable) -> None:
+        """Take all pages from a request; full ones stay in the prefix cache."""
+        if table.node is not None:
+            self.publish(table)
+            self.cache.leave(table.node, table.pending)
+        self.pool.drop(table.pages)
+        table.clear()
+
+    def flush(self) -> None:
+        """Free the pages that only the prefix cache holds."""
+        self.cache.evict(self.cache.num_evictable)
 
     # --- checking ------------------------------------------------------------------------
 
-    def check_integrity(self, holders: list[Request]) -> None:
-        """Raise AssertionError unless pages, locks and counts are exactly those of `holders`
-        (all requests that have pages) and the cache."""
-        held = [page for request in holders for page in request.pages]
-        held += [node.page for node in self.cache.nodes()]
+    def check_integrity(self, tables: Iterable[PageTable]) -> None:
+        """Raise AssertionError unless pages, locks and counts are exactly those of the cache and
+        of `tables`, which are all that have pages."""
+        tables = list(tables)
+        nodes = self.cache.check_integrity(t.node for t in tables if t.node is not None)
+        held = [page for table in tables for page in table.pages]
+        held += [node.page for node in nodes]
         self.pool.check_integrity(held)
-        self.cache.check_integrity([r.node for r in holders if r.node is not None])
-        for request in holders:
-            assert request.kv_capacity == len(request.pages) * self.page_size, "page table size"
-            assert request.num_kv <= request.kv_capacity, "KV written beyond the page table"
-
-
-def forget(request: Request) -> None:
-    """The request has no pages any more (released, or gone with the workers)."""
-    request.pages = []
-    request.kv_capacity = request.num_shared_pages = request.num_tree_pages = request.num_kv = 0
-    request.node = None
-    request.pending = []
-    request.publish_at = sys.maxsize
+        for table in tables:
+            assert table.capacity == len(table.pages) * self.page_size, "capacity of a page table"
+            assert table.num_kv <= table.capacity, "KV written beyond the page table"

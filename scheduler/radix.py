@@ -1,16 +1,71 @@
-"""The prefix cache: a tree of full KV pages, keyed by (the bytes of) the tokens that they hold.
+"""Page numbers: the pool that counts who holds each, and the prefix cache, which holds some.
 
-One node is one page; its path from the root spells the whole token prefix, and each cache salt has
-a root of its own. A node is *pending* while the request that owns it has not yet planned the step
-that fills the page: others wait for it instead of computing it too. Requests lock the path they
-stand on; unlocked leaves are evicted, least recently released first.
+The prefix cache is a tree of full pages, keyed by (the bytes of) the tokens that they hold. A node
+is one page, and its path from the root spells the whole token prefix. Each cache salt has a root of
+its own. A node is *pending* while the request that owns it has not yet planned the step that fills
+the page: other requests wait for it instead of computing it too. A request locks the path from the
+root to its node. Unlocked leaves are evicted, least recently released first.
 """
 
 import heapq
 from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
-from .pages import PagePool
+
+class PagePool:
+    """Reference counts of pages 0..num_pages-1, and the list of free ones. Each request that has a
+    page in its table holds it once, and the prefix cache holds it once. Only numbers are kept
+    here; the bytes are in the workers."""
+
+    def __init__(self, num_pages: int) -> None:
+        self.num_pages = num_pages
+        self._free = list(range(num_pages - 1, -1, -1))  # a stack: low numbers first
+        self._holders = [0] * num_pages
+
+    @property
+    def num_free(self) -> int:
+        """Pages without a holder."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """Take `count` free pages, each held once from now on. There must be that many."""
+        assert 0 <= count <= len(self._free), f"{count} pages asked, {len(self._free)} free"
+        split = len(self._free) - count
+        pages = self._free[split:][::-1]
+        del self._free[split:]
+        for page in pages:
+            self._holders[page] = 1
+        return pages
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """Add a holder to each of `pages`, which must have one already."""
+        holders = self._holders
+        for page in pages:
+            assert holders[page] > 0, f"page {page} is free and cannot be shared"
+            holders[page] += 1
+
+    def drop(self, pages: Iterable[int]) -> None:
+        """Remove a holder from each of `pages`. A page without holders is free at once."""
+        holders = self._holders
+        for page in pages:
+            num_holders = holders[page] - 1
+            assert num_holders >= 0, f"page {page} freed twice"
+            holders[page] = num_holders
+            if not num_holders:
+                self._free.append(page)
+
+    def check_integrity(self, held: Iterable[int]) -> None:
+        """Raise AssertionError unless `held` (each page as often as it has holders) and the free
+        list account for every page exactly."""
+        counts = Counter(held)
+        free = set(self._free)
+        assert len(free) == len(self._free), "a page is in the free list twice"
+        for page, holders in enumerate(self._holders):
+            assert counts[page] == holders, (
+                f"page {page}: {holders} holders counted, {counts[page]} found"
+            )
+            assert (page in free) == (holders == 0), f"page {page}: free list and holders disagree"
 
 
 class Node:
@@ -23,13 +78,13 @@ class Node:
         self.page = page
         self.parent = parent  # None: a root, or removed from the tree
         self.ready = ready  # the step that fills the page has been planned
-        self.locks = 0  # requests standing on this node or below it
+        self.locks = 0  # requests whose path contains this node
         self.last_used = 0
         self.children: dict[bytes, Node] = {}
 
     @property
     def is_coming(self) -> bool:
-        """Whether somebody is about to fill this page."""
+        """Whether a running request is about to fill this page."""
         return not self.ready and self.parent is not None
 
 
@@ -49,27 +104,27 @@ class PrefixCache:
     # --- finding -------------------------------------------------------------------------
 
     def page_key(self, tokens: "array[int]", index: int) -> bytes:
-        """Key of the page that holds the tokens of page `index` of a sequence."""
+        """Key of page number `index` of the sequence `tokens`."""
         return tokens[index * self._page_size : (index + 1) * self._page_size].tobytes()
 
     def match(self, salt: str, tokens: "array[int]", num_pages: int) -> list[Node]:
-        """Nodes of the longest stored prefix of `tokens`, at most `num_pages`. Ends with the
-        first pending node, if there is one on the way. Changes nothing."""
+        """Nodes of the longest stored prefix of `tokens`, at most `num_pages`. A pending node
+        ends the list. Changes nothing."""
         node = self._roots.get(salt)
-        found: list[Node] = []
+        nodes: list[Node] = []
         for index in range(num_pages):
             node = node and node.children.get(self.page_key(tokens, index))
             if node is None:
                 break
-            found.append(node)
+            nodes.append(node)
             if not node.ready:
                 break
-        return found
+        return nodes
 
-    # --- standing on a path --------------------------------------------------------------
+    # --- locking a path ------------------------------------------------------------------
 
     def enter(self, salt: str, node: Node | None) -> Node:
-        """Lock the path down to `node` (None: to the salt's root) and return its end."""
+        """Lock the path from the root to `node`, and return `node`. None: the salt's root."""
         if node is None:
             node = self._roots.get(salt)
             if node is None:
@@ -82,9 +137,9 @@ class PrefixCache:
             node = node.parent
 
     def extend(self, node: Node, key: bytes, page: int, ready: bool) -> Node:
-        """Step from the locked `node` to its child `key`, locking that too; if there is none yet,
-        `page` becomes it. A pending child of somebody else is taken over when `page` is ready:
-        its owner goes on with its own page."""
+        """Lock the child `key` of the locked `node`, and return it. Without such a child, `page`
+        becomes one. If the child is pending for another request and `page` is ready, the node
+        gets this page; the other request keeps its own one."""
         child = node.children.get(key)
         if child is None:
             child = node.children[key] = Node(key, page, node, ready)
@@ -100,8 +155,8 @@ class PrefixCache:
         return child
 
     def leave(self, node: Node, pending: Sequence[Node] = ()) -> None:
-        """Give up the path down to `node`. `pending` are the request's own pending nodes at its
-        end, deepest first: those still pending are removed, for nobody will fill them."""
+        """Unlock the path from the root to `node`. `pending` are the nodes at its end that the
+        request had to fill, deepest first: those that are still pending are removed."""
         for unfilled in pending:
             if unfilled.ready:  # taken over by a request that had the page already
                 break
@@ -130,12 +185,12 @@ class PrefixCache:
                 self.num_evictable += 1
                 node.last_used = self._clock
             if not node.children:
-                self._leaf(node)
+                self._add_leaf(node)
 
     # --- removing ------------------------------------------------------------------------
 
     def evict(self, count: int) -> None:
-        """Remove up to `count` unlocked nodes, so that their pages are free."""
+        """Remove up to `count` unlocked nodes, so that their pages become free."""
         while count > 0 and self._leaves:
             last_used, _, node = heapq.heappop(self._leaves)
             stale = node.locks or node.children or node.parent is None
@@ -143,8 +198,8 @@ class PrefixCache:
                 self._remove(node, locked=False)
                 count -= 1
 
-    def _leaf(self, node: Node) -> None:
-        """`node` has no children and no locks: it may go."""
+    def _add_leaf(self, node: Node) -> None:
+        """`node` has neither children nor locks: it can be evicted."""
         if node.parent is None:
             assert isinstance(node.key, str), "only roots have no parent"
             self._roots.pop(node.key, None)
@@ -177,7 +232,7 @@ class PrefixCache:
         self.num_evictable -= not locked
         self._pool.drop((node.page,))
         if not parent.children and not parent.locks:
-            self._leaf(parent)
+            self._add_leaf(parent)
 
     # --- checking ------------------------------------------------------------------------
 
@@ -190,11 +245,11 @@ class PrefixCache:
             if node.page >= 0:
                 yield node
 
-    def check_integrity(self, standing: Sequence[Node]) -> None:
-        """Raise AssertionError unless the tree is sound and its locks are exactly those of the
-        requests standing on the nodes `standing`."""
+    def check_integrity(self, ends: Iterable[Node]) -> list[Node]:
+        """All nodes. Raise AssertionError unless the tree is sound and its locks are exactly those
+        of the paths that end at `ends`."""
         locks: dict[int, int] = {}
-        for end in standing:
+        for end in ends:
             step: Node | None = end
             while step is not None:
                 locks[id(step)] = locks.get(id(step), 0) + 1
@@ -218,3 +273,4 @@ class PrefixCache:
         assert sum(not node.locks for node in nodes) == self.num_evictable, "evictable count"
         assert len({node.page for node in nodes}) == len(nodes), "a page is in the tree twice"
         assert len(self._leaves) <= 2 * self.num_nodes + 64 + len(nodes), "leaf heap grows"
+        return nodes

@@ -1,17 +1,19 @@
-"""One request as the scheduler sees it, and the states it can be in.
+"""One request as the scheduler sees it, the states it can be in, and why it ends.
 
-Tokens are known (their values arrived) or only planned (a step that samples them was sent): with
-look-ahead the plan runs ahead of the values. With drafts a step brings one token or more, so what
-is planned is known within bounds only. Everything here is plain data; the decisions are in
-`core.py`, `batch.py` and `admission.py`, the page bookkeeping in `memory.py`.
+A token is *known* when its value has arrived, and *planned* when the step that samples it was sent.
+Plans are sent ahead of results, so more tokens are planned than known. With drafts a step brings
+one token or more: until its result is here, only bounds of the number of planned tokens are known.
+
+This file is data. Decisions are made in `core.py`, `batch.py` and `admission.py`; the pages of a
+request belong to `memory.py`.
 """
 
 import enum
-import sys
 from array import array
+from typing import NamedTuple
 
 from ..shared.messages import Submit
-from .radix import Node
+from .memory import PageTable
 
 
 class RequestState(enum.Enum):
@@ -19,7 +21,7 @@ class RequestState(enum.Enum):
 
     WAITING = "waiting"  # queued, never ran
     PREFILL = "prefill"  # has a row; some known tokens are not planned yet
-    DECODE = "decode"  # has a row; every known token is planned, one more sampled per step
+    DECODE = "decode"  # has a row; every known token is planned, each step samples another one
     LAST = "last"  # its last token is planned; only results are missing
     PAUSED = "paused"  # ran, lost its pages (preempted, or the workers died), queued again
     FINISHED = "finished"
@@ -36,101 +38,59 @@ LEGAL_TRANSITIONS: dict[RequestState, frozenset[RequestState]] = {
 }
 
 
+class Ending(NamedTuple):
+    """Why a request ends: the fields of `Finished` that say so."""
+
+    reason: str
+    message: str = ""
+    field: str = ""
+    retry_after_s: float = 0.0
+
+
 class Request:
-    """State of one sequence. Attributes are grouped by who changes them. OverflowError if a
-    prompt id has more than 32 bits."""
+    """State of one request. `arrival` numbers the requests in the order in which they came.
+    Raises OverflowError if a prompt id has more than 32 bits."""
 
-    __slots__ = (
-        "arrival_ns",
-        "cache_salt",
-        "deadline_ns",
-        "frontend",
-        "grammar",
-        "kv_capacity",
-        "max_planned",
-        "max_total_tokens",
-        "node",
-        "num_accepted",
-        "num_cached_tokens",
-        "num_kv",
-        "num_logprob_positions",
-        "num_planned",
-        "num_prompt_tokens",
-        "num_shared_pages",
-        "num_tree_pages",
-        "overtaken",
-        "pages",
-        "pages_needed",
-        "pending",
-        "priority",
-        "publish_at",
-        "queue_ns",
-        "request_id",
-        "row",
-        "sampling",
-        "sequence",
-        "state",
-        "stop_ids",
-        "tokens",
-        "uses_cache",
-        "waits_for",
-        "worker_losses",
-    )
-
-    def __init__(self, submit: Submit, sequence: int, now_ns: int, uses_cache: bool) -> None:
+    def __init__(self, submit: Submit, arrival: int, now_ns: int, uses_cache: bool) -> None:
         self.request_id = submit.request_id
         self.frontend = submit.frontend
         self.sampling = submit.sampling
-        self.stop_ids = frozenset(submit.sampling.stop_token_ids)
-        self.cache_salt = submit.cache_salt
         self.grammar = submit.grammar
-        self.uses_cache = uses_cache
         self.priority = submit.priority
-        self.sequence = sequence  # arrival order, unique
+        self.arrival = arrival
         self.arrival_ns = now_ns
-        self.deadline_ns = 0  # end of the queue wait; 0: none
+        self.deadline_ns = 0  # when its wait in the queue ends; 0: never
+        self.stop_ids = frozenset(submit.sampling.stop_token_ids)
         self.num_prompt_tokens = len(submit.prompt_ids)
-        self.max_total_tokens = 0  # prompt + output; settled by admission
+        self.max_total_tokens = 0  # prompt and output; set by admission
 
         self.state = RequestState.WAITING
-        # Prompt and outputs whose values are known; 4 bytes each, invisible to the collector
-        self.tokens = array("i", submit.prompt_ids)
-        # Known tokens and those being sampled in flight: at least and, with all drafts accepted, at
-        # most. The first is what the request will have for certain.
-        self.num_planned = self.max_planned = len(self.tokens)
-        # Positions whose KV is written by the plans sent so far; with drafts in flight the most it
-        # can be. Never above kv_capacity: workers accept no draft that has no page.
-        self.num_kv = 0
-        self.num_accepted = 0  # outputs that were drafts
         self.row = -1
-        self.num_logprob_positions = 1  # prompt logprobs sent for positions below; 0 has none
+        # Prompt and known outputs. An array takes 4 bytes per token, and the garbage collector
+        # need not look into it.
+        self.tokens = array("i", submit.prompt_ids)
+        # Tokens known or planned: the least if no draft in flight is accepted, the most if all are.
+        self.min_planned = self.max_planned = len(self.tokens)
+        self.num_accepted = 0  # outputs that were drafts
+        self.num_logprob_positions = 1  # prompt logprobs were sent for all positions below this
+        self.table = PageTable(self.tokens, submit.cache_salt if uses_cache else None)
 
-        # Page bookkeeping, owned by memory.py
-        self.pages: list[int] = []
-        self.kv_capacity = 0  # len(pages) * page_size
-        self.num_shared_pages = 0  # of these, taken from the prefix cache at admission
-        self.node: Node | None = None  # deepest prefix-cache node of this sequence, locked
-        self.num_tree_pages = 0  # depth of `node`
-        self.pending: list[Node] = []  # own nodes not yet planned, deepest first
-        self.publish_at = sys.maxsize  # number of tokens that completes the next page
-
-        # Queue bookkeeping, owned by core.py
-        self.waits_for: Node | None = None  # a running request is about to fill this page
-        self.pages_needed = 0  # pages that were missing at the last try
-        self.overtaken = 0  # requests admitted past this one while it did not fit
-        self.queue_ns = -1  # time to the first admission
-        self.num_cached_tokens = 0  # at the first admission
-        self.worker_losses = 0  # worker groups that died while this ran
+        # For the queue
+        self.pages_needed = 0  # pages that were missing when it was last looked at
+        self.overtaken = 0  # requests that started before this one while it did not fit
+        self.queue_ns = -1  # time until it started first
+        self.num_cached_tokens = 0  # found in the prefix cache when it started first
+        self.worker_losses = 0  # worker groups that died while they ran it
 
     @property
     def num_output_tokens(self) -> int:
-        """Output tokens whose values are known."""
+        """Output tokens that are known."""
         return len(self.tokens) - self.num_prompt_tokens
 
     @property
     def results_in_flight(self) -> bool:
-        """Whether a sent step will still bring a token."""
-        return self.num_planned > len(self.tokens)
+        """Whether a step that was sent will bring another token."""
+        return self.min_planned > len(self.tokens)
 
     @property
     def is_detached(self) -> bool:
@@ -138,29 +98,31 @@ class Request:
         return self.state is RequestState.LAST and self.row < 0
 
     @property
-    def waits_for_prefix(self) -> bool:
-        """Whether a running request is about to fill a page that this one could use."""
-        return self.waits_for is not None and self.waits_for.is_coming
+    def needs_page(self) -> bool:
+        """Whether it decodes and its next token needs another page."""
+        table = self.table
+        is_full = table.num_kv == table.capacity < self.max_total_tokens - 1
+        return is_full and self.state is RequestState.DECODE
 
     @property
     def age_key(self) -> tuple[int, int]:
         """Order among running requests: the smallest is served first and preempted last."""
-        return (self.priority, self.sequence)
+        return (self.priority, self.arrival)
 
     @property
     def queue_key(self) -> tuple[int, bool, int]:
         """Order in the queue: by priority, then those that already ran, then by arrival."""
-        return (self.priority, self.state is RequestState.WAITING, self.sequence)
+        return (self.priority, self.state is RequestState.WAITING, self.arrival)
 
     def receive(self, num_tokens: int, width: int) -> None:
-        """A step that could bring `width` tokens brings `num_tokens`: the bounds close in."""
-        self.num_planned += num_tokens - 1
+        """A step that could bring up to `width` tokens brought `num_tokens`: adjust the bounds."""
+        self.min_planned += num_tokens - 1
         self.max_planned -= width - num_tokens
-        self.num_kv = min(self.num_kv, self.max_planned - 1)
+        self.table.num_kv = min(self.table.num_kv, self.max_planned - 1)
 
     def lose_planned(self) -> None:
-        """What is in flight will never arrive."""
-        self.num_planned = self.max_planned = len(self.tokens)
+        """The results in flight will never arrive."""
+        self.min_planned = self.max_planned = len(self.tokens)
 
     def move(self, state: RequestState) -> None:
         """Change state; only transitions in LEGAL_TRANSITIONS exist."""
@@ -170,7 +132,7 @@ class Request:
         self.state = state
 
     def matched_ids(self) -> list[int]:
-        """Outputs that the grammar of this request has seen (see RowAdmit)."""
+        """Outputs that the grammar of this request has matched (see RowAdmit)."""
         return [] if self.grammar is None else self.tokens[self.num_prompt_tokens :].tolist()
 
     def counted_ids(self) -> list[int]:

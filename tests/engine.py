@@ -10,8 +10,7 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
-from glimmer.scheduler.core import Scheduler
-from glimmer.scheduler.peers import Outgoing
+from glimmer.scheduler.core import Outgoing, Scheduler
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     AnyMessage,

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from glimmer.scheduler.core import Scheduler
-from glimmer.scheduler.peers import Outgoing
+from glimmer.scheduler.core import Outgoing, Scheduler
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Finished,

@@ -2,7 +2,8 @@
 
 import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.admission import Admission, StepLimits
+from glimmer.scheduler.admission import Admission
+from glimmer.scheduler.batch import StepLimits
 from glimmer.scheduler.request import Request
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ConfigError

@@ -4,16 +4,20 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from fakes import FakeEngine
 from glimmer.scheduler.draft import DraftPolicy
-from glimmer.scheduler.results import Flight
 from glimmer.shared.config import ServeConfig
+from glimmer.shared.messages import PrefillChunk, StepPlan
 
 MS = 1_000_000
 Cost = Callable[[int], float]
+
+
+def plan(num_rows: int, num_drafts: int, num_chunks: int = 0) -> StepPlan:
+    chunks = [PrefillChunk(row, 0, [1], False, 1) for row in range(num_chunks)]
+    return StepPlan(0, 0, [], [], [], chunks, list(range(num_rows)), num_drafts)
 
 
 class Server:
@@ -38,7 +42,7 @@ class Server:
                 self.tokens += 1 + accepted
             taken_ns = int(cost(length) * MS * self.rng.uniform(0.97, 1.03))
             self.time_ns += taken_ns
-            self.policy.observe(Flight(0, [], [], num_rows, length), counts, taken_ns)
+            self.policy.observe(plan(num_rows, length), counts, taken_ns)
             self.lengths.append(length)
 
     def most_used(self, last: int) -> tuple[int, float]:
@@ -120,7 +124,6 @@ def test_one_slow_step_changes_nothing() -> None:
 def test_answers_that_wait_for_chunks_to_be_launched_change_nothing(seed: int) -> None:
     """One step in three has a chunk, and the answer of the one before is late by half a step."""
     server = Server(policy(3), seed)
-    chunks: Any = [(object(), 0)]
     is_mixed = [server.rng.random() < 1 / 3 for _ in range(501)]
     for now, then in pairwise(is_mixed):
         length = server.policy.choose(32, 8448)
@@ -129,8 +132,8 @@ def test_answers_that_wait_for_chunks_to_be_launched_change_nothing(seed: int) -
         counts[-1] += 32 - sum(counts)
         taken = (20, 23.5, 25, 26.5)[length] * server.rng.uniform(0.99, 1.01)
         taken += 15 * now + 12 * (then - now)
-        flight = Flight(0, [], chunks if now else [], 32, length)
-        server.policy.observe(flight, counts, int(taken * MS))
+        sent = plan(32, length, num_chunks=int(now))
+        server.policy.observe(sent, counts, int(taken * MS))
     assert server.most_used(400) == (3, pytest.approx(1, abs=0.05))
 
 
@@ -170,12 +173,10 @@ def test_steps_with_drafts_are_no_larger_than_what_workers_prepare_for() -> None
 
 def test_drafts_that_were_never_made_are_not_counted() -> None:
     drafts = policy(4, fixed=True)
-    drafts.observe(Flight(0, [], [(object(), 0)], 0, 2), [0, 0, 0], MS)  # type: ignore[list-item]
-    drafts.observe(Flight(1, [], [], 10, 4), [4, 3, 3, 0, 0], MS)
-    counts = drafts.counts()
-    assert counts["drafts_offered"] == [10, 10, 0, 0]
-    assert counts["drafts_accepted"] == [6, 3, 0, 0]
-    assert counts["decoded_rows"] == 10
+    drafts.observe(plan(0, 2, num_chunks=1), [0, 0, 0], MS)
+    drafts.observe(plan(10, 4), [4, 3, 3, 0, 0], MS)
+    assert drafts.offered == [10, 10, 0, 0]
+    assert drafts.accepted == [6, 3, 0, 0]
 
 
 def test_the_same_history_gives_the_same_choices() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from fakes import FakeEngine
+from glimmer.shared.messages import Abort, FlushCache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,8 +71,6 @@ def test_those_that_wait_for_a_prefix_go_on_when_it_never_comes(kind: str) -> No
     second = engine.submit(prompt, 2, priority=1)
     assert engine.core.heartbeat().num_waiting == 1
     if kind == "abort":
-        from glimmer.shared.messages import Abort
-
         engine.tell(Abort([first]))
     else:
         for i in range(6):
@@ -108,3 +107,20 @@ def test_any_mix_of_shared_prompts_is_served_exactly_in_little_memory(
         assert engine.tokens[submit.request_id] == engine.right_answer(submit)
     beat = engine.core.heartbeat()
     assert beat.pages_free + beat.pages_cached == beat.pages_total
+
+
+def test_a_flushed_cache_keeps_what_running_requests_use() -> None:
+    engine = FakeEngine(64)
+    first = engine.submission([1] * 12, 4)
+    engine.tell(first)
+    engine.finish()
+    running = engine.submission([2] * 12, 40)
+    engine.tell(running)
+    engine.turn(3)
+    assert engine.core.heartbeat().pages_cached > 0
+    engine.tell(FlushCache())
+    beat = engine.core.heartbeat()
+    assert (beat.pages_cached, beat.num_running) == (0, 1)
+    engine.core.check_integrity()
+    engine.finish()
+    assert engine.tokens[running.request_id] == engine.right_answer(running)

@@ -2,7 +2,7 @@
 
 import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.preempt import choose_victim
+from glimmer.scheduler.admission import choose_victim
 from glimmer.scheduler.request import Request, RequestState
 from glimmer.shared.messages import Submit
 from glimmer.shared.sampling import SamplingParams

@@ -1,8 +1,18 @@
 """A result reaches the right requests, once."""
 
+from typing import Any
+
 from fakes import FakeEngine
-from glimmer.scheduler.results import Flight, fits
-from glimmer.shared.messages import RowResult, StepResult, TokenLogprob, TokenRow, Tokens
+from glimmer.scheduler.batch import SentStep, fits
+from glimmer.shared.messages import (
+    PrefillChunk,
+    RowResult,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+    TokenRow,
+    Tokens,
+)
 
 
 def rows_for(engine: FakeEngine, request_id: int) -> list[TokenRow]:
@@ -15,24 +25,32 @@ def rows_for(engine: FakeEngine, request_id: int) -> list[TokenRow]:
     ]
 
 
+def sent_step(num_chunks: int, num_decodes: int, num_drafts: int = 0) -> SentStep:
+    """Step 5. All of its chunks sample."""
+    requests: list[Any] = [object()] * (num_chunks + num_decodes)
+    chunks = [PrefillChunk(row, 0, [1], True) for row in range(num_chunks)]
+    decode = list(range(num_chunks, len(requests)))
+    plan = StepPlan(0, 5, [], [], [], chunks, decode, num_drafts)
+    return SentStep(plan, requests[:num_chunks], requests)
+
+
 def test_only_a_result_of_the_plans_shape_fits() -> None:
-    request = object()
-    flight = Flight(5, [request, request], [(request, 0)])  # type: ignore[list-item]
+    step = sent_step(1, 1)
     two = [RowResult([1]), RowResult([2])]
-    assert fits(flight, StepResult(0, 5, two))
-    assert fits(flight, StepResult(0, 5, two, [[]]))
-    assert not fits(flight, StepResult(0, 6, two))
-    assert not fits(flight, StepResult(0, 5, two[:1]))
-    assert not fits(flight, StepResult(0, 5, two, [[], []]))
-    assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([])]))
-    assert not fits(flight, StepResult(0, 5, [RowResult([1]), RowResult([2, 3])]))
-    drafting = Flight(5, [request, request], [], 1, 2)  # type: ignore[list-item]
+    assert fits(step, StepResult(0, 5, two))
+    assert fits(step, StepResult(0, 5, two, [[]]))
+    assert not fits(step, StepResult(0, 6, two))
+    assert not fits(step, StepResult(0, 5, two[:1]))
+    assert not fits(step, StepResult(0, 5, two, [[], []]))
+    assert not fits(step, StepResult(0, 5, [RowResult([1]), RowResult([])]))
+    assert not fits(step, StepResult(0, 5, [RowResult([1]), RowResult([2, 3])]))
+    drafting = sent_step(1, 1, num_drafts=2)
     assert fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4])]))
     assert not fits(drafting, StepResult(0, 5, [RowResult([1, 2]), RowResult([3])]))
     assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3, 4, 5])]))
     assert fits(drafting, StepResult(0, 5, [], error="no memory"))
     assert not fits(drafting, StepResult(0, 6, [], error="no memory"))
-    assert fits(Flight(5, [], [], is_void=True), StepResult(0, 5, two))
+    assert fits(SentStep(step.plan, [], [], is_void=True), StepResult(0, 5, two))
     entry = TokenLogprob(2, -1.0, 1, [])
     assert not fits(drafting, StepResult(0, 5, [RowResult([1]), RowResult([2, 3], [entry])]))
 

@@ -1,7 +1,7 @@
 """The queue keeps its order and forgets nobody."""
 
+from glimmer.scheduler.admission import WaitingQueue
 from glimmer.scheduler.request import Request, RequestState
-from glimmer.scheduler.waiting import WaitingQueue
 from glimmer.shared.messages import Submit
 from glimmer.shared.sampling import SamplingParams
 from hypothesis import given
@@ -31,7 +31,7 @@ def test_order_is_priority_then_those_that_ran_then_arrival(
             queue.remove(request)
         else:
             expected.append((priority, not ran, sequence))
-    order = [(r.priority, r.state is RequestState.WAITING, r.sequence) for r in queue.first(99)]
+    order = [(r.priority, r.state is RequestState.WAITING, r.arrival) for r in queue.first(99)]
     assert order == sorted(expected)
     assert len(queue) == len(expected)
     assert queue.num_tokens == 3 * len(expected)

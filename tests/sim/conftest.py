@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for world.py and mutants.py
 
-DEFAULT_SEEDS = 300
+DEFAULT_SEEDS = 150
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

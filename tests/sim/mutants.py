@@ -6,17 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import pytest
 from glimmer.scheduler import (
+    admission,
     batch,
     core,
     grammars,
     memory,
-    pages,
-    peers,
     radix,
     request,
-    results,
-    waiting,
+    worker_group,
 )
 from glimmer.scheduler.request import RequestState
 from glimmer.shared import messages
@@ -37,9 +36,9 @@ def _skip_a_decref(drop: Any) -> Any:
 
 
 def _free_twice(release: Any) -> Any:
-    def mutant(self: Any, req: Any) -> None:
-        last = req.pages[-1:]
-        release(self, req)
+    def mutant(self: Any, table: Any) -> None:
+        last = table.pages[-1:]
+        release(self, table)
         if last and self.pool._holders[last[0]] == 0:
             self.pool._free.append(last[0])
 
@@ -48,7 +47,11 @@ def _free_twice(release: Any) -> Any:
 
 def _forget_abort_in_queue(remove: Any) -> Any:
     def mutant(self: Any, req: Any) -> None:
-        if req.state is RequestState.WAITING and req.queue_ns < 0 and req.waits_for is not None:
+        if (
+            req.state is RequestState.WAITING
+            and req.queue_ns < 0
+            and req.table.waits_for is not None
+        ):
             return  # left in the queue
         remove(self, req)
 
@@ -56,33 +59,33 @@ def _forget_abort_in_queue(remove: Any) -> Any:
 
 
 def _drop_token_when_paused(add_tokens: Any) -> Any:
-    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
-        is_paused = any(req.state is RequestState.PAUSED for req in flight.sampling)
-        outcome = results.Outcome() if is_paused else self  # the tokens are known, but never sent
-        add_tokens(outcome, flight, rows, mem)
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        is_paused = any(req.state is RequestState.PAUSED for req in step.sampling)
+        outcome = batch.Outcome() if is_paused else self  # the tokens are known, but never sent
+        add_tokens(outcome, step, rows, mem)
         self.accepted = outcome.accepted
 
     return mutant
 
 
 def _apply_extra_step(add_tokens: Any) -> Any:
-    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
-        ghosts = [copy.copy(r) for r in flight.sampling if r.state is RequestState.FINISHED]
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        ghosts = [copy.copy(r) for r in step.sampling if r.state is RequestState.FINISHED]
         for req in ghosts:
             req.state = RequestState.LAST
         by_id = {r.request_id: r for r in ghosts}
-        revived = [by_id.get(r.request_id, r) for r in flight.sampling]
-        add_tokens(self, flight._replace(sampling=revived), rows, mem)
+        revived = [by_id.get(r.request_id, r) for r in step.sampling]
+        add_tokens(self, step._replace(sampling=revived), rows, mem)
         self.ended = [(r, why) for r, why in self.ended if r not in ghosts]
 
     return mutant
 
 
 def _keep_what_follows_the_end(add_tokens: Any) -> Any:
-    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
-        add_tokens(self, flight, rows, mem)
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        add_tokens(self, step, rows, mem)
         ended = {r.request_id for r, _ in self.ended}
-        sent = {r.request_id: row for r, row in zip(flight.sampling, rows, strict=True)}
+        sent = {r.request_id: row for r, row in zip(step.sampling, rows, strict=True)}
         for part in self.rows.values():
             for place, row in enumerate(part):
                 if row.request_id in ended:
@@ -93,10 +96,10 @@ def _keep_what_follows_the_end(add_tokens: Any) -> Any:
 
 
 def _count_dropped_drafts(add_tokens: Any) -> Any:
-    def mutant(self: Any, flight: Any, rows: Any, mem: Any) -> None:
-        before = [r.num_accepted for r in flight.sampling]
-        add_tokens(self, flight, rows, mem)
-        for req, row, old in zip(flight.sampling, rows, before, strict=True):
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        before = [r.num_accepted for r in step.sampling]
+        add_tokens(self, step, rows, mem)
+        for req, row, old in zip(step.sampling, rows, before, strict=True):
             if req.num_accepted != old:
                 req.num_accepted = old + len(row.token_ids) - 1
 
@@ -105,53 +108,55 @@ def _count_dropped_drafts(add_tokens: Any) -> Any:
 
 def _believe_in_drafts(receive: Any) -> Any:
     def mutant(self: Any, num_tokens: int, width: int) -> None:
-        num_kv = self.num_kv
+        num_kv = self.table.num_kv
         receive(self, num_tokens, width)
-        self.num_kv = num_kv
+        self.table.num_kv = num_kv
 
     return mutant
 
 
 def _one_token_per_step(receive: Any) -> Any:
     def mutant(self: Any, num_tokens: int, width: int) -> None:
-        num_planned = self.num_planned
+        min_planned = self.min_planned
         receive(self, num_tokens, width)
-        self.num_planned = num_planned
+        self.min_planned = min_planned
 
     return mutant
 
 
-def _room_behind_the_end(make_room: Any) -> Any:
-    def mutant(self: Any, req: Any, num_kv: int, reclaim: Any) -> Any:
+def _pages_behind_the_end(append_pages: Any) -> Any:
+    def mutant(self: Any, req: Any, num_kv: int) -> None:
         longest, req.max_total_tokens = req.max_total_tokens, 1 << 30
-        found = make_room(self, req, num_kv, reclaim)
+        append_pages(self, req, num_kv)
         req.max_total_tokens = longest
-        return found
 
     return mutant
 
 
-def _free_drafts(add_decodes: Any) -> Any:
-    def mutant(self: Any, running: Any, reclaim: Any) -> None:
-        budget = self.budget
-        add_decodes(self, running, reclaim)
-        self.budget = budget - len(self._decode)
+def _free_drafts(add_chunk: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        if not self.__dict__.get("freed"):  # the first chunk: only decode rows were counted so far
+            self.freed = True
+            self.budget += len(self._decode) * self._num_drafts
+        add_chunk(self, req)
 
     return mutant
 
 
 def _stale_bound(lose_planned: Any) -> Any:
     def mutant(self: Any) -> None:
-        self.num_planned = len(self.tokens)
+        self.min_planned = len(self.tokens)
 
     return mutant
 
 
 def _no_cap(find: Any) -> Any:
-    def mutant(self: Any, req: Any) -> Any:
-        nodes, needed = find(self, req)
-        full = self.cache.match(req.cache_salt, req.tokens, len(req.tokens) // self.page_size)
-        if req.uses_cache and not req.waits_for_prefix and len(full) > len(nodes):
+    def mutant(self: Any, table: Any) -> Any:
+        nodes, needed = find(self, table)
+        num_pages = len(table.tokens) // self.page_size
+        full = self.cache.match(table.salt or "", table.tokens, num_pages)
+        uses_cache = table.salt is not None
+        if uses_cache and not table.waits_for_prefix and len(full) > len(nodes):
             return full, needed
         return nodes, needed
 
@@ -159,20 +164,20 @@ def _no_cap(find: Any) -> Any:
 
 
 def _publish_without_kv(publish: Any) -> Any:
-    def mutant(self: Any, req: Any) -> None:
-        kv, req.num_kv = req.num_kv, min(len(req.tokens), req.kv_capacity)
-        publish(self, req)
-        req.num_kv = kv
+    def mutant(self: Any, table: Any) -> None:
+        num_kv, table.num_kv = table.num_kv, min(len(table.tokens), table.capacity)
+        publish(self, table)
+        table.num_kv = num_kv
 
     return mutant
 
 
 def _publish_at_once(start: Any) -> Any:
-    def mutant(self: Any, req: Any, nodes: Any) -> None:
-        start(self, req, nodes)
-        for node in req.pending:
+    def mutant(self: Any, table: Any, nodes: Any) -> None:
+        start(self, table, nodes)
+        for node in table.pending:
             node.ready = True
-        req.pending = []
+        table.pending = []
 
     return mutant
 
@@ -211,18 +216,21 @@ def _enroll_with_kept_cache(enroll: Any) -> Any:
     return mutant
 
 
-def _lose_planned(forget: Any) -> Any:
-    def mutant(req: Any) -> None:
-        forget(req)
-        req.tokens = req.tokens[: max(req.num_prompt_tokens, len(req.tokens) - 1)]
+def _lose_a_token(requeue: Any) -> Any:
+    def mutant(requests: Any, waiting: Any) -> Any:
+        lost = requeue(requests, waiting)
+        for req in lost:
+            del req.tokens[max(req.num_prompt_tokens, len(req.tokens) - 1) :]
+            req.lose_planned()
+        return lost
 
     return mutant
 
 
-def _resumed_from_zero(row_admit: Any) -> Any:
-    def mutant(self: Any, req: Any) -> Any:
-        admit = row_admit(self, req)
-        return msgspec.structs.replace(admit, num_output_tokens=0)
+def _resumed_from_zero(admit: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        admit(self, req)
+        self._admitted[-1] = msgspec.structs.replace(self._admitted[-1], num_output_tokens=0)
 
     return mutant
 
@@ -233,6 +241,14 @@ def _leak_row(release_row: Any) -> Any:
         release_row(self, req)
         if aborted_in_prefill:
             self.free_rows.pop()
+
+    return mutant
+
+
+def _send_logprobs_again(release_row: Any) -> Any:
+    def mutant(self: Any, req: Any) -> None:
+        release_row(self, req)
+        req.num_logprob_positions = 1
 
     return mutant
 
@@ -262,26 +278,28 @@ def _never_expire(expired: Any) -> Any:
 
 
 MUTANTS: dict[str, Mutant] = {
-    "skips a reference when dropping pages": replace(pages.PagePool, "drop", _skip_a_decref),
+    "skips a reference when dropping pages": replace(radix.PagePool, "drop", _skip_a_decref),
     "frees a page twice": replace(memory.Memory, "release", _free_twice),
     "forgets an abort in the waiting queue": replace(
-        waiting.WaitingQueue, "remove", _forget_abort_in_queue
+        admission.WaitingQueue, "remove", _forget_abort_in_queue
     ),
     "accepts results of an old epoch": replace(core.Scheduler, "_on_result", _accept_old_epoch),
     "drops the token in flight at preemption": replace(
-        results.Outcome, "add_tokens", _drop_token_when_paused
+        batch.Outcome, "add_tokens", _drop_token_when_paused
     ),
-    "sends the token of the extra step": replace(results.Outcome, "add_tokens", _apply_extra_step),
+    "sends the token of the extra step": replace(batch.Outcome, "add_tokens", _apply_extra_step),
     "takes the last prompt token from the cache": replace(memory.Memory, "find", _no_cap),
     "caches a page whose KV is not planned": replace(memory.Memory, "publish", _publish_without_kv),
     "shares pages that are not written yet": replace(memory.Memory, "start", _publish_at_once),
     "evicts pages in use": replace(memory.Memory, "_take", _evict_in_use),
-    "loses a token when workers die": replace(core, "forget", _lose_planned),
-    "resumes with a wrong output count": replace(memory.Memory, "row_admit", _resumed_from_zero),
-    "leaks the row of an abort in prefill": replace(peers.WorkerGroup, "release_row", _leak_row),
+    "loses a token when workers die": replace(core, "requeue", _lose_a_token),
+    "resumes with a wrong output count": replace(batch.StepBuilder, "admit", _resumed_from_zero),
+    "leaks the row of an abort in prefill": replace(
+        worker_group.WorkerGroup, "release_row", _leak_row
+    ),
     "preempts the oldest": replace(core, "choose_victim", _steal_before),
     "does not count chunks in the budget": replace(batch.StepBuilder, "add_chunk", _free_budget),
-    "never ends a wait in the queue": replace(waiting.WaitingQueue, "expired", _never_expire),
+    "never ends a wait in the queue": replace(admission.WaitingQueue, "expired", _never_expire),
     "shares prefixes between salts": replace(
         radix.PrefixCache,
         "match",
@@ -295,7 +313,7 @@ MUTANTS: dict[str, Mutant] = {
         radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
     ),
     "admits rows before their grammar is loaded": replace(
-        grammars.Grammars, "is_missing", lambda _: lambda self, req: False
+        grammars.Grammars, "is_missing", lambda _: lambda self, grammar: False
     ),
     "resumes a row without what its grammar has seen": replace(
         request.Request, "matched_ids", lambda _: lambda self: []
@@ -304,7 +322,9 @@ MUTANTS: dict[str, Mutant] = {
         grammars.Grammars, "forget", lambda _: lambda self: setattr(self, "_epoch", -1)
     ),
     "drops a grammar that is in use": replace(
-        grammars.Grammars, "remove", lambda remove: lambda self, req: _retire(self, remove, req)
+        grammars.Grammars,
+        "remove",
+        lambda remove: lambda self, grammar: _retire(self, remove, grammar),
     ),
     "counts prompt tokens as outputs for penalties": replace(
         request.Request,
@@ -312,41 +332,72 @@ MUTANTS: dict[str, Mutant] = {
         lambda _: lambda self: list(self.tokens) if self.sampling.uses_penalties else [],
     ),
     "sends prompt logprobs again after a resume": replace(
-        memory, "forget", lambda forget: lambda req: (forget(req), _again(req))
+        worker_group.WorkerGroup, "release_row", _send_logprobs_again
     ),
 }
 
 
-def _retire(self: Any, remove: Any, req: Any) -> None:
-    remove(self, req)
-    if req.grammar is not None and self._users[req.grammar.name]:
-        self.outbox.append(messages.LoadGrammar(self._epoch, None, [req.grammar.name]))
+def _retire(self: Any, remove: Any, grammar: Any) -> None:
+    remove(self, grammar)
+    if self._users[grammar.name]:
+        self.outbox.append(messages.LoadGrammar(self._epoch, None, [grammar.name]))
 
 
-def _again(req: Any) -> None:
-    req.num_logprob_positions = 1
+def _fail_without_flush(on_failed_step: Any) -> Any:
+    def mutant(self: Any, step: Any, error: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory.Memory, "flush", lambda self: None)
+            on_failed_step(self, step, error)
+
+    return mutant
+
+
+def _fail_without_requeue(on_failed_step: Any) -> Any:
+    def mutant(self: Any, step: Any, error: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(core, "requeue", lambda *_: [])
+            on_failed_step(self, step, error)
+
+    return mutant
+
+
+def _ignore_flushes(handle: Any) -> Any:
+    def mutant(self: Any, message: Any) -> None:
+        if not isinstance(message, messages.FlushCache):
+            handle(self, message)
+
+    return mutant
+
+
+def _flush_pages_in_use(flush: Any) -> Any:
+    def mutant(self: Any) -> None:
+        flush(self)
+        for node in [node for node in self.cache.nodes() if not node.children][:1]:
+            self.pool.drop((node.page,))
+
+    return mutant
 
 
 def _keep_cache(patch: Patch) -> None:
-    replace(peers.WorkerGroup, "forget", _keep_cache_over_epochs)(patch)
-    replace(peers.WorkerGroup, "enroll", _enroll_with_kept_cache)(patch)
+    replace(worker_group.WorkerGroup, "forget", _keep_cache_over_epochs)(patch)
+    replace(worker_group.WorkerGroup, "enroll", _enroll_with_kept_cache)(patch)
 
 
 MUTANTS |= {
     "sends what follows a stop token in its step": replace(
-        results.Outcome, "add_tokens", _keep_what_follows_the_end
+        batch.Outcome, "add_tokens", _keep_what_follows_the_end
     ),
     "counts dropped drafts as accepted": replace(
-        results.Outcome, "add_tokens", _count_dropped_drafts
+        batch.Outcome, "add_tokens", _count_dropped_drafts
     ),
     "believes that rejected drafts have KV": replace(
         request.Request, "receive", _believe_in_drafts
     ),
     "counts one token for each step": replace(request.Request, "receive", _one_token_per_step),
     "allocates behind the longest length for drafts": replace(
-        memory.Memory, "make_room", _room_behind_the_end
+        batch.StepBuilder, "_append_pages", _pages_behind_the_end
     ),
-    "does not count drafts in the budget": replace(batch.StepBuilder, "add_decodes", _free_drafts),
+    "does not count drafts in the budget": replace(batch.StepBuilder, "add_chunk", _free_drafts),
     "remembers drafts in flight when workers die": replace(
         request.Request, "lose_planned", _stale_bound
     ),
@@ -354,12 +405,16 @@ MUTANTS |= {
 MUTANTS["keeps the prefix cache over epochs"] = _keep_cache
 MUTANTS |= {
     "keeps cached pages that a failed step should have written": replace(
-        peers.WorkerGroup, "flush_cache", lambda _: lambda self: None
+        core.Scheduler, "_on_failed_step", _fail_without_flush
     ),
+    "does not flush the cache when it is asked to": replace(
+        core.Scheduler, "_handle", _ignore_flushes
+    ),
+    "flushes cached pages that are in use": replace(memory.Memory, "flush", _flush_pages_in_use),
     "reads the result of a plan that builds on a failed step": replace(
-        peers.WorkerGroup, "void_plans", lambda _: lambda self: None
+        worker_group.WorkerGroup, "void_plans", lambda _: lambda self: None
     ),
     "goes on with rows that were admitted beside a failed step": replace(
-        core.Scheduler, "_replay", lambda _: lambda self: []
+        core.Scheduler, "_on_failed_step", _fail_without_requeue
     ),
 }

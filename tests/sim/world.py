@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes import FakeWorker, grammar, oracle
-from glimmer.scheduler.core import Scheduler
+from glimmer.scheduler.core import Outgoing, Scheduler
+from glimmer.scheduler.request import RequestState
 from glimmer.shared.codec import encode
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,
     Finished,
+    FlushCache,
     Grammar,
     Hello,
     LoadGrammar,
@@ -236,6 +238,7 @@ class SimWorld:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.grammar_rng = random.Random(~seed)
+        self.flush_rng = random.Random(seed + (1 << 32))
         self.knobs = Knobs.draw(self.rng)
         self.core = Scheduler(self.knobs.config)
         self.now_ns = 1_000 * MS
@@ -244,13 +247,14 @@ class SimWorld:
         self._order = 0
         self._log = hashlib.blake2b(digest_size=16)
         self._inbox: list[Message] = []
-        self._turn_planned = False
+        self._turn_scheduled = False
         self.num_events = 0
         self.num_preemptions = 0
         self.num_accepted = 0  # drafts
         self.log_hash = ""  # set at the end
 
         self.clients: dict[int, Client] = {}
+        self._answers: dict[tuple[int, int], tuple[list[int], str]] = {}  # by request id, limit
         self.salts: dict[int, int] = {}  # by sampling seed
         self.incarnations = [0] * self.knobs.config.httpserver_workers
         self.frontend_up_ns = [0] * len(self.incarnations)  # since when each is up again
@@ -278,7 +282,7 @@ class SimWorld:
 
     def run(self) -> None:
         """Run until everything is at rest."""
-        self._plan_history()
+        self._schedule_history()
         while self._events:
             self.num_events += 1
             expect(self.num_events < 60_000, "the system does not come to rest")
@@ -287,14 +291,14 @@ class SimWorld:
         self._check_rest()
         self.log_hash = self._log.hexdigest()
 
-    def _plan_history(self) -> None:
+    def _schedule_history(self) -> None:
         rng, knobs = self.rng, self.knobs
         for index in range(knobs.config.httpserver_workers):
             self.to_scheduler(Hello("frontend", index, 1000 * index, "hash"))
         self._start_group(0)
         prefixes = [[rng.randrange(VOCAB) for _ in range(60)] for _ in range(3)]
         for _ in range(knobs.num_requests):
-            self._plan_arrivals(prefixes)
+            self._schedule_arrivals(prefixes)
         for _ in range(knobs.kills):
             self.at(self._active_time(), self._kill_group, "killed")
         for _ in range(int(knobs.hangs)):
@@ -305,6 +309,9 @@ class SimWorld:
             self.at(self._active_time(), self._lose_frontend)
         if knobs.drain_s is not None:
             self.at(self._active_time(), self._drain)
+        for _ in range(self.flush_rng.choice((0, 0, 1, 2, 4))):
+            time_ns = self.flush_rng.randrange(self.now_ns, self.end_active_ns)
+            self.at(time_ns, self.to_scheduler, FlushCache())
         # A clock tick now and then, as the loop's heartbeat gives: time-outs need it.
         for tick in range(40):
             self.after(tick * 250 * MS, self._wake)
@@ -321,18 +328,18 @@ class SimWorld:
         self._wake()
 
     def _wake(self) -> None:
-        if not self._turn_planned:
-            self._turn_planned = True
+        if not self._turn_scheduled:
+            self._turn_scheduled = True
             self.after(self.rng.choice((0, 0, MS // 10, MS)), self._turn)
 
     def _turn(self) -> None:
-        self._turn_planned = False
+        self._turn_scheduled = False
         inbox, self._inbox = self._inbox, []
         for message in inbox:
             if isinstance(message, Submit):
                 self.clients[message.request_id].delivered = True
         while True:
-            plan, outbox = self.core.step(self.now_ns, inbox)  # type: ignore[arg-type]
+            plan, outbox = self._step(inbox)
             for outgoing in outbox:
                 self._log.update(b">%d" % self.now_ns + encode(outgoing.message))
                 if isinstance(outgoing.message, LoadGrammar):
@@ -345,13 +352,33 @@ class SimWorld:
             for message in inbox:
                 self._note_loss(message)
                 self._note_failure(message)
-            self._check_invariants()
+            if plan is not None or inbox:
+                self._check_invariants()
             if plan is None:
                 return
             self._log.update(b"!" + encode(plan))
             if self.group is not None and self.group.epoch == plan.epoch:
                 self.group.take(plan)
             inbox = []
+
+    def _step(self, inbox: list[Message]) -> tuple[StepPlan | None, list[Outgoing]]:
+        """One step of the core, and what must hold unless it loses all KV."""
+        core, memory = self.core, self.core.workers.memory
+        running = core._running.copy()
+        unused = []
+        if any(isinstance(message, FlushCache) for message in inbox):
+            unused = [node for node in memory.cache.nodes() if not node.locks]
+        plan, outbox = core.step(self.now_ns, inbox)  # type: ignore[arg-type]
+        is_lost = any(isinstance(message, StepResult) and message.error for message in inbox)
+        if is_lost or memory is not core.workers.memory:
+            return plan, outbox
+        expect(all(node.parent is None for node in unused), "a flush kept an unused page")
+        paused = [r.age_key for r in running if r.state is RequestState.PAUSED]
+        served = (RequestState.PREFILL, RequestState.DECODE)
+        kept = [r.age_key for r in running if r.state in served]
+        is_fair = not paused or not kept or max(kept) < min(paused)
+        expect(is_fair, "an older request was preempted before a younger one")
+        return plan, outbox
 
     def _note_loss(self, message: Message) -> None:
         match message:
@@ -457,7 +484,7 @@ class SimWorld:
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def _plan_arrivals(self, prefixes: list[list[int]]) -> None:
+    def _schedule_arrivals(self, prefixes: list[list[int]]) -> None:
         rng, limit = self.rng, self.knobs.config.max_req_total_len or 0
         kind = rng.random()
         if kind < 0.05:
@@ -476,9 +503,9 @@ class SimWorld:
             prompt = [rng.randrange(VOCAB) for _ in range(limit - 2)]
         copies = rng.choice((2, 4) if self.knobs.crowds else (1, 1, 1, 3))
         for _ in range(copies):  # n samples of one prompt arrive together
-            self._plan_client(time_ns, prompt, salt)
+            self._schedule_client(time_ns, prompt, salt)
 
-    def _plan_client(self, time_ns: int, prompt: list[int], salt: int) -> None:
+    def _schedule_client(self, time_ns: int, prompt: list[int], salt: int) -> None:
         rng = self.rng
         request_id, outgrows = len(self.salts) + 1, self.knobs.outgrows
         sampling = SamplingParams(
@@ -524,7 +551,7 @@ class SimWorld:
         limit = self.knobs.config.max_req_total_len or 0
         if client.tokens and len(prompt) < limit - 2 and self.rng.random() < 0.5:
             prompt = prompt + [self.rng.randrange(VOCAB) for _ in range(self.rng.randrange(2))]
-            self._plan_client(self.now_ns + self.rng.randrange(20) * MS, prompt, client.salt)
+            self._schedule_client(self.now_ns + self.rng.randrange(20) * MS, prompt, client.salt)
 
     def _submit(self, client: Client) -> None:
         index = client.submit.frontend
@@ -585,8 +612,12 @@ class SimWorld:
             client.aborted = True
 
     def _right_answer(self, client: Client) -> tuple[list[int], str]:
-        limit = max(self.limits, default=0)
-        return oracle(client.submit.prompt_ids, client.submit.sampling, limit, VOCAB, client.salt)
+        limit, submit = max(self.limits, default=0), client.submit
+        key = submit.request_id, limit
+        if key not in self._answers:
+            answer = oracle(submit.prompt_ids, submit.sampling, limit, VOCAB, client.salt)
+            self._answers[key] = answer
+        return self._answers[key]
 
     def _check_finished(self, client: Client, finished: Finished) -> None:
         submit, config = client.submit, self.knobs.config

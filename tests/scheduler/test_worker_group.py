@@ -1,9 +1,8 @@
-"""Processes die and return in any order; the scheduler follows the right incarnation."""
+"""Epochs of the worker group, and results that must not be read."""
 
 import pytest
 from fakes import FakeEngine
-from glimmer.scheduler.core import Scheduler
-from glimmer.scheduler.peers import Outgoing
+from glimmer.scheduler.core import Outgoing, Scheduler
 from glimmer.shared.messages import Hello, PeerLost, Ready, RowResult, StepResult, WorkerFailed
 
 
@@ -39,34 +38,6 @@ def test_a_frontend_that_greets_later_hears_ready_at_once() -> None:
     assert len(of_type(engine, Ready)) == 3
 
 
-def test_a_lost_worker_group_is_replayed_without_a_changed_token() -> None:
-    engine = FakeEngine(64)
-    submits = [engine.submission([i, 1, 2], 12, temperature=1.0) for i in range(4)]
-    engine.tell(*submits)
-    engine.turn(5)
-    engine.tell(PeerLost("worker", 0, "killed", 0))
-    assert engine.core.heartbeat().num_paused == 4
-    assert not engine.core.heartbeat().worker_ready
-    engine.start_workers(1)
-    engine.finish()
-    for submit in submits:
-        assert engine.tokens[submit.request_id] == engine.right_answer(submit)
-
-
-def test_a_request_that_saw_two_groups_die_is_given_up() -> None:
-    engine = FakeEngine(64, running_max_req_size=1)
-    poison = engine.submit([1], 50)
-    waiting = engine.submit([2], 3)
-    for epoch in (1, 2):
-        engine.turn(2)
-        engine.tell(PeerLost("worker", 0, "killed", epoch - 1))
-        assert (poison in engine.finished) == (epoch == 2)
-        engine.start_workers(epoch)
-    assert engine.finished[poison].reason == "unavailable"
-    engine.finish()
-    assert engine.finished[waiting].reason == "length", "one that never ran is not to blame"
-
-
 def test_a_result_of_a_dead_epoch_changes_nothing() -> None:
     engine = FakeEngine(64)
     submit = engine.submission([1, 2], 6)
@@ -92,17 +63,6 @@ def test_a_new_group_may_be_heard_of_before_the_loss_of_the_old_one() -> None:
     assert engine.tokens[submit.request_id] == engine.right_answer(submit)
     engine.tell(Ready("worker", 0, 0, 64))  # and its last words later still
     assert engine.core.workers.epoch == 1
-
-
-def test_a_smaller_group_ends_what_no_longer_fits_and_refuses_what_cannot() -> None:
-    engine = FakeEngine(64, running_max_req_size=1)
-    running = engine.submit([1] * 10, 100)
-    queued = engine.submit([2] * 100, 5)
-    engine.turn(40)
-    engine.tell(PeerLost("worker", 0, "killed", 0))
-    engine.start_workers(1, num_pages=10)
-    assert engine.finished[running].reason == "length"
-    assert engine.finished[queued].reason == "invalid"
 
 
 @pytest.mark.parametrize(
@@ -143,49 +103,3 @@ def test_a_silent_group_is_reported_once_but_an_idle_one_never() -> None:
     engine.tell()
     engine.tell()
     assert len(of_type(engine, WorkerFailed)) == 1
-
-
-def test_a_lost_frontends_requests_end_in_silence() -> None:
-    engine = FakeEngine(64, httpserver_workers=2)
-    mine = [engine.submit([1], 50, frontend=0), engine.submit([2], 50, frontend=0)]
-    other = engine.submit([3], 5, frontend=1)
-    engine.turn(2)
-    engine.tell(PeerLost("frontend", 0, "killed"))
-    assert engine.core.num_live == 1
-    engine.finish()
-    assert other in engine.finished
-    assert not set(mine) & set(engine.finished)
-
-
-def test_losses_reported_after_the_replacements_greeted_hit_nobody_new() -> None:
-    engine = FakeEngine(64)
-    engine.tell(Hello("frontend", 0, 1, "hash"))
-    engine.submit([1], 50)
-    engine.tell(Hello("frontend", 0, 2, "hash"))
-    assert engine.core.num_live == 0
-    engine.submit([2], 50)
-    engine.tell(Hello("frontend", 0, 3, "hash"))
-    alive = engine.submit([3], 5)
-    engine.tell(PeerLost("frontend", 0, "killed"), PeerLost("frontend", 0, "killed"))
-    engine.finish()
-    assert engine.finished[alive].reason == "length"
-    engine.submit([4], 50)
-    engine.tell(PeerLost("frontend", 0, "killed"))
-    assert engine.core.num_live == 0
-
-
-def test_a_flushed_cache_keeps_what_running_requests_use() -> None:
-    engine = FakeEngine(64)
-    first = engine.submission([1] * 12, 4)
-    engine.tell(first)
-    engine.finish()
-    running = engine.submission([2] * 12, 40)
-    engine.tell(running)
-    engine.turn(3)
-    assert engine.core.heartbeat().pages_cached > 0
-    engine.core.workers.flush_cache()
-    beat = engine.core.heartbeat()
-    assert (beat.pages_cached, beat.num_running) == (0, 1)
-    engine.core.check_integrity()
-    engine.finish()
-    assert engine.tokens[running.request_id] == engine.right_answer(running)
