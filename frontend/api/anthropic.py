@@ -59,7 +59,6 @@ class MessageWriter:
     """One message, whole or as events."""
 
     def __init__(self, body: MessagesBody, job: Job[ChatStream]) -> None:
-        self.keep_alive = _event({"type": "ping"})
         self._job = job
         self._shows_thinking = body.thinking is None or body.thinking.display != "omitted"
         self._head: Json = {
@@ -68,15 +67,14 @@ class MessageWriter:
             "role": "assistant",
             "model": body.model,
         }
+        # The number of cached tokens is not known yet.
+        message = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
+        message["usage"] = _usage(job.usage())
+        self.keep_alive = _event({"type": "ping"})
+        self.opening = _event({"type": "message_start", "message": message}) + self.keep_alive
         self._index = -1  # of the block that is open, or was last
         self._open_type: str | None = None  # of the open block
         self._thinking_hash = hashlib.sha256()
-
-    def start(self) -> bytes:
-        """Before anything was generated. The number of cached tokens is not known yet."""
-        message = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
-        message["usage"] = _usage(self._job.usage())
-        return _event({"type": "message_start", "message": message}) + self.keep_alive
 
     def add(self, reply: Reply[ChatStream]) -> bytes:
         """The events for new deltas."""

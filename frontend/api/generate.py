@@ -100,6 +100,7 @@ async def stream_events(
 class GenerateWriter:
     """LightLLM's JSON for the tokens of one job."""
 
+    opening = b""
     keep_alive = b""
 
     def __init__(
@@ -116,10 +117,6 @@ class GenerateWriter:
             "input_audio_tokens": 0,
             "input_image_tokens": 0,
         }
-
-    def start(self) -> bytes:
-        """Nothing."""
-        return b""
 
     def add(self, reply: Reply[TextStream]) -> bytes:
         """One event for each new token. A reply that was aborted ends with one without a token."""

@@ -49,6 +49,7 @@ async def chat(frontend: Frontend, request: web.Request, data: bytes) -> web.Str
 class ChunkWriter:
     """The chunks of one reply. Constant JSON is encoded once; a chunk encodes only its delta."""
 
+    opening = b""  # a choice is opened by its first chunk
     keep_alive = KEEP_ALIVE
 
     def __init__(self, kind: str, reply_id: str, body: OpenAiBody) -> None:
@@ -63,10 +64,6 @@ class ChunkWriter:
         self._before = _PREFIX + encode_json(self.head)[:-1] + b',"choices":[{"index":'
         self._end = b'}],"usage":null}\n\n' if self._include_usage else b"}]}\n\n"
         self._plain_end = b',"logprobs":null,"finish_reason":null' + self._end
-
-    def start(self) -> bytes:
-        """Nothing: the first chunk of a choice opens it."""
-        return b""
 
     def chunk(
         self,

@@ -72,11 +72,8 @@ class ResponseWriter:
         self._item: Json | None = None  # the open one, the last of the output
         self._texts: list[str] = []  # its text or arguments so far
         self._logprobs: list[Json] = []
-
-    def start(self) -> bytes:
-        """The events before anything was generated."""
-        created = self._event("response.created", response=self.response)
-        return created + self._event("response.in_progress", response=self.response)
+        self.opening = self._event("response.created", response=self.response)
+        self.opening += self._event("response.in_progress", response=self.response)
 
     def add(self, reply: Reply[ChatStream]) -> bytes:
         """The events for new deltas."""

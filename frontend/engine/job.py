@@ -124,7 +124,8 @@ class Job(Generic[S]):
         if len(prompts) * spec.n > MAX_SEQUENCES:
             raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
         for prompt in prompts:
-            _check_prompt(prompt, max_total, prompt_field)
+            if not 0 < len(prompt) < max_total:
+                raise _prompt_error(prompt, max_total, prompt_field)
         sequences = [
             (prompt, spec.for_sequence(sample, len(prompt), max_total))
             for prompt in prompts
@@ -217,7 +218,7 @@ class Job(Generic[S]):
         record = self._record()
         if value is None:
             self.frontend.metrics.observe(record)
-        self._log(record, _status(value))
+        self._log(record, 200 if value is None else _status(value))
 
     def _elapsed_s(self) -> float:
         """Seconds since the request arrived."""
@@ -264,24 +265,18 @@ class Job(Generic[S]):
         )
 
 
-def _status(error: BaseException | None) -> int:
+def _status(error: BaseException) -> int:
     """The HTTP status of a request that ended with this error."""
-    match error:
-        case None:
-            return 200
-        case asyncio.CancelledError() | ConnectionError():
-            return 499  # the client has disconnected
-        case HttpError():
-            return error.status
-    return 500
+    if isinstance(error, asyncio.CancelledError | ConnectionError):
+        return 499  # the client has disconnected
+    return error.status if isinstance(error, HttpError) else 500
 
 
-def _check_prompt(prompt: list[int], max_total: int, field: str) -> None:
+def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
     if not prompt:
-        raise wrong(field, "must not be empty")
-    if len(prompt) >= max_total:
-        raise wrong(
-            field,
-            f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
-            "(context_length_exceeded)",
-        )
+        return wrong(field, "must not be empty")
+    return wrong(
+        field,
+        f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
+        "(context_length_exceeded)",
+    )

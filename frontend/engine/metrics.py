@@ -32,7 +32,7 @@ from .client import EngineClient
 
 _SECONDS = list(STEP_SECONDS)
 _RATIOS = [k / 10 for k in range(11)]
-_ACCEPTED = [1 + k / 10 for k in range(71)]  # tokens per step; at most 7 drafts
+_TOKENS_PER_STEP = [1 + k / 10 for k in range(71)]  # at most 7 drafts
 _COUNTERS = {
     "request_count": "requests received",
     "request_success": "requests answered",
@@ -40,19 +40,56 @@ _COUNTERS = {
     "prompt_tokens": "prompt tokens of answered requests",
     "generation_tokens": "tokens generated for answered requests",
 }
-_TIMES = {
-    "request_duration": "from arrival to the last byte",
-    "request_validation_duration": "from arrival to being handed to the scheduler",
-    "request_inference_duration": "from being handed to the scheduler to the end",
-    "request_mean_time_per_token_duration": "after the first token, per token",
-    "request_first_token_duration": "from arrival to the first token",
-    "request_queue_duration_bucket": "from being handed to the scheduler to the first step",
-}
+# Name, attribute of `RequestRecord`, help, buckets (None: up to the maximum length in tokens).
+_HISTOGRAMS = (
+    ("request_duration", "total_s", "from arrival to the last byte, s", _SECONDS),
+    (
+        "request_validation_duration",
+        "submitted_s",
+        "from arrival to being handed to the scheduler, s",
+        _SECONDS,
+    ),
+    (
+        "request_inference_duration",
+        "inference_s",
+        "from being handed to the scheduler to the end, s",
+        _SECONDS,
+    ),
+    (
+        "request_mean_time_per_token_duration",
+        "per_token_s",
+        "after the first token, per token, s",
+        _SECONDS,
+    ),
+    (
+        "request_first_token_duration",
+        "first_token_s",
+        "from arrival to the first token, s",
+        _SECONDS,
+    ),
+    (
+        "request_queue_duration_bucket",
+        "queue_s",
+        "from being handed to the scheduler to the first step, s",
+        _SECONDS,
+    ),
+    ("request_input_length", "num_prompt_tokens", "prompt tokens", None),
+    ("request_generated_tokens", "num_output_tokens", "output tokens", None),
+    ("request_max_new_tokens", "max_new_tokens", "output limit", None),
+    ("cache_length", "num_cached_tokens", "prompt tokens found", None),
+    ("cache_ratio", "cache_ratio", "part of prompt found", _RATIOS),
+    (
+        "request_mtp_avg_token_per_step",
+        "tokens_per_step",
+        "tokens per decode step",
+        _TOKENS_PER_STEP,
+    ),
+)
 
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """What one ended request contributes; also its log line."""
+    """Figures of one request that has ended, for metrics and for its log line."""
 
     submitted_s: float = 0.0  # times are durations since arrival
     first_token_s: float = 0.0
@@ -63,6 +100,11 @@ class RequestRecord:
     num_cached_tokens: int = 0
     max_new_tokens: int = 0
     tokens_per_step: float = 1.0
+
+    @property
+    def inference_s(self) -> float:
+        """Time in the engine."""
+        return self.total_s - self.submitted_s
 
     @property
     def per_token_s(self) -> float:
@@ -92,17 +134,10 @@ class Metrics:
             ).labels(**self._labels)
             for name, text in _COUNTERS.items()
         }
-        self._times = {
-            name: self._histogram(name, text + ", s", _SECONDS) for name, text in _TIMES.items()
+        self._histograms = {
+            attribute: self._histogram(name, text, buckets or lengths)
+            for name, attribute, text, buckets in _HISTOGRAMS
         }
-        self._input_length = self._histogram("request_input_length", "prompt tokens", lengths)
-        self._generated = self._histogram("request_generated_tokens", "output tokens", lengths)
-        self._max_new = self._histogram("request_max_new_tokens", "output limit", lengths)
-        self._cache_length = self._histogram("cache_length", "prompt tokens found", lengths)
-        self._cache_ratio = self._histogram("cache_ratio", "part of prompt found", _RATIOS)
-        self._tokens_per_step = self._histogram(
-            "request_mtp_avg_token_per_step", "tokens per decode step", _ACCEPTED
-        )
         self._hit_rate = Gauge(
             "lightllm_cache_hit_rate",
             "part of the last request's prompt found in the prefix cache",
@@ -125,26 +160,12 @@ class Metrics:
 
     def observe(self, record: RequestRecord) -> None:
         """One request was answered."""
-        times = {
-            "request_duration": record.total_s,
-            "request_validation_duration": record.submitted_s,
-            "request_inference_duration": record.total_s - record.submitted_s,
-            "request_mean_time_per_token_duration": record.per_token_s,
-            "request_first_token_duration": record.first_token_s,
-            "request_queue_duration_bucket": record.queue_s,
-        }
-        for name, seconds in times.items():
-            self._times[name].observe(seconds)
+        for attribute, histogram in self._histograms.items():
+            histogram.observe(getattr(record, attribute))
         self._counters["request_success"].inc()
         self._counters["prompt_tokens"].inc(record.num_prompt_tokens)
         self._counters["generation_tokens"].inc(record.num_output_tokens)
-        self._input_length.observe(record.num_prompt_tokens)
-        self._generated.observe(record.num_output_tokens)
-        self._max_new.observe(record.max_new_tokens)
-        self._cache_length.observe(record.num_cached_tokens)
-        self._cache_ratio.observe(record.cache_ratio)
         self._hit_rate.set(record.cache_ratio)
-        self._tokens_per_step.observe(record.tokens_per_step)
 
     def render(self) -> bytes:
         """Prometheus text format."""

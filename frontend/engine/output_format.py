@@ -1,5 +1,5 @@
-"""The fields that say what a reply's text must look like -> `OutputFormat`. All of them: OpenAI's
-response_format, LightLLM's guided_* and regular_constraint, and the spellings of other servers."""
+"""Fields of a body that constrain the text of a reply -> `OutputFormat`: OpenAI's response_format,
+LightLLM's guided_* and regular_constraint, and the spellings of other servers."""
 
 from typing import Any
 
@@ -23,31 +23,37 @@ _STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
     "choice": "choice",
     "json_object": "json_object",
 }
-
-
-_HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it: so it is anyway
+_HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it, without effect
+_ALL_FIELDS = (*_FIELDS, "structured_outputs", "response_format")
 
 
 def output_format(fields: SamplingFields, prefix: str = "") -> OutputFormat | None:
-    """What a request's fields ask for; None for free text. `prefix`: what their names start with
-    in errors. Raises RequestError for wrong values and for two that exclude each other."""
-    found = [
+    """The format that a request demands; None for free text. `prefix` stands before the fields'
+    names in errors. Raises RequestError for wrong values and for formats that exclude each
+    other."""
+    if all(getattr(fields, name, None) is None for name in _ALL_FIELDS):
+        return None
+    return _only_format(fields, prefix)
+
+
+def _only_format(fields: SamplingFields, prefix: str) -> OutputFormat | None:
+    formats = [
         _format(prefix + name, kind, getattr(fields, name))
         for name, kind in _FIELDS.items()
-        if _is_given(getattr(fields, name))
+        if _is_set(getattr(fields, name))
     ]
-    found += _structured(fields.structured_outputs, f"{prefix}structured_outputs")
-    found += _response_format(getattr(fields, "response_format", None))
-    if len(found) > 1:
-        raise wrong(found[1].field, f"cannot be combined with {found[0].field}")
-    if not found:
+    formats += _structured(fields.structured_outputs, f"{prefix}structured_outputs")
+    formats += _response_format(getattr(fields, "response_format", None))
+    if len(formats) > 1:
+        raise wrong(formats[1].field, f"cannot be combined with {formats[0].field}")
+    if not formats:
         return None
     if fields.allowed_token_ids:
-        raise wrong(f"{prefix}allowed_token_ids", f"cannot be combined with {found[0].field}")
-    return found[0]
+        raise wrong(f"{prefix}allowed_token_ids", f"cannot be combined with {formats[0].field}")
+    return formats[0]
 
 
-def _is_given(value: Any) -> bool:
+def _is_set(value: Any) -> bool:
     return value is not None and value != ""  # LightLLM's clients send empty texts
 
 
@@ -60,9 +66,9 @@ def _structured(value: Any, field: str) -> list[OutputFormat]:
         if key not in (*_STRUCTURED, *_HARMLESS) and value[key] is not None:
             raise wrong(f"{field}.{key:.80}", "is not supported")
     return [
-        _format(f"{field}.{key}", _STRUCTURED[key], given)
-        for key, given in value.items()
-        if key in _STRUCTURED and _is_given(given) and given is not False
+        _format(f"{field}.{key}", _STRUCTURED[key], source)
+        for key, source in value.items()
+        if key in _STRUCTURED and _is_set(source) and source is not False
     ]
 
 

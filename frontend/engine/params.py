@@ -226,7 +226,8 @@ def _sampling_params(
         logit_bias=tuple((fields.logit_bias or {}).items()),
         allowed_token_ids=tuple(dict.fromkeys(fields.allowed_token_ids or ())),
     )
-    _check_ids(sampling, facts.spec, fields.prefix)
+    if stop_ids or fields.logit_bias or fields.allowed_token_ids:
+        _check_ids(sampling, facts.spec, fields.prefix)
     return sampling
 
 

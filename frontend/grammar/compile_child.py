@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 
 from ...shared.lifecycle import die_with_parent
-from ..text.template_child import receive, send
+from ..text.template import receive, send
 from .source import FieldError, GrammarSource, to_ebnf
 from .tool_calls import TAGS
 

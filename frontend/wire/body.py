@@ -32,24 +32,19 @@ async def read_body(request: web.Request) -> bytes:
     size, limit = request.content_length or 0, request.client_max_size
     if size > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await _read(request, limit)
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
-
-
-async def _read(request: web.Request, limit: int) -> bytes:
     frontend = request.app[FRONTEND]
     body = bytearray()
     try:
-        async for chunk in request.content.iter_any():
-            body += chunk
-            frontend.num_body_bytes += len(chunk)
-            if len(body) > limit:
-                raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
-            if frontend.num_body_bytes > _MAX_BODIES * limit:
-                raise OverloadedError("too many request bodies are on their way", None, 1.0)
-        return bytes(body)
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                frontend.num_body_bytes += len(chunk)
+                if len(body) > limit:
+                    raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
+                if frontend.num_body_bytes > _MAX_BODIES * limit:
+                    raise OverloadedError("too many request bodies are on their way", None, 1.0)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
     finally:
         frontend.num_body_bytes -= len(body)
+    return bytes(body)

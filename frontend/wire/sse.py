@@ -24,11 +24,8 @@ S = TypeVar("S", bound=Stream)
 class Writer(Protocol[S]):
     """The wire format of one streamed reply. Each method returns whole events, or b""."""
 
+    opening: bytes  # the events before anything was generated; sent with the first output
     keep_alive: bytes  # sent when nothing was generated for a long time
-
-    def start(self) -> bytes:
-        """The events before anything was generated. Sent together with what follows."""
-        ...
 
     def add(self, reply: Reply[S]) -> bytes:
         """The events for new output of one sequence."""
@@ -47,7 +44,7 @@ async def stream_reply(job: Job[S], writer: Writer[S]) -> web.StreamResponse:
     """Write the replies of a job until all have ended. One write sends everything that arrived
     together."""
     stream = EventStream(job.request, job.frontend.stalls, writer)
-    data = writer.start()
+    data = writer.opening
     while job.is_open:
         replies = await job.receive()
         data += b"".join(map(writer.add, replies)) if replies else writer.keep_alive

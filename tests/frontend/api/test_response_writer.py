@@ -20,7 +20,8 @@ class Stream:
 
     def __init__(self, deltas: list[Delta], tokens: list[DecodedToken], reason: str | None) -> None:
         self.finish_reason = reason
-        self.has_calls = any(isinstance(delta, CallStart) for delta in deltas)
+        self.parser = self  # whose calls are counted
+        self.num_calls = sum(isinstance(delta, CallStart) for delta in deltas)
         self._output = deltas, tokens
 
     def take(self) -> Any:

@@ -4,7 +4,7 @@ import socket
 
 import jinja2
 import pytest
-from glimmer.frontend.text.template_child import make_environment, receive, send
+from glimmer.frontend.text.template import make_environment, receive, send
 
 
 def render(template: str, **variables: object) -> str:
