@@ -124,15 +124,14 @@ class Engine:
     def _hint(self) -> None:
         if not self.hints:
             return
-        drafting = self.runner.drafting
-        assert drafting is not None, "hints are drafts"
-        state = drafting.state(0)
+        table = self.runner.table
+        assert table.max_drafts, "hints are drafts"
         for request in self.core._running:
-            done = int(state.num_outputs[request.row])
-            following = self.hints[request.request_id][done : done + state.drafts.shape[1]]
-            for place, token in enumerate(following):
+            done = int(table.num_outputs[request.row])
+            following = self.hints[request.request_id][done : done + table.max_drafts]
+            for number, token in enumerate(following):
                 if self._rng.random() < 0.8:
-                    state.drafts[request.row, place] = token
+                    table.drafts[request.row, number] = token
 
     def _load_grammar(self, message: LoadGrammar) -> list[AnyMessage]:
         """As the worker's loop does it, but waits for it."""

@@ -1,1 +1,1 @@
-"""One tensor-parallel rank: weights, KV bytes, the step. Start at `runner.py`."""
+"""One tensor-parallel rank: weights, KV bytes, the step. Start at `step.py`."""

@@ -1,21 +1,36 @@
 """Turns a plan into the tensors of one forward pass. Decides per row how attention is computed;
 does nothing else, so it is easy to test."""
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..kernels.attention.flashinfer_mla import FlashInferDecode
 from ..kernels.attention.paged_rows import PagedRows
+from ..kernels.sampling.speculative import drafts_before
 from ..shared.messages import PrefillChunk, StepPlan
-from .memory.device import ints_to_device
+from .memory.device import ints_to_device, to_device
 from .rows import RowTable
 
 # An extension of a cached prefix by so many tokens is cheaper absorbed: up-projecting one cached
 # token costs as much as the dearer absorbed scores of about 512 queries.
 ABSORBED_MAX_NEW_TOKENS = 512
+
+
+class Backends(NamedTuple):
+    """Implementations of attention as asked for, see `kernels/attention/backends.py`."""
+
+    prefill: str = "auto"  # of up-projected attention
+    decode: str = "auto"  # of absorbed attention
+    planned: FlashInferDecode | None = None  # runs decode rows instead, once planned for them
+
+
+AUTO = Backends()
 
 
 @dataclass(frozen=True)
@@ -29,100 +44,155 @@ class AttentionGroup:
     planned: FlashInferDecode | None = None  # planned for these rows; it runs instead
 
 
+class SamplingPoints(NamedTuple):
+    """Where a step samples a token; one point may depend on the drafts before it. int64."""
+
+    rows: Tensor  # [n]: the row of each
+    positions: Tensor  # [n]: outputs of the row before this one
+    drafts: Tensor | None = None  # [n, k]: the drafts before each, -1 for none; None: k is 0
+
+
 @dataclass(frozen=True)
 class StepInputs:
-    """One step. Flat order: up-projected chunks, absorbed chunks, decode rows."""
+    """What the model reads. Flat order: up-projected chunks, absorbed chunks, decode rows."""
 
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64
     slots: Tensor  # [num_tokens] int64: where the latents go, page * page_size + offset
     groups: list[AttentionGroup]
-    chunk_spans: list[slice]  # of the flat batch, parallel to plan.prefill
-    sampling_rows: list[int]  # in the order of StepResult.rows
-    sampling_index: Tensor  # [len(sampling_rows)] int64: their last tokens in the flat batch
+
+    def cut(self, num_tokens: int) -> "StepInputs":
+        """The first `num_tokens`, whole groups."""
+        return StepInputs(
+            self.token_ids[:num_tokens],
+            self.positions[:num_tokens],
+            self.slots[:num_tokens],
+            [group for group in self.groups if group.span.stop <= num_tokens],
+        )
 
 
-def decode_inputs(
-    rows: Tensor,
-    table: RowTable,
-    backend: str = "auto",
-    planned: FlashInferDecode | None = None,
+@dataclass(frozen=True)
+class PackedRows:
+    """The rows of a step whose lengths the host knows: chunks, and decode rows without drafts."""
+
+    rows: Tensor  # [num_rows] int64
+    added: Tensor  # [2, num_rows] int64: tokens with KV and outputs that each of them gains
+    chunk_spans: Sequence[slice]  # of the flat batch, parallel to plan.prefill
+    num_chunk_points: int  # chunks that sample
+    next_ids: Tensor  # [chunk tokens] int64, with drafts: the token after each
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """A step's tokens, and where it samples: in the order of StepResult.rows, the chunks that
+    sample, one point each, then for each decode row its last token and its drafts."""
+
+    inputs: StepInputs
+    points: SamplingPoints
+    sampling_index: Tensor | None = None  # [num_points] int64, in the flat batch; None: all tokens
+    packed: PackedRows | None = None
+
+
+def build_batch(plan: StepPlan, table: RowTable, backends: Backends = AUTO) -> StepBatch:
+    """The batch of a plan whose row changes have been applied. Raises ValueError if a chunk does
+    not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
+    for chunk in plan.prefill:
+        num_tokens = table.min_tokens[chunk.row]
+        if chunk.start != num_tokens:
+            raise ValueError(
+                f"row {chunk.row} has {num_tokens} tokens, its chunk starts at {chunk.start}"
+            )
+        table.check_room(chunk.row, len(chunk.token_ids))
+    if table.max_drafts:
+        return _batch_with_drafts(plan, table, backends)
+    for row in plan.decode:
+        table.check_room(row, 1)
+    return _pack(plan.prefill, plan.decode, table, backends)
+
+
+def _batch_with_drafts(plan: StepPlan, table: RowTable, backends: Backends) -> StepBatch:
+    """The host does not know the lengths of decode rows."""
+    if not plan.decode:
+        return _pack(plan.prefill, [], table, backends)
+    rows = to_device(plan.decode, torch.int64, table.device)
+    decode = decode_batch(table, rows, plan.num_drafts, backends)
+    if not plan.prefill:
+        return decode
+    return _join(_pack(plan.prefill, [], table, backends), decode)
+
+
+def decode_batch(
+    table: RowTable, rows: Tensor, num_drafts: int = 0, backends: Backends = AUTO
+) -> StepBatch:
+    """The last token and `num_drafts` drafts of each row [n] int64, from the device's state alone:
+    a CUDA graph can capture it."""
+    begins, outputs = table.lengths[rows], table.num_outputs[rows]
+    tokens = table.last_token[rows][:, None]
+    if not num_drafts:
+        inputs = row_inputs(table, rows, tokens, begins, backends)
+        return StepBatch(inputs, SamplingPoints(rows, outputs))
+    drafts = table.drafts[rows, :num_drafts]
+    tokens = torch.cat((tokens, drafts), dim=1)
+    offsets = torch.arange(num_drafts + 1, device=rows.device)
+    points = SamplingPoints(
+        rows[:, None].expand(-1, num_drafts + 1).flatten(),
+        (outputs[:, None] + offsets).flatten(),
+        drafts_before(drafts),
+    )
+    return StepBatch(row_inputs(table, rows, tokens, begins, backends), points)
+
+
+def row_inputs(
+    table: RowTable, rows: Tensor, tokens: Tensor, begins: Tensor, backends: Backends
 ) -> StepInputs:
-    """One token of each row [n] int64, the row's last one, from the device's state alone: what a
-    CUDA graph captures. Attention gets the loosest bound on lengths."""
-    positions = table.lengths[rows]
+    """tokens [n, width] of `rows` [n] at positions from begins [n] on; int64. Attention gets the
+    loosest bound on lengths."""
+    count, width = tokens.shape
+    size, positions = table.page_size, begins[:, None]
+    if width > 1:
+        positions = positions + torch.arange(width, device=rows.device)
     page_table = table.page_table[rows]
-    everyone = torch.arange(len(rows) + 1, device=rows.device)
+    slots = page_table.gather(1, positions // size).long() * size + positions % size
+    if table.max_drafts:  # the host has not checked that the row's pages hold these positions
+        slots = torch.where(positions < table.capacity[rows, None], slots, table.scratch_slot)
     paged = PagedRows(
         page_table=page_table,
-        query_starts=everyone,
-        lengths=positions + 1,
-        max_query_len=1,
-        max_length=page_table.shape[1] * table.page_size,
+        query_starts=torch.arange(0, count * width + 1, width, device=rows.device),
+        lengths=begins + width,
+        max_query_len=width,
+        max_length=page_table.shape[1] * size,
     )
-    group = AttentionGroup(slice(0, len(rows)), True, paged, backend, planned)
-    pages = page_table.gather(1, (positions // table.page_size)[:, None]).squeeze(1).long()
-    slots = pages * table.page_size + positions % table.page_size
-    tokens = table.last_token[rows]
-    return StepInputs(tokens, positions, slots, [group], [], [], everyone[:-1])
+    span = slice(0, count * width)
+    group = AttentionGroup(span, True, paged, backends.decode, backends.planned)
+    return StepInputs(tokens.flatten(), positions.flatten(), slots.flatten(), [group])
 
 
-def build_inputs(
-    plan: StepPlan, table: RowTable, backends: tuple[str, str] = ("auto", "auto")
-) -> StepInputs:
-    """Inputs for a plan whose row changes have been applied; `backends` as asked for, of
-    up-projected and of absorbed attention. Raises ValueError if a chunk does
-    not continue its row or a row's pages are too few: a wrong plan must not corrupt other rows."""
-    chunks = sorted(enumerate(plan.prefill), key=lambda item: _is_absorbed(item[1]))
-    num_long = sum(not _is_absorbed(chunk) for chunk in plan.prefill)
-    ordered = [chunk for _, chunk in chunks]
-    _check(plan, table)
-    rows = [chunk.row for chunk in ordered] + plan.decode
-    counts = [len(chunk.token_ids) for chunk in ordered] + [1] * len(plan.decode)
-    begins = [table.num_tokens[row] for row in rows]
-    lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
-    starts = list(accumulate(counts, initial=0))
-    spans = {at: slice(*starts[i : i + 2]) for i, (at, _) in enumerate(chunks)}
-    last = [spans[i].stop - 1 for i, chunk in enumerate(plan.prefill) if chunk.sample]
-    sampling = [*last, *range(starts[len(ordered)], starts[-1])]
-    # All in one copy: rows and positions of tokens, known tokens, then what is per row.
-    row_of_token = chain.from_iterable([row] * n for row, n in zip(rows, counts, strict=True))
-    positions = chain.from_iterable(range(a, b) for a, b in zip(begins, lengths, strict=True))
-    known = chain.from_iterable(chunk.token_ids for chunk in ordered)
-    packed = ints_to_device(
-        [*row_of_token, *positions, *known, *plan.decode, *rows, *lengths, *starts, *sampling],
-        table.device,
-    )
-    total, num_rows = starts[-1], len(rows)
-    sizes = [total, total, total, num_rows, num_rows, num_rows + 1, len(sampling)]
-    of_token, at, tokens, row_index, length, start, sampling_index = packed.split(sizes)
-    first_decode = starts[len(ordered)]
-    tokens = torch.cat((tokens[:first_decode], table.last_token[tokens[first_decode:]]))
-    pages = table.page_table[of_token, at // table.page_size].long()
+@dataclass(frozen=True)
+class _Layout:
+    """Where the rows of a packed batch are. All lists but the last are parallel to `rows`."""
 
-    def group(a: int, b: int, absorbed: bool) -> AttentionGroup:
-        longest = max(lengths[a:b])
-        num_pages = -(-longest // table.page_size)
-        paged = PagedRows(
-            page_table=table.page_table[row_index[a:b], :num_pages],
-            query_starts=start[a : b + 1] - starts[a],
-            lengths=length[a:b],
-            max_query_len=max(counts[a:b]),
-            max_length=longest,
-            query_lens=tuple(counts[a:b]),
-            prefix_lens=tuple(begins[a:b]),
-        )
-        return AttentionGroup(slice(starts[a], starts[b]), absorbed, paged, backends[absorbed])
+    num_long: int  # chunks whose attention is up-projected; they come first
+    num_chunks: int  # the other rows decode one token each
+    rows: list[int]
+    begins: list[int]  # tokens with KV before the step
+    counts: list[int]  # new tokens
+    starts: list[int]  # of the new tokens in the flat batch, and the end of the batch
+    order: list[int]  # of the chunks: numbers in plan.prefill
 
-    bounds = (0, num_long, len(ordered), num_rows)
-    return StepInputs(
-        token_ids=tokens,
-        positions=at,
-        slots=pages * table.page_size + at % table.page_size,
-        groups=[group(a, b, kind > 0) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b],
-        chunk_spans=[spans[i] for i in range(len(plan.prefill))],
-        sampling_rows=[c.row for c in plan.prefill if c.sample] + plan.decode,
-        sampling_index=sampling_index,
+
+def _lay_out(prefill: Sequence[PrefillChunk], decode: list[int], table: RowTable) -> _Layout:
+    order = sorted(range(len(prefill)), key=lambda number: _is_absorbed(prefill[number]))
+    chunks = [prefill[number] for number in order]
+    rows = [chunk.row for chunk in chunks] + decode
+    counts = [len(chunk.token_ids) for chunk in chunks] + [1] * len(decode)
+    return _Layout(
+        num_long=sum(not _is_absorbed(chunk) for chunk in chunks),
+        num_chunks=len(chunks),
+        rows=rows,
+        begins=[table.min_tokens[row] for row in rows],
+        counts=counts,
+        starts=list(accumulate(counts, initial=0)),
+        order=order,
     )
 
 
@@ -130,13 +200,118 @@ def _is_absorbed(chunk: PrefillChunk) -> bool:
     return chunk.start > 0 and len(chunk.token_ids) <= ABSORBED_MAX_NEW_TOKENS
 
 
-def _check(plan: StepPlan, table: RowTable) -> None:
-    for chunk in plan.prefill:
-        have = table.num_tokens[chunk.row]
-        if chunk.start != have:
-            raise ValueError(
-                f"row {chunk.row} has {have} tokens, its chunk starts at {chunk.start}"
+def _pack(
+    prefill: Sequence[PrefillChunk], decode: list[int], table: RowTable, backends: Backends
+) -> StepBatch:
+    """Chunks, and decode rows of one token each, whose lengths the host knows. One copy to the
+    device holds everything."""
+    layout = _lay_out(prefill, decode, table)
+    rows, begins, counts, starts = layout.rows, layout.begins, layout.counts, layout.starts
+    lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
+    chunks = [prefill[number] for number in layout.order]
+    spans = {number: slice(*starts[i : i + 2]) for i, number in enumerate(layout.order)}
+    sampling = [number for number, chunk in enumerate(prefill) if chunk.sample]
+    parts: list[Sequence[int]] = [
+        [row for row, count in zip(rows, counts, strict=True) for _ in range(count)],
+        list(chain.from_iterable(map(range, begins, lengths))),
+        list(chain.from_iterable(chunk.token_ids for chunk in chunks)),
+        decode,
+        rows,
+        lengths,
+        starts,
+        [*counts, *(chunk.sample for chunk in chunks), *[1] * len(decode)],
+        [*(spans[number].stop - 1 for number in sampling), *starts[len(chunks) : -1]],
+        [*(prefill[number].row for number in sampling), *decode],
+        _next_ids(chunks) if table.max_drafts else [],
+    ]
+    packed = ints_to_device(list(chain.from_iterable(parts)), table.device)
+    of_token, at, tokens, decoded, row, length, start, added, index, sampled, next_ids = (
+        packed.split([len(part) for part in parts])
+    )
+    if decode:
+        tokens = torch.cat((tokens, table.last_token[decoded]))
+    size = table.page_size
+    inputs = StepInputs(
+        token_ids=tokens,
+        positions=at,
+        slots=table.page_table[of_token, at // size].long() * size + at % size,
+        groups=_packed_groups(layout, table, row, start, length, backends),
+    )
+    chunk_spans = [spans[number] for number in range(len(prefill))]
+    return StepBatch(
+        inputs,
+        SamplingPoints(sampled, table.num_outputs[sampled]),
+        index,
+        PackedRows(row, added.view(2, -1), chunk_spans, len(sampling), next_ids),
+    )
+
+
+def _packed_groups(
+    layout: _Layout, table: RowTable, row: Tensor, start: Tensor, length: Tensor, backends: Backends
+) -> list[AttentionGroup]:
+    """Up-projected chunks, absorbed chunks, decode rows. row, length [num_rows], start
+    [num_rows + 1]: rows, lengths and starts of the layout, on the device."""
+    groups = []
+    bounds = (0, layout.num_long, layout.num_chunks, len(layout.rows))
+    for kind, (a, b) in enumerate(pairwise(bounds)):
+        if a == b:
+            continue
+        begins, counts = layout.begins[a:b], layout.counts[a:b]
+        longest = max(begin + count for begin, count in zip(begins, counts, strict=True))
+        paged = PagedRows(
+            page_table=table.page_table[row[a:b], : -(-longest // table.page_size)],
+            query_starts=start[a : b + 1] - layout.starts[a],
+            lengths=length[a:b],
+            max_query_len=max(counts),
+            max_length=longest,
+            query_lens=tuple(counts),
+            prefix_lens=tuple(begins),
+        )
+        groups.append(
+            AttentionGroup(
+                span=slice(layout.starts[a], layout.starts[b]),
+                absorbed=kind > 0,
+                rows=paged,
+                backend=backends.decode if kind else backends.prefill,
+                planned=backends.planned if kind == 2 else None,
             )
-        table.check_room(chunk.row, len(chunk.token_ids))
-    for row in plan.decode:
-        table.check_room(row, 1)
+        )
+    return groups
+
+
+def _next_ids(chunks: Sequence[PrefillChunk]) -> list[int]:
+    """The token after each token of the chunks; 0 where it will be sampled."""
+    following: list[int] = []
+    for chunk in chunks:
+        following += chunk.token_ids[1:]
+        following.append(max(0, chunk.next_id))
+    return following
+
+
+def _join(chunks: StepBatch, decode: StepBatch) -> StepBatch:
+    """The decode rows after the chunks."""
+    assert chunks.packed is not None
+    assert chunks.sampling_index is not None
+    first, second, drafts = chunks.inputs, decode.inputs, decode.points.drafts
+    offset = len(first.token_ids)
+    moved = [
+        dataclasses.replace(g, span=slice(g.span.start + offset, g.span.stop + offset))
+        for g in second.groups
+    ]
+    if drafts is not None:  # there are none before the points of chunks
+        none = drafts.new_full((chunks.packed.num_chunk_points, drafts.shape[1]), -1)
+        drafts = torch.cat((none, drafts))
+    inputs = StepInputs(
+        token_ids=torch.cat((first.token_ids, second.token_ids)),
+        positions=torch.cat((first.positions, second.positions)),
+        slots=torch.cat((first.slots, second.slots)),
+        groups=first.groups + moved,
+    )
+    points = SamplingPoints(
+        torch.cat((chunks.points.rows, decode.points.rows)),
+        torch.cat((chunks.points.positions, decode.points.positions)),
+        drafts,
+    )
+    decoded = torch.arange(offset, len(inputs.token_ids), device=inputs.token_ids.device)
+    index = torch.cat((chunks.sampling_index, decoded))
+    return StepBatch(inputs, points, index, chunks.packed)

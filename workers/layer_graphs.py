@@ -17,6 +17,7 @@ from torch import Tensor
 from ..kernels.attention.backends import prefill_backend
 from ..kernels.attention.rope import RopeAngles
 from ..kernels.dense.rms_norm import rms_norm
+from .graphs import covering_size
 from .inputs import StepInputs
 from .model.glm4_moe_lite import ModelWeights, embed
 from .model.mla import Projected
@@ -57,7 +58,7 @@ class LayerGraphs:
 
     def covers(self, num_tokens: int) -> bool:
         """Whether a step of so many tokens has graphs."""
-        return bool(self._pieces) and 0 < num_tokens <= self.sizes[-1]
+        return bool(self._pieces) and covering_size(self.sizes, num_tokens) is not None
 
     def run_largest(self, kv: Tensor) -> None:
         """Run the largest pieces eagerly on padding tokens, to measure what they need."""
@@ -82,7 +83,8 @@ class LayerGraphs:
     def run(self, inputs: StepInputs, kv: Tensor, scratch_slot: int) -> tuple[Tensor, Tensor]:
         """`hidden_states` of a step of up to `largest` tokens; valid until the next run."""
         count = len(inputs.token_ids)
-        size = next(size for size in self.sizes if size >= count)
+        size = covering_size(self.sizes, count)
+        assert size is not None, "see `covers`"
         for line, column in zip(
             self._tokens, (inputs.token_ids, inputs.positions, inputs.slots), strict=True
         ):

@@ -21,18 +21,16 @@ from ..shared.messages import (
     WorkerFailed,
 )
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
-from .pending import PendingStep
-from .runner import ModelRunner
 from .sampling.grammars import OnLoaded
 from .startup import load_runner
+from .step import ModelRunner, PendingStep
 
 logger = logging.getLogger(__name__)
 _POLL_S = 3e-5  # between looks at a step on a GPU and at the inbox
 
 
 def run_worker(child: Child) -> int:
-    """From the first message to Shutdown: 0. Whatever goes wrong is told to the launcher and
-    raised again."""
+    """Serve until Shutdown; returns 0. Any failure is reported to the launcher and raised again."""
     scheduler = Sender.connect(scheduler_address(child.runtime_dir))
     scheduler.send(child.hello())
     try:
@@ -81,9 +79,9 @@ def serve(
     tell_loaded: OnLoaded | None = None,
 ) -> int:
     """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0).
-    `tell_loaded` is called from another thread when a grammar is there. On a GPU the next plan is
-    launched while the last one runs.
-    A step that fails because the other ranks have shut down already is not a failure."""
+    `tell_loaded` is called from another thread when a grammar is loaded. On a GPU the next plan is
+    launched while the last one runs. A step that fails because the other ranks have shut down
+    already is not a failure."""
     pending: deque[PendingStep] = deque()
     while True:
         for message in inbox.receive(0 if pending else None):

@@ -13,11 +13,10 @@ from ..shared.cache_dir import user_cache_dir
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError
 from ..shared.model_spec import ModelSpec, load_model_spec
-from .capture import capture_graphs, prepare_graphs
 from .memory.host import usable_cores
 from .memory.kv_cache import count_pages, measure_peak
 from .parallel import check_split, join_ranks, rank_device
-from .runner import ModelRunner
+from .step import ModelRunner
 from .warm_up import run_largest_step, run_usual_steps, warm_up
 from .weights.checkpoint import check_draft, check_weights
 from .weights.weights import load_weights, observe_routing, random_weights
@@ -32,7 +31,7 @@ _DTYPES = {
 # itself is a guess between that and real models.
 _SINGLE_THREAD_HIDDEN = 512
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 ReportProgress = Callable[[str, int, int], None]  # (stage, done, total)
 
 
@@ -78,10 +77,10 @@ def load_runner(
         )
     if on_route is not None:
         model = observe_routing(model, on_route)
-    runner = ModelRunner(spec, config, model, ranks, epoch)
+    runner = ModelRunner(config, model, epoch)
     try:
         if config.device == "cpu":
-            runner.allocate_pages(count_pages(spec, config, dtype))
+            runner.forward.allocate_pages(count_pages(spec, config, dtype))
             report("warming up", 0, 0)
             warm_up(runner)
         else:
@@ -114,14 +113,15 @@ def _make_ready(
     graph_bytes, has_graphs = 0, not config.disable_cudagraph and dtype != torch.float32
     # In 32 bits the ops are the references, some of which wait for the device.
     if has_graphs:
-        graph_bytes = prepare_graphs(runner, config)
-    _log.info(
+        graph_bytes = runner.forward.prepare_graphs()
+    logger.info(
         "the largest step needs %.2f GB, CUDA graphs %.2f", step_bytes / 1e9, graph_bytes / 1e9
     )
-    runner.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
+    runner.forward.allocate_pages(count_pages(spec, config, dtype, step_bytes, graph_bytes))
     warm_up(runner)
     if has_graphs:
-        capture_graphs(runner, lambda done, total: report("capturing CUDA graphs", done, total))
+        forward = runner.forward
+        forward.capture_graphs(lambda done, total: report("capturing CUDA graphs", done, total))
 
 
 def num_threads(spec: ModelSpec, tp: int) -> int:

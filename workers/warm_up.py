@@ -1,8 +1,8 @@
-"""Steps for nobody, run before a server is ready: to find damaged weights, to measure memory, and
-so that nothing is compiled or sized for the first time while requests wait.
+"""Warm-up steps with dummy rows, run before a server is ready: to find damaged weights, to measure
+memory, and to compile kernels and size buffers before requests wait for them.
 
-All rows share page 0, so they can run before the KV pages are there; sizes of pages do not matter
-to them. Every function forgets its rows again.
+All rows share page 0, so these steps can run before the KV pages are allocated. Every function
+frees its rows again.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ..shared.config import ServeConfig
 from ..shared.messages import PrefillChunk, RowAdmit, StepPlan
 from ..shared.sampling import SamplingParams
-from .runner import ModelRunner
+from .step import ModelRunner
 
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
 # Kernels are compiled anew for numbers that 16 divides and for those that it does not.

@@ -142,12 +142,9 @@ class Bench:
 
     def count_experts(self, rows: int) -> Experts:
         """Decode all rows for some steps and look at their routing."""
-        runner = self.runner
-        graphs = runner.graphs, runner.layer_graphs
-        runner.graphs = runner.layer_graphs = None  # their routing cannot be seen
-        with self._routing.recorded() as seen:
+        # The routing inside graphs cannot be observed.
+        with self.runner.forward.without_graphs(), self._routing.recorded() as seen:
             self.decode(rows, _COUNTED_STEPS - 1)
-        runner.graphs, runner.layer_graphs = graphs
         return average_experts(
             count_distinct(seen), self._num_moe_layers, self.num_drafts, _COUNTED_STEPS
         )

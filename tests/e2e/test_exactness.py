@@ -186,7 +186,7 @@ def test_logits_are_those_of_transformers(
         seen.append(logits.clone())
         return logits
 
-    monkeypatch.setattr("glimmer.workers.runner.compute_logits", watched)
+    monkeypatch.setattr("glimmer.workers.forward.compute_logits", watched)
     largest = highest = 0.0
     for prompt, expected in zip(case.prompts, case.expected, strict=True):
         seen.clear()

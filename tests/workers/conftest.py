@@ -30,8 +30,8 @@ from glimmer.shared.transport import (
     scheduler_address,
     worker_address,
 )
-from glimmer.workers.runner import ModelRunner
 from glimmer.workers.startup import load_runner
+from glimmer.workers.step import ModelRunner
 
 torch.set_num_threads(1)
 

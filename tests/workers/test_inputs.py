@@ -4,7 +4,7 @@ import pytest
 import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import ABSORBED_MAX_NEW_TOKENS, build_inputs
+from glimmer.workers.inputs import ABSORBED_MAX_NEW_TOKENS, build_batch
 from glimmer.workers.rows import RowTable
 
 PARAMS = SamplingParams(max_new_tokens=4)
@@ -14,7 +14,7 @@ def table_with(lengths: list[int], pages: int = 200) -> RowTable:
     """Row r holds lengths[r] tokens in pages 1000 * r + i; its last token is 70 + r."""
     table = RowTable(len(lengths), pages, 4, 100, "cpu")
     admits = [
-        RowAdmit(row, PARAMS, [1000 * row + i for i in range(pages)], length, 0, [])
+        RowAdmit(row, PARAMS, [1000 * row + i for i in range(pages)], length, row, [])
         for row, length in enumerate(lengths)
     ]
     table.apply(StepPlan(0, 0, [], admits, [], [], []))
@@ -32,13 +32,19 @@ def test_mixed_step() -> None:
         PrefillChunk(0, 6, [10, 11, 12], sample=True),  # extends: absorbed
         PrefillChunk(1, 0, [20, 21], sample=False, next_id=22),  # fresh: up-projected, first
     ]
-    inputs = build_inputs(plan(chunks, [2, 3]), table)
+    batch = build_batch(plan(chunks, [2, 3]), table)
+    inputs = batch.inputs
     assert inputs.token_ids.tolist() == [20, 21, 10, 11, 12, 72, 73]
     assert inputs.positions.tolist() == [0, 1, 6, 7, 8, 9, 5]
     assert inputs.slots.tolist() == [4000, 4001, 6, 7, 8, 8009, 12005]
-    assert inputs.chunk_spans == [slice(2, 5), slice(0, 2)]
-    assert inputs.sampling_rows == [0, 2, 3]
-    assert inputs.sampling_index.tolist() == [4, 5, 6]
+    assert batch.packed is not None
+    assert batch.packed.chunk_spans == [slice(2, 5), slice(0, 2)]
+    assert batch.packed.rows.tolist() == [1, 0, 2, 3]
+    assert batch.packed.added.tolist() == [[2, 3, 1, 1], [0, 1, 1, 1]]
+    assert batch.points.rows.tolist() == [0, 2, 3]
+    assert batch.points.positions.tolist() == [0, 2, 3]
+    assert batch.sampling_index is not None
+    assert batch.sampling_index.tolist() == [4, 5, 6]
     fresh, extended, decode = inputs.groups
     assert (fresh.span, fresh.absorbed, fresh.rows.max_query_len) == (slice(0, 2), False, 2)
     assert (extended.span, extended.absorbed) == (slice(2, 5), True)
@@ -62,7 +68,7 @@ def test_mixed_step() -> None:
 )
 def test_short_extensions_are_absorbed(start: int, count: int, absorbed: bool) -> None:
     chunk = PrefillChunk(0, start, [1] * count, sample=True)
-    groups = build_inputs(plan([chunk], []), table_with([start])).groups
+    groups = build_batch(plan([chunk], []), table_with([start])).inputs.groups
     assert [group.absorbed for group in groups] == [absorbed]
 
 
@@ -74,19 +80,19 @@ def test_sampling_order_is_that_of_the_plan() -> None:
         PrefillChunk(1, 0, [2, 3, 4], sample=True),
         PrefillChunk(2, 8, [5, 6], sample=True),
     ]
-    inputs = build_inputs(plan(chunks, []), table)
-    assert inputs.sampling_rows == [0, 1, 2]
-    assert inputs.token_ids[inputs.sampling_index].tolist() == [1, 4, 6]
+    batch = build_batch(plan(chunks, []), table)
+    assert batch.points.rows.tolist() == [0, 1, 2]
+    assert batch.inputs.token_ids[batch.sampling_index].tolist() == [1, 4, 6]
 
 
 def test_plans_that_would_corrupt_other_rows_are_refused() -> None:
     table = table_with([4, 0], pages=2)
     with pytest.raises(ValueError, match="row 0 has 4 tokens, its chunk starts at 3"):
-        build_inputs(plan([PrefillChunk(0, 3, [1], sample=True)], []), table)
+        build_batch(plan([PrefillChunk(0, 3, [1], sample=True)], []), table)
     with pytest.raises(ValueError, match="row 1: 9 new tokens"):
-        build_inputs(plan([PrefillChunk(1, 0, [1] * 9, sample=True)], []), table)
+        build_batch(plan([PrefillChunk(1, 0, [1] * 9, sample=True)], []), table)
     with pytest.raises(ValueError, match="row 1"):
-        build_inputs(plan([PrefillChunk(1, 0, [], sample=False)], []), table)
-    table.advance([0], [4])
+        build_batch(plan([PrefillChunk(1, 0, [], sample=False)], []), table)
+    table.min_tokens[0] += 4
     with pytest.raises(ValueError, match="row 0"):
-        build_inputs(plan([], [0]), table)
+        build_batch(plan([], [0]), table)

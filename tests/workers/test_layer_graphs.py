@@ -1,4 +1,4 @@
-"""Passes cut at each attention, and filled up with tokens of nobody, are whole passes."""
+"""Passes cut at each attention, and padded, equal whole passes."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import build_inputs
+from glimmer.workers.inputs import build_batch
 from glimmer.workers.layer_graphs import LayerGraphs
 from glimmer.workers.model.glm4_moe_lite import hidden_states
 from glimmer.workers.parallel import Ranks
@@ -51,15 +51,16 @@ def test_a_pass_in_pieces_is_a_pass(tiny_model: Path) -> None:
         ]  # fmt: skip
         for plan in plans:
             table.apply(plan)
-            inputs = build_inputs(plan, table)
+            batch = build_batch(plan, table)
+            inputs = batch.inputs
             if in_pieces:
                 states = graphs.run(inputs, kv, SCRATCH * 16)
             else:
                 states = hidden_states(model, inputs, kv)
             found.append([part.clone() for part in states])
-            chunks = [(chunk.row, len(chunk.token_ids)) for chunk in plan.prefill]
-            rows, counts = zip(*chunks, *[(row, 1) for row in plan.decode], strict=True)
-            table.advance(rows, counts)
+            assert batch.packed is not None
+            table.advance(batch.packed.rows, batch.packed.added)
+            table.count(plan)
         found.append([kv[:SCRATCH].clone()])
     for whole, pieces in zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True):
         for a, b in zip(whole, pieces, strict=True):
@@ -70,18 +71,16 @@ def test_a_pass_in_pieces_is_a_pass(tiny_model: Path) -> None:
 def test_graphs_of_pieces_choose_the_same_tokens(
     tiny_model: Path, make_runner: Any, driver_of: Any, gap_where_parted: Any
 ) -> None:
-    """Kernels differ with the number of tokens, which is filled up: tokens may part where the two
+    """Kernels differ with the number of tokens, which is padded: tokens may part where the two
     best were as close as rounding."""
     greedy = SamplingParams(max_new_tokens=12, num_logprobs=2)
     texts = [[(5 * i + n) % 150 for i in range(n)] for n in (1, 17, 100, 300, 3, 900, 40)]
     runner = make_runner(tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8)
-    assert runner.layer_graphs.covers(2048)
+    assert runner.forward.layer_graphs.covers(2048)
     for chunk_size in (None, 64):
-        runs = []
-        for graphs in (runner.layer_graphs, None):
-            runner.layer_graphs, kept = graphs, runner.layer_graphs
+        runs = [driver_of(runner.run, 64).generate(texts, greedy, chunk_size)]
+        with runner.forward.without_graphs(decode=False):
             runs.append(driver_of(runner.run, 64).generate(texts, greedy, chunk_size))
-            runner.layer_graphs = kept
         for a, b in zip(*runs, strict=True):
             gap = gap_where_parted(a, b)
             assert gap is None or gap < 0.3

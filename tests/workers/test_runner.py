@@ -100,7 +100,7 @@ def test_a_poisoned_row_is_named_instead_of_sampled(
         return logits
 
     runner = make_runner(tiny_model)
-    monkeypatch.setattr("glimmer.workers.runner.compute_logits", poisoned)
+    monkeypatch.setattr("glimmer.workers.forward.compute_logits", poisoned)
     chunks = [PrefillChunk(row, 0, [1], sample=True) for row in (4, 6)]
     with pytest.raises(FloatingPointError, match="row 6"):
         runner.run(plan([admit(4, [0]), admit(6, [1])], chunks))
@@ -131,9 +131,9 @@ def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: A
 @pytest.mark.parametrize(
     ("place", "is_known"),
     [
-        ("glimmer.workers.sampling.penalties.PenaltyCounts._grow", False),  # while rows change
-        ("glimmer.workers.runner.hidden_states", False),
-        ("glimmer.workers.pending.HostCopy", True),  # when all is done
+        ("glimmer.workers.sampling.rules.PenaltyCounts._grow", False),  # while rows change
+        ("glimmer.workers.forward.hidden_states", False),
+        ("glimmer.workers.step.HostCopy", True),  # when all is done
     ],
 )
 def test_a_step_without_memory_fails_alone(
@@ -170,7 +170,7 @@ def test_memory_may_fail_again_at_once(
     runner = make_runner(tiny_model)
     new = plan([admit(0, [0])], [PrefillChunk(0, 0, [3, 1, 4], sample=True)])
     with monkeypatch.context() as patched:
-        patched.setattr("glimmer.workers.runner.hidden_states", full)
+        patched.setattr("glimmer.workers.forward.hidden_states", full)
         assert [bool(runner.run(new).error) for _ in range(2)] == [True, True]
     behind = plan(prefill=[PrefillChunk(0, 3, [1], sample=True)])
     assert runner.run(behind).error == "the step before failed"
@@ -198,9 +198,9 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 
         return call
 
-    modules = ("rows", "sampling.rules", "sampling.penalties", "drafting", "sampling.sampler")
+    modules = ("rows", "inputs", "sampling.rules", "sampling.sampler")
     places = [*(f"{module}.to_device" for module in modules), "inputs.ints_to_device"]
-    places += ["runner.hidden_states", "runner.build_inputs", "pending.HostCopy"]
+    places += ["forward.hidden_states", "forward.build_batch", "step.HostCopy"]
     places += ["sampling.sampler.uniform"]
     for place in places:
         path = f"glimmer.workers.{place}"
@@ -225,8 +225,8 @@ def test_a_full_card_fails_a_step_alone(tiny_model: Path, make_runner: Any, leas
         tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8,
         max_req_total_len=4096, batch_max_tokens=4096,
     )  # fmt: skip
-    assert runner.graphs.covers(1)
-    assert not runner.layer_graphs.covers(2500)
+    assert runner.forward.decode_graphs.padded([0], 0) == [0]
+    assert not runner.forward.layer_graphs.covers(2500)
     chunk = PrefillChunk(0, 0, [7 * i % 150 for i in range(2500)], sample=True)
     new = [admit(0, list(range(41)), presence_penalty=1.0)]
 

@@ -2,8 +2,8 @@
 formulas of `kernels/` in their fixed order. Runs on rank 0 only.
 
 `sample` launches work on the device and reads nothing back; `Sampled.read` makes the answer once
-its tensors are on the host. A batch is flat: `rows` may name a request several times, with the
-output position of each, as verifying drafts does.
+its tensors are on the host. A batch is flat: with drafts a row has several sampling points in it,
+each with an output position of its own.
 """
 
 from collections.abc import Sequence
@@ -15,32 +15,33 @@ from torch import Tensor
 from ...kernels.sampling import sampling
 from ...kernels.sampling.noise import uniform
 from ...shared.messages import TokenLogprob
+from ..inputs import SamplingPoints
 from ..memory.device import to_device
 from ..rows import RowTable
-from .rules import Biases, Choice, RowRules
+from .logprobs import read_logprobs
+from .rules import Biases, RowRules, SamplingMode
 
-_LEAST_LOGPROB = -9999.0  # stands for -inf, which JSON cannot say
 _MOST_BOOST = 1e30  # exponential length penalty: keeps logits finite however long the text is
 _SEGMENT = 32  # rows whose logits are copied at one time: 20 MB each copy at 154,880 ids
 
 
-Masks = tuple[Sequence[int], Tensor]  # of grammars: places in the batch, [places, words] int32
-Logprobs = tuple[Tensor, Tensor, Tensor, Tensor]  # see `sampling.logprobs`
+# Of grammars: sampling points [n], and for each of them a mask [n, words] int32.
+Masks = tuple[Sequence[int], Tensor]
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a step sampled, on the device."""
+    """The sampled tokens of a step, on the device."""
 
-    rows: Sequence[int]
-    ids: Tensor  # [len(rows)] int64
-    peaks: Tensor  # [len(rows)] float32, the largest logit of each row; NaN if any is
-    places: Sequence[int] = ()  # of the rows that want log-probabilities
-    num_top: Sequence[int] = ()  # how many of the likeliest, parallel to places
+    rows: Sequence[int]  # of each sampling point
+    ids: Tensor  # [num_points] int64
+    peaks: Tensor  # [num_points] float32, the largest logit of each point; NaN if any is
+    wanted: Sequence[int] = ()  # points whose row wants log-probabilities
+    num_top: Sequence[int] = ()  # how many of the likeliest tokens to name, parallel to wanted
     logprobs: Sequence[Tensor] = ()  # as `sampling.logprobs` gives them
 
     def tensors(self) -> list[Tensor]:
-        """What `read` needs on the host."""
+        """The tensors that `read` needs on the host."""
         return [self.ids, self.peaks, *self.logprobs]
 
     def read(self, host: Sequence[Tensor]) -> tuple[list[int], list[list[TokenLogprob]]]:
@@ -54,97 +55,71 @@ class Sampled:
             raise FloatingPointError(
                 f"logits of row {bad[0]} are not finite ({len(bad)} rows are bad)"
             )
-        found: list[list[TokenLogprob]] = [[] for _ in self.rows]
+        entries: list[list[TokenLogprob]] = [[] for _ in self.rows]
         if logprobs:
-            own, rank, top_ids, top = logprobs
-            entries = read_logprobs(ids[self.places], (own, rank, top_ids, top), self.num_top)
-            for place, entry in zip(self.places, entries, strict=True):
-                found[place] = [entry]
-        return ids.tolist(), found
+            chosen, rank, top_ids, top = logprobs
+            columns = chosen, rank, top_ids, top
+            named = read_logprobs(ids[self.wanted], columns, self.num_top)
+            for point, entry in zip(self.wanted, named, strict=True):
+                entries[point] = [entry]
+        return ids.tolist(), entries
 
 
 def sample(
     raw: Tensor,
     rows: Sequence[int],
+    points: SamplingPoints,
     table: RowTable,
     num_token_ids: int,
     masks: Masks | None = None,
-    index: Tensor | None = None,
-    positions: Tensor | None = None,
-    drafts: Tensor | None = None,
 ) -> Sampled:
-    """Launch the choice of a token for each row of `raw` logits [len(rows), vocab] float32, which
+    """Launch the choice of a token for each row of `raw` logits [num_points, vocab] float32, which
     it may change. Ids >= `num_token_ids` are padding.
 
-    On the device, int64: `index` is `rows`, `positions` the number of outputs each row had before
-    this token (both from the row table, if left out), drafts [len(rows), k] tokens before this one
-    that penalties count although they were not recorded (ids < 0: none). Rows with a grammar sample
-    what their mask allows, before anything else that they asked for.
+    `rows` is `points.rows` on the host. Penalties count the drafts before a point as outputs. Rows
+    with a grammar sample only tokens that their mask allows, whatever else they asked for.
     """
-    if index is None or positions is None:
-        outputs = [table.num_outputs[row] for row in rows]
-        index, positions = to_device([rows, outputs], torch.int64, raw.device)
     rules, peaks = table.rules, None
-    if rules.touch_logits(rows) or (masks is not None and masks[0]):
-        peaks = raw.amax(-1)  # before bans hide what is not finite
-        _apply_rules(raw, rows, table, num_token_ids, masks, index, positions, drafts)
+    if rules.touch_logits(rows) or masks is not None:
+        peaks = raw.amax(-1)  # before bans hide values that are not finite
+        _apply_rules(raw, rows, points, table, num_token_ids, masks)
     logits = raw[:, :num_token_ids]
-    ids, found = choose(rules.choice(rows), logits, index, positions, table.scalars)
-    places = [place for place, row in enumerate(rows) if row in rules.logprobs]
-    num_top = [rules.logprobs[rows[place]] for place in places]
-    logprobs = _logprobs(logits, places, ids, index, table.scalars, num_top) if places else ()
-    return Sampled(rows, ids, found if peaks is None else peaks, places, num_top, logprobs)
+    ids, largest = choose(rules.mode(rows), logits, points, table.scalars)
+    wanted = [i for i, row in enumerate(rows) if row in rules.logprobs]
+    num_top = [rules.logprobs[rows[i]] for i in wanted]
+    logprobs = _logprobs(logits, wanted, ids, points, table.scalars, num_top) if wanted else ()
+    return Sampled(rows, ids, largest if peaks is None else peaks, wanted, num_top, logprobs)
 
 
 def choose(
-    choice: Choice, logits: Tensor, index: Tensor, positions: Tensor, scalars: dict[str, Tensor]
+    mode: SamplingMode, logits: Tensor, points: SamplingPoints, scalars: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """(ids int64, largest logits float32) [n] of logits [n, ids]. Depends on nothing but its
-    arguments, so it can be captured, once for each choice."""
-    if choice is Choice.GREEDY:
+    """(ids int64, largest logits float32) [n] of logits [n, ids]."""
+    if mode is SamplingMode.GREEDY:
         return sampling.greedy(logits)
-    noise = uniform(scalars["seed"], positions, index)
+    noise = uniform(scalars["seed"], points.positions, points.rows)
     temperature = scalars["temperature"]
-    if choice is Choice.DRAW:
-        return sampling.draw(logits, noise, index, temperature)
-    top_k, top_p, min_p = (scalars[name] for name in ("top_k", "top_p", "min_p"))
-    return sampling.draw_truncated(logits, noise, index, temperature, top_k, top_p, min_p)
-
-
-def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[TokenLogprob]:
-    """What a client sees about ids [n] under softmax(logits [n, vocab]), with the `num_top[i]`
-    likeliest tokens. Waits for the device."""
-    ones = torch.ones_like(ids, dtype=torch.float32)
-    found = sampling.logprobs(logits, ids, ones, max(num_top, default=0))
-    return read_logprobs(ids, found, num_top)
-
-
-def read_logprobs(ids: Tensor, found: Logprobs, num_top: Sequence[int]) -> list[TokenLogprob]:
-    """The same from what `sampling.logprobs` found about ids [n]."""
-    own, ranks, top_ids, top = found
-    own, top = own.clamp(min=_LEAST_LOGPROB), top.clamp(min=_LEAST_LOGPROB)
-    columns = (ids.tolist(), own.tolist(), ranks.tolist(), top_ids.tolist(), top.tolist(), num_top)
-    return [
-        TokenLogprob(token_id, logprob, rank, list(zip(likely[:k], values[:k], strict=True)))
-        for token_id, logprob, rank, likely, values, k in zip(*columns, strict=True)
-    ]
+    if mode is SamplingMode.DRAW:
+        return sampling.draw(logits, noise, points.rows, temperature)
+    top_k, top_p, min_p = scalars["top_k"], scalars["top_p"], scalars["min_p"]
+    return sampling.draw_truncated(logits, noise, points.rows, temperature, top_k, top_p, min_p)
 
 
 def _logprobs(
     logits: Tensor,
-    places: list[int],
+    wanted: list[int],
     ids: Tensor,
-    index: Tensor,
+    points: SamplingPoints,
     scalars: dict[str, Tensor],
     num_top: list[int],
 ) -> list[Tensor]:
-    """`sampling.logprobs` of the rows at `places`, copied some at a time unless they are all."""
-    temperature = scalars["temperature"][index]
-    if len(places) == len(ids):
+    """`sampling.logprobs` of the wanted points, copied some at a time unless they are all."""
+    temperature = scalars["temperature"][points.rows]
+    if len(wanted) == len(ids):
         return list(sampling.logprobs(logits, ids, temperature, max(num_top)))
     parts = [
         sampling.logprobs(logits[at], ids[at], temperature[at], max(num_top))
-        for at in to_device(places, torch.int64, logits.device).split(_SEGMENT)
+        for at in to_device(wanted, torch.int64, logits.device).split(_SEGMENT)
     ]
     return [torch.cat(column) for column in zip(*parts, strict=True)]
 
@@ -152,17 +127,16 @@ def _logprobs(
 def _apply_rules(
     raw: Tensor,
     rows: Sequence[int],
+    points: SamplingPoints,
     table: RowTable,
     num_token_ids: int,
     masks: Masks | None,
-    index: Tensor,
-    positions: Tensor,
-    drafts: Tensor | None,
 ) -> None:
     """Penalties, stop-token rules, bias, allow lists and grammars, for the rows that have any."""
     rules = table.rules
     if rules.penalties.concerns(rows):
-        rules.penalties.penalise(raw, index, table.scalars, drafts)
+        rules.penalties.penalise(raw, points.rows, table.scalars, points.drafts)
+    positions = points.positions
     _boost(raw, rows, rules, positions)
     grammars = dict(zip(masks[0], range(len(masks[0])), strict=True)) if masks else {}
     # Where rules together may forbid everything, which depends on how many outputs there are.
@@ -232,7 +206,7 @@ def _add_biases(
         (target, place, i, least, value)
         for target, place in zip(targets, places, strict=True)
         if rows[place] in biases
-        for i, least, value in _changes(biases[rows[place]], table.num_outputs[rows[place]])
+        for i, least, value in _changes(biases[rows[place]], table.min_outputs[rows[place]])
     ]
     if not pairs:
         return

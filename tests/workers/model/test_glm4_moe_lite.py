@@ -7,7 +7,7 @@ import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import build_inputs
+from glimmer.workers.inputs import build_batch
 from glimmer.workers.model.glm4_moe_lite import compute_logits, hidden_states
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
@@ -25,7 +25,9 @@ def states_of(path: Path, rows: list[int]) -> list[torch.Tensor]:
     admits = [RowAdmit(r, params, [r, 3 + r, 6 + r, 9 + r], 0, 0, []) for r in rows]
     table.apply(StepPlan(0, 0, [], admits, [], [], []))
     chunks = [PrefillChunk(row, 0, PROMPTS[row], sample=True) for row in rows]
-    inputs = build_inputs(StepPlan(0, 0, [], [], [], chunks, []), table)
+    batch = build_batch(StepPlan(0, 0, [], [], [], chunks, []), table)
+    inputs = batch.inputs
+    assert batch.packed is not None
     kv = torch.zeros(12, spec.num_layers, 4, spec.latent_dim)
     hidden, _ = hidden_states(model, inputs, kv)
     written = {int(s) for s in (kv[:, -1].abs().sum(-1).flatten() > 0).nonzero()}
@@ -33,7 +35,7 @@ def states_of(path: Path, rows: list[int]) -> list[torch.Tensor]:
     logits = compute_logits(model, hidden)
     assert logits is not None
     assert (logits.shape, logits.dtype) == ((len(hidden), spec.vocab_size), torch.float32)
-    return [hidden[span] for span in inputs.chunk_spans]
+    return [hidden[span] for span in batch.packed.chunk_spans]
 
 
 def test_rows_do_not_see_each_other(tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ from glimmer.kernels.attention.rope import rope_angles
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import ModelSpec, load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import StepInputs, build_inputs
+from glimmer.workers.inputs import StepInputs, build_batch
 from glimmer.workers.model.mla import AttentionWeights, attend, project
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.rows import RowTable
@@ -24,7 +24,7 @@ def step(cached: int, count: int) -> StepInputs:
         StepPlan(0, 0, [], [RowAdmit(0, params, list(range(9)), cached, 0, [])], [], [], [])
     )
     chunk = PrefillChunk(0, cached, [0] * count, sample=True)
-    return build_inputs(StepPlan(0, 0, [], [], [], [chunk], []), table)
+    return build_batch(StepPlan(0, 0, [], [], [], [chunk], []), table).inputs
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import build_inputs
+from glimmer.workers.inputs import build_batch
 from glimmer.workers.model.glm4_moe_lite import ModelWeights, hidden_states
 from glimmer.workers.model.nextn import draft_ids, nextn_states
 from glimmer.workers.parallel import Ranks
@@ -35,11 +35,11 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ModelWeights]:
 
 
 def inputs_of(ids: list[int], vocab: int) -> Any:
-    table = RowTable(1, 4, 8, vocab, "cpu", 3)
+    table = RowTable(1, 4, 8, vocab, "cpu")
     admit = RowAdmit(0, SamplingParams(max_new_tokens=9), [0, 1], 0, 0, [])
     table.apply(StepPlan(0, 0, [], [admit], [], [], []))
     chunk = PrefillChunk(0, 0, ids, sample=True)
-    return build_inputs(StepPlan(0, 0, [], [], [], [chunk], []), table)
+    return build_batch(StepPlan(0, 0, [], [], [], [chunk], []), table).inputs
 
 
 def test_each_half_of_the_joint_gets_its_own_input(parts: tuple[Any, ModelWeights]) -> None:

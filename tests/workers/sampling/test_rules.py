@@ -2,7 +2,7 @@
 
 import torch
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.sampling.rules import Biases, Boost, Choice, RowRules
+from glimmer.workers.sampling.rules import Biases, Boost, PenaltyCounts, RowRules, SamplingMode
 
 VOCAB = 20
 
@@ -14,20 +14,20 @@ def make_rules(**rows: SamplingParams) -> RowRules:
     return rules
 
 
-def test_the_least_choice_that_serves_all() -> None:
+def test_the_least_mode_that_serves_all() -> None:
     rules = make_rules(
         r0=SamplingParams(9),
         r1=SamplingParams(9, temperature=1.0),
         r2=SamplingParams(9, temperature=1.0, min_p=0.1),
         r3=SamplingParams(9, top_k=3),
     )
-    assert rules.choice([0, 3]) is Choice.GREEDY
-    assert rules.choice([0, 1]) is Choice.DRAW
-    assert rules.choice([1, 2]) is Choice.TRUNCATED
+    assert rules.mode([0, 3]) is SamplingMode.GREEDY
+    assert rules.mode([0, 1]) is SamplingMode.DRAW
+    assert rules.mode([1, 2]) is SamplingMode.TRUNCATED
     rules.free(2)
-    assert rules.choice([0, 1, 2, 3]) is Choice.DRAW
+    assert rules.mode([0, 1, 2, 3]) is SamplingMode.DRAW
     rules.admit(1, SamplingParams(9), [])
-    assert rules.choice([0, 1]) is Choice.GREEDY
+    assert rules.mode([0, 1]) is SamplingMode.GREEDY
 
 
 def test_rows_that_touch_logits() -> None:
@@ -50,3 +50,35 @@ def test_rows_that_touch_logits() -> None:
     for row in range(7):
         rules.free(row)
     assert not rules.touch_logits(range(8))
+
+
+def test_slots_are_taken_given_back_and_never_mixed_up() -> None:
+    counts = PenaltyCounts(40, 11, "cpu")
+    for row in range(30):
+        counts.admit(row, [row % 11] * (row + 1))
+    assert [counts.of(row).sum() for row in range(30)] == list(range(1, 31))
+    for row in range(0, 30, 2):
+        counts.free(row)
+        counts.free(row)
+    assert not counts.concerns(range(0, 40, 2))
+    assert counts.concerns([0, 1])
+    counts.admit(35, [])
+    counts.admit(1, [3])
+    assert counts.of(35).sum() == 0
+    assert counts.of(1)[:11].tolist() == [0, 0, 0, 1, *[0] * 7]
+    assert [counts.of(row).sum() for row in range(3, 30, 2)] == list(range(4, 31, 2))
+    assert (counts.slots >= 0).nonzero().flatten().tolist() == [*range(1, 30, 2), 35]
+
+
+def test_recorded_tokens_count_where_there_is_a_slot() -> None:
+    counts = PenaltyCounts(4, 8, "cpu")
+    counts.record([0], torch.tensor([0]), torch.tensor([5]))
+    counts.admit(2, [])
+    counts.record([1, 2], torch.tensor([1, 2, 2, 2]), torch.tensor([5, 6, 6, -1]))
+    assert counts.of(2).tolist() == [0, 0, 0, 0, 0, 0, 2, 0]
+
+
+def test_counts_of_admission_end_where_all_counting_does() -> None:
+    counts = PenaltyCounts(1, 4, "cpu")
+    counts.admit(0, [1] * 70_000 + [2])
+    assert counts.of(0).tolist() == [0, 32_000, 1, 0]

@@ -8,9 +8,10 @@ import pytest
 import torch
 from glimmer.shared.messages import RowAdmit, StepPlan, TokenLogprob
 from glimmer.shared.sampling import SamplingParams
+from glimmer.workers.inputs import SamplingPoints
 from glimmer.workers.rows import RowTable
 from glimmer.workers.sampling import sampler
-from glimmer.workers.sampling.sampler import token_logprobs
+from glimmer.workers.sampling.logprobs import token_logprobs
 
 VOCAB, IDS = 40, 36  # the last four rows are padding
 STOPS = (7, 9)
@@ -31,11 +32,26 @@ def make_table(
     return table
 
 
+def next_points(table: RowTable, rows: Sequence[int]) -> SamplingPoints:
+    """The next output of each row."""
+    index = torch.tensor(rows, device=table.device)
+    return SamplingPoints(index, table.num_outputs[index])
+
+
+def record(table: RowTable, rows: Sequence[int], ids: torch.Tensor) -> None:
+    """These tokens were sampled."""
+    index = torch.tensor(rows, device=table.device)
+    table.advance(index, table.ones[:, : len(rows)])
+    table.rules.penalties.record(rows, index, ids)
+    table.count(StepPlan(0, 0, [], [], [], [], list(rows)))
+
+
 def sample(
     raw: torch.Tensor, rows: Sequence[int], table: RowTable, num_token_ids: int, **options: Any
 ) -> tuple[torch.Tensor, list[list[TokenLogprob]]]:
     """(ids, log-probabilities), read at once."""
-    sampled = sampler.sample(raw, rows, table, num_token_ids, **options)
+    options.setdefault("points", next_points(table, rows))
+    sampled = sampler.sample(raw, rows, table=table, num_token_ids=num_token_ids, **options)
     ids, found = sampled.read(sampled.tensors())
     return torch.tensor(ids), found
 
@@ -234,16 +250,14 @@ def test_drafts_are_sampled_as_if_they_had_come_one_by_one() -> None:
     one_by_one, found = [], []
     for at in range(4):
         ids, entries = sample(raw[at : at + 1].clone(), [0], table, IDS)
-        table.record([0], ids)
+        record(table, [0], ids)
         one_by_one += ids.tolist()
         found += entries
     drafts = torch.full((4, 3), -1)
     for at in range(1, 4):
         drafts[at, :at] = torch.tensor(one_by_one[:at])
-    at = torch.full((4,), 1)
-    together = sample(
-        raw.clone(), [1] * 4, table, IDS, index=at, positions=1 + torch.arange(4), drafts=drafts
-    )
+    points = SamplingPoints(torch.full((4,), 1), 1 + torch.arange(4), drafts)
+    together = sample(raw.clone(), [1] * 4, table, IDS, points=points)
     assert together[0].tolist() == one_by_one
     assert together[1] == found
 
@@ -270,11 +284,14 @@ def test_a_card_chooses_what_the_cpu_does_and_nobody_waits_for_it() -> None:
         table = make_table(every, outputs, [[1, 1, 2]] * len(every), device)
         for _ in range(2):  # the first time kernels are compiled
             logits = raw.to(device, copy=True)  # rules change them
+            index = torch.tensor(outputs, device=device)
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
             try:
-                sampled = sampler.sample(logits, outputs, table, IDS, ([3, 7], legal))
-                table.record(outputs, sampled.ids)
+                points = SamplingPoints(index, table.num_outputs[index])
+                sampled = sampler.sample(logits, outputs, points, table, IDS, ([3, 7], legal))
+                table.advance(index, table.ones[:, : len(outputs)])
+                table.rules.penalties.record(outputs, index, sampled.ids)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         answers.append(sampled.read([x.cpu() for x in sampled.tensors()]))

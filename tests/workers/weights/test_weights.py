@@ -15,7 +15,7 @@ from glimmer.shared.errors import ModelError
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers.inputs import build_inputs
+from glimmer.workers.inputs import build_batch
 from glimmer.workers.memory.kv_cache import allocate_kv
 from glimmer.workers.model.glm4_moe_lite import ModelWeights, hidden_states
 from glimmer.workers.parallel import Ranks
@@ -259,8 +259,11 @@ def test_random_routing_spreads_and_numbers_stay_finite_at_every_depth(
         plan = StepPlan(0, 0, [], [] if begin else admits, [], chunks, [])
         table.apply(plan)
         seen.clear()
-        hidden, _ = hidden_states(model, build_inputs(plan, table), kv)
-        table.advance(list(range(32)), [end - begin] * 32)
+        batch = build_batch(plan, table)
+        hidden, _ = hidden_states(model, batch.inputs, kv)
+        assert batch.packed is not None
+        table.advance(batch.packed.rows, batch.packed.added)
+        table.count(plan)
     assert hidden.isfinite().all()
     assert hidden.float().std() > 0.5
     distinct = [len(experts.unique()) for experts in seen]

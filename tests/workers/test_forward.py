@@ -9,8 +9,7 @@ import pytest
 import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers import capture
-from glimmer.workers.capture import capture_graphs, prepare_graphs
+from glimmer.workers import forward
 
 GREEDY = SamplingParams(max_new_tokens=9)
 
@@ -44,43 +43,42 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, Any]]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(capture, "measure_peak", measure)
+    monkeypatch.setattr(forward, "measure_peak", measure)
     return found
 
 
 @pytest.mark.parametrize("mtp_step", [0, 2])
 def test_every_size_is_captured_in_one_pool(
-    tiny_model: Path, make_runner: Any, config_of: Any, captured: list[Any], mtp_step: int
+    tiny_model: Path, make_runner: Any, captured: list[Any], mtp_step: int
 ) -> None:
     drafts = {"mtp_mode": "eagle_with_att", "mtp_step": mtp_step} if mtp_step else {}
     limits = {"graph_max_batch_size": 12, "batch_max_tokens": 100, **drafts}
     runner = make_runner(tiny_model, **limits)
-    config = config_of(tiny_model, **limits)
     reports: list[tuple[int, int]] = []
     with torch.inference_mode():
-        needed = prepare_graphs(runner, config)
-        capture_graphs(runner, lambda *done: reports.append(done))
-    decode, layers = runner.graphs, runner.layer_graphs
+        needed = runner.forward.prepare_graphs()
+        runner.forward.capture_graphs(lambda *done: reports.append(done))
+    decode, layers = runner.forward.decode_graphs, runner.forward.layer_graphs
     assert layers.sizes == [16, 32, 64, 100]
     pieces = len(layers.sizes) * (runner.spec.num_layers + 1)
     assert len(captured) == decode.num_steps * (2 if mtp_step else 1) + pieces
     assert {pool for _, pool in captured} == {"pool"}
     assert needed > (decode.num_steps + len(layers.sizes)) << 20
     assert [done for done, total in reports if done == total] == [decode.num_steps, 4]
-    assert decode.covers(12, mtp_step)
+    assert decode.padded([3] * 12, mtp_step) == [3] * 12
+    assert decode.padded([3] * 13, mtp_step) is None
     assert layers.covers(100)
     assert not layers.covers(101)
 
 
 def test_steps_replay_the_graphs_that_cover_them(
-    tiny_model: Path, make_runner: Any, config_of: Any, captured: list[Any]
+    tiny_model: Path, make_runner: Any, captured: list[Any]
 ) -> None:
     limits = {"graph_max_batch_size": 4, "batch_max_tokens": 40}
     runner = make_runner(tiny_model, **limits)
     with torch.inference_mode():
-        prepare_graphs(runner, config_of(tiny_model, **limits))
-        capture_graphs(runner, lambda *_: None)
+        runner.forward.prepare_graphs()
+        runner.forward.capture_graphs(lambda *_: None)
     pieces = runner.spec.num_layers + 1
 
     def replays(plan: StepPlan) -> int:

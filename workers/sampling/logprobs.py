@@ -1,15 +1,37 @@
-"""Log-probabilities of a prompt's own tokens, for requests that ask for them."""
+"""Log-probabilities for clients: of sampled tokens, and of a prompt's own tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ...kernels.sampling import sampling
 from ...shared.messages import PrefillChunk, TokenLogprob
 from ..rows import RowTable
-from .sampler import token_logprobs
 
+_LEAST_LOGPROB = -9999.0  # stands for -inf, which JSON cannot say
 _SEGMENT = 256  # tokens whose logits exist at one time
+
+Logprobs = tuple[Tensor, Tensor, Tensor, Tensor]  # see `sampling.logprobs`
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[TokenLogprob]:
+    """What a client sees about ids [n] under softmax(logits [n, vocab]), with the `num_top[i]`
+    likeliest tokens. Waits for the device."""
+    ones = torch.ones_like(ids, dtype=torch.float32)
+    found = sampling.logprobs(logits, ids, ones, max(num_top, default=0))
+    return read_logprobs(ids, found, num_top)
+
+
+def read_logprobs(ids: Tensor, found: Logprobs, num_top: Sequence[int]) -> list[TokenLogprob]:
+    """The same from what `sampling.logprobs` found about ids [n]."""
+    own, ranks, top_ids, top = found
+    own, top = own.clamp(min=_LEAST_LOGPROB), top.clamp(min=_LEAST_LOGPROB)
+    columns = (ids.tolist(), own.tolist(), ranks.tolist(), top_ids.tolist(), top.tolist(), num_top)
+    return [
+        TokenLogprob(token_id, logprob, rank, list(zip(likely[:k], values[:k], strict=True)))
+        for token_id, logprob, rank, likely, values, k in zip(*columns, strict=True)
+    ]
 
 
 def prompt_logprobs(

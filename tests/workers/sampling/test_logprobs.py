@@ -5,7 +5,7 @@ import torch
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.rows import RowTable
-from glimmer.workers.sampling.prompt_logprobs import prompt_logprobs
+from glimmer.workers.sampling.logprobs import prompt_logprobs
 from torch import Tensor
 
 IDS = [3, 1, 4, 1, 5, 9, 2, 6]

@@ -1,0 +1,255 @@
+"""Runs plans on one rank: row changes, forward pass, sampling, accepting drafts, the answer.
+
+Knows nothing of sockets (`loop.py`) nor of formulas (`model/`, `sampling/`). All ranks run every
+plan; rank 0 samples for all. A step without drafts is one with 0 drafts.
+"""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from ..kernels.sampling.speculative import kept
+from ..shared.config import ServeConfig
+from ..shared.messages import (
+    PagesAppended,
+    RowAdmit,
+    RowResult,
+    StepPlan,
+    StepResult,
+    TokenLogprob,
+)
+from .forward import Forward, Forwarded
+from .memory.device import HostCopy, is_out_of_memory
+from .memory.kv_cache import pages_per_row
+from .model.glm4_moe_lite import ModelWeights, compute_logits
+from .rows import RowTable
+from .sampling.grammars import GrammarRows
+from .sampling.logprobs import prompt_logprobs
+from .sampling.sampler import Masks, Sampled, sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class PendingStep:
+    """A step between its launch and the reading of its result. On CUDA it may still be running."""
+
+    plan: StepPlan
+    prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
+    sampled: Sampled | None = None  # on rank 0
+    num_tokens: Tensor | None = None  # with drafts: new tokens of each decode row [n] int64
+    copy: HostCopy | None = None  # of what was sampled; None: the step failed
+    results: list[RowResult] = field(default_factory=list)  # once read
+    error: str = ""  # it produced nothing
+
+    @property
+    def chunk_rows(self) -> list[int]:
+        """Rows of the chunks that sample."""
+        return [chunk.row for chunk in self.plan.prefill if chunk.sample]
+
+    @property
+    def point_rows(self) -> list[int]:
+        """The row of each sampling point: chunks that sample, then decode rows, k + 1 points each,
+        the last token's and each draft's."""
+        width = self.plan.num_drafts + 1
+        return self.chunk_rows + [row for row in self.plan.decode for _ in range(width)]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result can be read without waiting."""
+        return self.copy is None or self.copy.is_done
+
+    def start_copy(self, device: torch.device) -> None:
+        """Start the copy to the host: on rank 0 sampled tokens and how many of them count;
+        elsewhere nothing, it only tells when the step is done."""
+        tensors = [] if self.sampled is None else self.sampled.tensors()
+        if self.num_tokens is not None:
+            tensors.append(self.num_tokens)
+        self.copy = HostCopy(tensors, device)
+
+    def read(self) -> None:
+        """Wait for the copy and make `results`. Raises FloatingPointError naming a row whose
+        logits are not finite numbers."""
+        if self.copy is None:
+            return  # it may have failed after it sampled
+        host = self.copy.wait()
+        if self.sampled is None:
+            return  # nothing was sampled, or not here
+        counts = [1] * len(self.plan.decode)
+        if self.num_tokens is not None:
+            counts = host.pop().tolist()
+        ids, logprobs = self.sampled.read(host)
+        num_chunks, width = len(self.chunk_rows), self.plan.num_drafts + 1
+        begins = [*range(num_chunks), *range(num_chunks, len(ids), width)]
+        for begin, count in zip(begins, [1] * num_chunks + counts, strict=True):
+            span = slice(begin, begin + count)
+            entries = list(chain.from_iterable(logprobs[span]))
+            self.results.append(RowResult(ids[span], entries))
+
+    def tokens(self) -> Iterator[tuple[int, int]]:
+        """(row, token id) of all results, in their order."""
+        rows = self.chunk_rows + self.plan.decode
+        for row, result in zip(rows, self.results, strict=True):
+            for token_id in result.token_ids:
+                yield row, token_id
+
+
+class ModelRunner:
+    """One rank. It can run plans once its KV pages are allocated.
+
+    `launch` starts a step and `finish` reads its result. On CUDA the host may launch the next
+    plan before it finishes the last: nothing in a step needs the sampled tokens on the host,
+    except for grammars.
+    """
+
+    def __init__(self, config: ServeConfig, model: ModelWeights, epoch: int = 0) -> None:
+        self.epoch = epoch
+        self.spec, self.ranks = model.spec, model.ranks
+        self.page_size = config.page_size
+        self.table = RowTable(
+            config.running_max_req_size or 1,
+            pages_per_row(model.spec, config),
+            config.page_size,
+            model.spec.vocab_size,
+            config.device,
+            config.mtp_step if config.mtp_mode is not None else 0,
+        )
+        self.num_rows = self.table.scratch_row
+        self.forward = Forward(model, config, self.table)
+        # Rank 0 samples.
+        self.grammars = GrammarRows(self.spec.vocab_size) if self.ranks.rank == 0 else None
+        self._logits_of = partial(compute_logits, model)
+        self._pending: list[PendingStep] = []  # not read yet, oldest first
+        self._ran_out = False  # of memory, in the step before
+
+    @property
+    def num_pages(self) -> int:
+        """KV pages for the scheduler."""
+        return self.forward.num_pages
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one step to its end. Any exception means that this rank's state is no longer that
+        of the others: it must not run another plan."""
+        return self.finish(self.launch(plan))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Start one step: row changes, forward pass, sampling. Exceptions as in `run`. A step for
+        which memory does not suffice has an error instead, and so may the next one; the scheduler
+        then frees all rows that they had, and forgets the contents of their pages."""
+        self._check_pages(plan)
+        if self.grammars is not None:
+            for row in plan.freed:
+                self.grammars.free(row)
+            for admit in plan.admitted:
+                self.grammars.admit(admit)
+        step = PendingStep(plan)
+        ran_out = False
+        try:
+            self.table.apply(plan)
+            if plan.prefill or plan.decode:
+                self._compute(step)
+            step.start_copy(self.table.device)
+        except RuntimeError as error:
+            if self.ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
+                raise
+            ran_out = True
+            step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
+        except ValueError:
+            if not self._ran_out:
+                raise
+            step.error = "the step before failed"  # this plan was made without knowing
+        self._ran_out = ran_out
+        if step.error:
+            logger.error("step %d: %s", plan.step, step.error)
+            if self.table.device.type == "cuda":
+                torch.cuda.empty_cache()  # the frames of the traceback hold no tensors any more
+        self._pending.append(step)
+        return step
+
+    def finish(self, step: PendingStep) -> StepResult:
+        """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
+        finite numbers."""
+        self._read(step)
+        plan = step.plan
+        if step.error:
+            return StepResult(plan.epoch, plan.step, [], error=step.error)
+        return StepResult(plan.epoch, plan.step, step.results, step.prompt_logprobs)
+
+    def _check_pages(self, plan: StepPlan) -> None:
+        parts: list[RowAdmit | PagesAppended] = [*plan.admitted, *plan.appended]
+        for part in parts:
+            if part.pages and not (min(part.pages) >= 0 and max(part.pages) < self.num_pages):
+                raise ValueError(f"row {part.row}: pages {part.pages} of {self.num_pages}")
+
+    def _compute(self, step: PendingStep) -> None:
+        plan, table = step.plan, self.table
+        forwarded = self.forward.before_sampling(plan)
+        for chunk, hidden in zip(plan.prefill, forwarded.chunk_states(), strict=True):
+            is_asked = table.params[chunk.row].num_prompt_logprobs >= 0
+            found = prompt_logprobs(table, chunk, hidden, self._logits_of) if is_asked else []
+            step.prompt_logprobs.append(found)
+        rows, ids = step.point_rows, forwarded.points.rows  # which are none if nothing samples
+        if rows:
+            ids = self._sample(step, rows, forwarded)
+        step.num_tokens = self.forward.after_sampling(plan, forwarded, ids)
+        if table.rules.penalties.concerns(rows):
+            self._count_for_penalties(step, rows, forwarded.points.rows, ids)
+        table.count(plan)  # not before: rules of the first outputs look at the host's count
+
+    def _sample(self, step: PendingStep, rows: list[int], forwarded: Forwarded) -> Tensor:
+        """-> ids [num_points] int64 on every rank."""
+        ids = torch.empty(len(rows), dtype=torch.int64, device=self.table.device)
+        if forwarded.logits is not None:
+            masks = self._masks(step, rows, forwarded)
+            num_ids = self.spec.num_token_ids
+            step.sampled = sample(
+                forwarded.logits, rows, forwarded.points, self.table, num_ids, masks
+            )
+            ids = step.sampled.ids
+        return self.ranks.broadcast(ids)
+
+    def _masks(self, step: PendingStep, rows: list[int], forwarded: Forwarded) -> Masks | None:
+        """Grammar masks of all points, which need the tokens of the steps before on the host; those
+        after a draft need the drafts too."""
+        grammars, plan = self.grammars, step.plan
+        if grammars is None or grammars.rows.isdisjoint(rows):
+            return None
+        if self._pending:
+            self._read(self._pending[-1])
+        width, count = plan.num_drafts + 1, len(step.chunk_rows)
+        if width == 1:
+            return grammars.masks(rows)
+        points, chunk_masks = grammars.masks(rows[:count])
+        masks = [chunk_masks]
+        decode = forwarded.points.rows[count::width]
+        drafts = self.table.drafts[decode, : plan.num_drafts].tolist()
+        for number, row in enumerate(plan.decode):
+            if row in grammars.rows:
+                begin = count + number * width
+                points += range(begin, begin + width)
+                masks.append(grammars.look_ahead(row, drafts[number]))
+        return points, torch.cat(masks)
+
+    def _count_for_penalties(
+        self, step: PendingStep, rows: list[int], index: Tensor, ids: Tensor
+    ) -> None:
+        """Count the tokens ids [num_points] of the rows `index`, without drafts not accepted."""
+        if step.num_tokens is not None:
+            count, width = len(step.chunk_rows), step.plan.num_drafts + 1
+            accepted = kept(ids[count:].view(-1, width), step.num_tokens)
+            ids = torch.cat((ids[:count], accepted.flatten()))
+        self.table.rules.penalties.record(rows, index, ids)
+
+    def _read(self, step: PendingStep) -> None:
+        """Wait for a step's tokens and tell the grammars; once, in the order of steps."""
+        while step in self._pending:
+            oldest = self._pending.pop(0)
+            oldest.read()
+            if oldest.results and self.grammars is not None and self.grammars.rows:
+                self.grammars.advance(*zip(*oldest.tokens(), strict=True))
