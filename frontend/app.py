@@ -1,11 +1,12 @@
-"""The HTTP application and the life of its process: load, wait for the engine, listen, drain.
+"""The HTTP application and its process: load, wait for the engine, listen, drain.
 
-Routes are in `routes.py`. Every error becomes the envelope of its interface (`envelopes.py`) in one
-middleware. The port opens when the scheduler says that the engine is ready.
+Routes are in `routes.py`. One middleware turns every error into the error body of its interface
+(`wire/errors.py`). The port opens when the scheduler says that the engine is ready.
 """
 
 import asyncio
 import contextlib
+import html
 import logging
 import math
 import secrets
@@ -22,7 +23,8 @@ from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
-from .api.openapi import docs_page, openapi
+from .api.docs_page import HOST, docs_page
+from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
 from .engine.client import EngineClient
 from .engine.metrics import Metrics
@@ -39,7 +41,7 @@ _BACKLOG = 4096
 _MAX_HEADER = 64 << 10  # bytes of one header or of the request line; gateways add long tokens
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _BEAT_S = 1.0
-_END_S = 2.0  # for the last events after the time to drain has passed
+_END_S = 2.0  # for the last events, when draining has timed out
 logger = logging.getLogger(__name__)
 
 
@@ -60,8 +62,8 @@ def create_app(frontend: Frontend) -> web.Application:
     return app
 
 
-def _about(routes: tuple[Route, ...]) -> tuple[Route, Route]:
-    """/openapi.json and /docs, made once."""
+def _about(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+    """/openapi.json and /docs, made once, and GET /, which leads people to /docs."""
     document = openapi(routes)
     schema, page = encode_json(document), docs_page(document)
 
@@ -69,14 +71,24 @@ def _about(routes: tuple[Route, ...]) -> tuple[Route, Route]:
         return web.Response(body=schema, content_type="application/json")
 
     async def get_page(request: web.Request) -> web.Response:
-        return web.Response(text=page, content_type="text/html")
+        text = page.replace(HOST, html.escape(request.host))
+        return web.Response(text=text, content_type="text/html")
 
-    return Route("/openapi.json", "GET", get_schema), Route("/docs", "GET", get_page)
+    async def get_home(request: web.Request) -> web.Response:
+        if "text/html" in request.headers.get("Accept", ""):  # a browser
+            return web.Response(status=302, headers={"Location": "/docs"})
+        raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+
+    return (
+        Route("/openapi.json", "GET", get_schema),
+        Route("/docs", "GET", get_page),
+        Route("/", "GET", get_home),
+    )
 
 
 def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None = None) -> Frontend:
-    """Read what this process needs from the model directory (but `tokenizer`, if it is there
-    already). Raises ModelError or ConfigError."""
+    """Read the model directory. `tokenizer`: one that was loaded before. Raises ModelError or
+    ConfigError."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
     tokenizer = tokenizer or Tokenizer(model_dir, spec.vocab_size, config.chat_template)
@@ -93,7 +105,7 @@ async def serve(child: Child) -> None:
     """Run one HTTP process until it has drained. Raises StartError when it cannot start."""
     client = EngineClient(child.runtime_dir, child.index, child.hello())
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the launcher decides
+    loop.add_signal_handler(signal.SIGINT, lambda: None)  # the launcher handles it
     loop.add_signal_handler(
         signal.SIGTERM, lambda: client.begin_shutdown(child.config.drain_timeout_s)
     )
@@ -104,7 +116,7 @@ async def serve(child: Child) -> None:
         task.cancel()
     await asyncio.gather(link, life, return_exceptions=True)
     for task in done:
-        task.result()  # raises what ended it
+        task.result()  # raises the error that ended it
 
 
 async def _live(child: Child, client: EngineClient) -> None:
@@ -133,7 +145,7 @@ async def _live(child: Child, client: EngineClient) -> None:
 
 
 async def _beat(child: Child) -> None:
-    """Tell the launcher that this event loop runs. Cancelled in the end."""
+    """Tell the launcher regularly that this event loop runs, until cancelled."""
     while True:
         child.launcher.send(Progress("frontend", child.index, "running"))
         await asyncio.sleep(_BEAT_S)
@@ -141,12 +153,12 @@ async def _beat(child: Child) -> None:
 
 async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
     """Accept connections on a bound socket. A client that goes away cancels its handler."""
-    logging.getLogger("aiohttp.server").addFilter(_is_news)
+    logging.getLogger("aiohttp.server").addFilter(_is_worth_logging)
     runner = web.AppRunner(
         create_app(frontend),
         handler_cancellation=True,
         access_log=None,
-        auto_decompress=False,  # `read_body` refuses what is compressed
+        auto_decompress=False,  # `read_body` refuses compressed bodies
         keepalive_timeout=75.0,
         max_line_size=_MAX_HEADER,
         max_field_size=_MAX_HEADER,
@@ -157,8 +169,8 @@ async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
     return runner
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether to log what aiohttp says: bytes that are not HTTP deserve no traceback."""
+def _is_worth_logging(record: logging.LogRecord) -> bool:
+    """Whether to log a record of aiohttp. Bytes that are not HTTP deserve no traceback."""
     return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
@@ -173,7 +185,7 @@ async def _first_of(wanted: asyncio.Event, otherwise: asyncio.Event) -> bool:
 
 
 async def _drain(frontend: Frontend) -> None:
-    """Wait for open requests; when time is up, end the rest with an error."""
+    """Wait for the open requests. When the time is up, end the rest with an error."""
     logger.info("draining, %d requests open", frontend.num_open)
     state = frontend.client.state
     while frontend.num_open and time.monotonic() < state.shutdown_at:
@@ -227,7 +239,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         return await _fail(request, _too_large(request.app[FRONTEND].config))
     except web.HTTPException as error:
         return _fail_http(request, error)
-    except ConnectionError:  # the client went away while we wrote; nobody sees this reply
+    except ConnectionError:  # the client went away while we wrote; nobody receives this reply
         return context.stream.response if context.stream else web.Response(status=499)
     except Exception:
         logger.exception("request %s failed", request_id)
@@ -239,10 +251,10 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
 
 
 def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
-    """aiohttp's own refusals in our envelope: no such route or method, body too late."""
+    """aiohttp's own refusals in our error body: no such route or method, body too late."""
     kind = "NotFoundError" if error.status == 404 else None
-    place = f"{request.method} {request.path:.100}"
-    response = _refusal(request, error.status, f"{place}: {error.reason}", kind)
+    route = f"{request.method} {request.path:.100}"
+    response = _refusal(request, error.status, f"{route}: {error.reason}", kind)
     if "Allow" in error.headers:
         response.headers["Allow"] = error.headers["Allow"]
     return response
@@ -275,7 +287,7 @@ def _too_large(config: ServeConfig) -> TooLargeError:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    if CONTEXT in request:  # not on a refusal that came before the middleware
+    if CONTEXT in request:  # missing if aiohttp refused before the middleware
         response.headers["X-Request-Id"] = request[CONTEXT].request_id
         if "anthropic-version" in request.headers:
             response.headers["request-id"] = request[CONTEXT].request_id

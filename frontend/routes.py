@@ -1,7 +1,8 @@
-"""Every route: path, methods, handler, and what `/openapi.json` says about it.
+"""The table of routes: path, methods, handler, and facts for `/openapi.json`.
 
-A generating route runs requests of clients on the engine: it gets the body's bytes, counts as open,
-and is refused while the server cannot take more. All others are answered by this process.
+A generating route runs a request on the engine: its handler gets the body's bytes, the request
+counts as open, and it is refused while the server cannot take more. This process answers all other
+routes by itself.
 """
 
 from collections.abc import Awaitable, Callable
@@ -35,11 +36,11 @@ class Route:
     body: type | None = None  # of POST
     streams: bool = False  # may answer with an event stream
     media: str = "application/json"  # of the plain answer
-    also: tuple[int, ...] = ()  # other statuses than those that any route may give
+    also: tuple[int, ...] = ()  # statuses besides those that every route may return
 
     @property
     def has_envelope(self) -> bool:
-        """Whether all of its refusals are error objects: probes have words of their own."""
+        """Whether all of its refusals are error objects. Probes have their own format."""
         return self.handler not in (ops.health, ops.readiness)
 
     @property

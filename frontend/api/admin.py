@@ -1,7 +1,7 @@
 """Routes about the server itself: its settings, its cache, requests to end.
 
-What would let anybody disturb others, forgetting the cache and ending all requests, needs
-`--enable_admin_api`.
+Routes by which one user could disturb all others need `--enable_admin_api`: flushing the cache and
+aborting all requests.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ async def weight_version(request: web.Request) -> web.Response:
 
 
 async def flush_cache(request: web.Request) -> web.Response:
-    """GET or POST /flush_cache: forget the prefixes that no running request uses."""
+    """GET or POST /flush_cache: drop all cached prefixes that no running request uses."""
     frontend = request.app[FRONTEND]
     _check_allowed(frontend, "/flush_cache")
     frontend.client.flush_cache()
@@ -60,8 +60,8 @@ async def abort_request(request: web.Request) -> web.Response:
     """POST /abort_request: end a request of any HTTP process; its reply says "abort"."""
     frontend = request.app[FRONTEND]
     body = decode_body(await read_body(request), AbortBody)
-    wanted = body.request_id if body.request_id is not None else body.rid
-    name = "" if wanted is None else clean_id(str(wanted))
+    request_id = body.request_id if body.request_id is not None else body.rid
+    name = "" if request_id is None else clean_id(str(request_id))
     if body.abort_all:
         _check_allowed(frontend, "abort_all")
         name = ""
@@ -82,6 +82,6 @@ async def no_score(request: web.Request) -> web.Response:
     raise RequestError("the model generates text, it gives no scores")
 
 
-def _check_allowed(frontend: Frontend, what: str) -> None:
+def _check_allowed(frontend: Frontend, action: str) -> None:
     if not frontend.config.enable_admin_api:
-        raise RequestError(f"{what} needs --enable_admin_api")
+        raise RequestError(f"{action} needs --enable_admin_api")

@@ -25,7 +25,7 @@ from .openai import ChunkWriter, usage_json
 
 
 async def completions(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
-    """POST /v1/completions: how texts go on."""
+    """POST /v1/completions: the continuation of one text or several."""
     body = decode_body(data, CompletionBody)
     spec = _spec(frontend, body)
     prompts = parse_prompts(body.prompt)

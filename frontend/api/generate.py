@@ -35,7 +35,7 @@ async def generate_stream(
 async def generate_either(
     frontend: Frontend, request: web.Request, data: bytes
 ) -> web.StreamResponse:
-    """POST /: `stream` in the body chooses."""
+    """POST /: /generate or /generate_stream, as `stream` in the body says."""
     body = decode_body(data, GenerateBody)
     return await (stream_events if body.stream else _whole)(frontend, request, body)
 

@@ -1,14 +1,12 @@
 """`/openapi.json`, made from the routes and the structs of their bodies, and the page `/docs`."""
 
-import html
-import json
-
 import msgspec
 from msgspec import Struct
 
 from ... import __version__
 from ..routes import Route
 from ..wire.schema import Json
+from .field_docs import field_doc
 
 _REFUSALS = {
     400: "The request is wrong: `param` names the field.",
@@ -73,6 +71,11 @@ def openapi(routes: tuple[Route, ...]) -> Json:
     bodies = {route.body for route in routes if route.body is not None}
     types = [*sorted(bodies, key=lambda body: body.__name__), Refusal, AnthropicRefusal]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    for name, schema in schemas.items():
+        schema["properties"] = {
+            field: _described(name, field, about)
+            for field, about in schema.get("properties", {}).items()
+        }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -83,6 +86,12 @@ def openapi(routes: tuple[Route, ...]) -> Json:
         "paths": {route.path: _path(route) for route in routes},
         "components": {"schemas": schemas},
     }
+
+
+def _described(struct: str, field: str, schema: Json) -> Json:
+    """The schema of a field with its meaning and, as `x-default`, the default in words."""
+    meaning, default = field_doc(struct, field)
+    return {**schema, "description": meaning} | ({"x-default": default} if default else {})
 
 
 def _path(route: Route) -> Json:
@@ -118,69 +127,3 @@ def _responses(route: Route) -> Json:
         str(status): {"description": text, "content": refusal}
         for status, text in sorted(refusals.items())
     }
-
-
-def docs_page(document: Json) -> str:
-    """The same for people: one HTML page that loads nothing."""
-    schemas = document["components"]["schemas"]
-    parts = [_operations(path, methods) for path, methods in document["paths"].items()]
-    parts.append("<h2>Bodies</h2>")
-    parts += [_schema(name, schema) for name, schema in sorted(schemas.items())]
-    title = html.escape(f"{document['info']['title']} {document['info']['version']}")
-    return _PAGE.format(title=title, body="\n".join(parts))
-
-
-def _operations(path: str, methods: Json) -> str:
-    [operation] = list(methods.values())[-1:]
-    names = " ".join(method.upper() for method in methods)
-    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-    link = _type(body["schema"]) if body else ""
-    if body:
-        link += f"<pre>{html.escape(json.dumps(body['example']))}</pre>"
-    summary = html.escape(operation["summary"])
-    return f"<h3>{names} <code>{html.escape(path)}</code></h3><div>{summary} {link}</div>"
-
-
-def _schema(name: str, schema: Json) -> str:
-    required = schema.get("required", ())
-    rows = [
-        f"<tr><td><code>{html.escape(field)}</code>{' *' if field in required else ''}</td>"
-        f"<td>{_type(about)}</td></tr>"
-        for field, about in schema.get("properties", {}).items()
-    ]
-    text = html.escape(schema.get("description", ""))
-    return f'<h3 id="{name}">{name}</h3><p>{text}</p><table>{"".join(rows)}</table>'
-
-
-def _type(schema: Json) -> str:
-    """What a field holds, in a few words."""
-    if "$ref" in schema:
-        name = schema["$ref"].rpartition("/")[2]
-        return f'<a href="#{name}">{name}</a>'
-    if "anyOf" in schema:
-        return " or ".join(_type(one) for one in schema["anyOf"])
-    if "enum" in schema:
-        return html.escape(", ".join(repr(value) for value in schema["enum"]))
-    text = html.escape(str(schema.get("type", "anything")))
-    if isinstance(schema.get("items"), dict) and schema["items"]:
-        text += f" of {_type(schema['items'])}"
-    bounds = {
-        "minimum": "from",
-        "exclusiveMinimum": "above",
-        "maximum": "to",
-        "maxItems": "at most",
-    }
-    limits = [f"{word} {schema[key]}" for key, word in bounds.items() if key in schema]
-    return " ".join([text, *limits])
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-h3 {{ margin: 1.5rem 0 0; }} td {{ border-top: 1px solid #ccc; padding: .2rem 1rem .2rem 0; }}
-</style></head><body><h1>{title}</h1>
-<p>The machine-readable form is <a href="/openapi.json">/openapi.json</a>.</p>
-{body}
-</body></html>
-"""

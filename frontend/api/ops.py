@@ -1,6 +1,6 @@
-"""Small routes for people and machines that operate the server: probes, metrics, names, counts.
+"""Routes for operating the server: probes, metrics, model names.
 
-All answered from memory: a probe never queues behind generation.
+All are answered from memory, so a probe never waits for generation.
 """
 
 import datetime
@@ -17,7 +17,7 @@ from ..wire.body import reply
 
 
 async def health(request: web.Request) -> web.Response:
-    """GET /health: 503 when the scheduler is silent, or busy without progress."""
+    """GET /health: 503 when heartbeats are missing, or there is work without progress."""
     frontend = request.app[FRONTEND]
     now, limit_s = time.monotonic(), frontend.config.health_timeout_s
     if frontend.client.state.is_healthy(now, limit_s):
@@ -26,24 +26,24 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def liveness(request: web.Request) -> web.Response:
-    """GET /liveness: this process's event loop runs."""
+    """GET /liveness: 200 while this process's event loop runs."""
     return reply({"status": "ok"})
 
 
 async def readiness(request: web.Request) -> web.Response:
-    """GET /readiness: 503 with the reason while new requests should go elsewhere."""
+    """GET /readiness: 503 with the reason while new requests are refused."""
     reason = request.app[FRONTEND].client.state.why_not_ready()
     return reply({"status": reason}, 503) if reason else reply({"status": "ok"})
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics: Prometheus text."""
+    """GET /metrics: metrics in Prometheus's text format."""
     body = request.app[FRONTEND].metrics.render()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def token_load(request: web.Request) -> web.Response:
-    """GET /token_load: used part of the KV pages now, and at the estimated peak."""
+    """GET /token_load: fraction of the KV pages in use, now and at the estimated peak."""
     frontend = request.app[FRONTEND]
     heartbeat = frontend.client.state.heartbeat
     current = peak = 0.0
@@ -69,16 +69,16 @@ async def models(request: web.Request) -> web.Response:
 
 
 async def model(request: web.Request) -> web.Response:
-    """GET /v1/models/{id}: 404 for any but the one that is served."""
+    """GET /v1/models/{id}: the served model, or 404 for any other id."""
     card = _model_card(request)
-    wanted = request.match_info["id"]
-    if wanted != card["id"]:
-        raise NotFoundError(f"model {wanted!r:.200} is not served here", "model")
+    model_id = request.match_info["id"]
+    if model_id != card["id"]:
+        raise NotFoundError(f"model {model_id!r:.200} is not served here", "model")
     return reply(card)
 
 
 def _model_card(request: web.Request) -> dict[str, Any]:
-    """The served model; Anthropic's clients get the keys that they look for as well."""
+    """The served model. Anthropic's clients also get the keys of their interface."""
     frontend = request.app[FRONTEND]
     name = frontend.config.model_name
     card = {

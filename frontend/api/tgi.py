@@ -1,8 +1,8 @@
-"""`--use_tgi_api`: /generate and /generate_stream in the words of text-generation-inference (TGI).
+"""`--use_tgi_api`: /generate and /generate_stream in the format of text-generation-inference (TGI).
 
-The sampling is LightLLM's; what TGI calls differently is renamed, what the model has no use for
-(typical_p, truncate, watermark, ...) is ignored. The best of several samples is the one with the
-highest mean log-probability.
+The sampling is LightLLM's. Fields with other names in TGI are renamed; fields without a meaning for
+the model (typical_p, truncate, watermark, ...) are ignored. The best of several samples is the one
+with the highest mean log-probability.
 """
 
 from typing import Any
@@ -28,11 +28,11 @@ _NAMES = {"parameters.best_of": "num_beam"}
 
 
 class TgiParameters(GenerateParameters):
-    """`parameters`: LightLLM's, and TGI's names for two of them."""
+    """`parameters`: LightLLM's, and TGI's names of two of them."""
 
     details: bool | None = None
     stop: StopSequences | None = None
-    best_of: Any = None  # this and the next: `num_beam` counts
+    best_of: Any = None  # this and the next are ignored: `num_beam` counts
     n: Any = None
 
 
@@ -61,7 +61,7 @@ async def generate_stream(
 async def generate_either(
     frontend: Frontend, request: web.Request, data: bytes
 ) -> web.StreamResponse:
-    """POST /: `stream` in the body chooses."""
+    """POST /: /generate or /generate_stream, as `stream` in the body says."""
     body = decode_body(data, TgiBody)
     return await (_stream if body.stream else _whole)(frontend, request, body)
 

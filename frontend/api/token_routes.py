@@ -63,7 +63,7 @@ async def tokenize(request: web.Request) -> web.Response:
     if (body.prompt is None) == (body.messages is None):
         raise wrong("prompt", "give either prompt or messages")
     if body.messages is None:
-        assert body.prompt is not None, "one of the two is there"
+        assert body.prompt is not None, "either prompt or messages is set"
         special = body.add_special_tokens is not False
         ids = await tokenizer.encode(body.prompt, "prompt", max_total, special)
     else:

@@ -1,8 +1,9 @@
-"""Prometheus metrics: LightLLM's names and types, aliases that gateways look for, our own.
+"""Prometheus metrics: LightLLM's names and types, aliases that gateways look for, and our own.
 
-What requests did is observed here when they end; what the engine does comes from the scheduler's
-last heartbeat when `/metrics` is read. With several HTTP processes a scrape shows the one that
-answers it, so each labels what it observed with its number: sums over `frontend` are the whole.
+Metrics of requests are observed here when a request ends. Metrics of the engine are read from the
+scheduler's last heartbeat when `/metrics` is requested. With several HTTP processes, a scrape
+reaches one of them, so each labels its metrics with its number; the sum over `frontend` is the
+total.
 """
 
 import contextlib
@@ -113,7 +114,7 @@ class RequestRecord:
 
     @property
     def cache_ratio(self) -> float:
-        """Part of the prompt that the prefix cache held."""
+        """Fraction of the prompt found in the prefix cache."""
         return self.num_cached_tokens / max(1, self.num_prompt_tokens)
 
 
@@ -148,7 +149,7 @@ class Metrics:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Counts a request to generate, and whether it fails. A client that goes is no failure."""
+        """Counts a generating request and its failure. A disconnected client is no failure."""
         self._counters["request_count"].inc()
         try:
             yield
@@ -212,7 +213,7 @@ class _EngineCollector(Collector):
         yield cache
 
     def _steps(self, beat: Heartbeat) -> Iterator[Metric]:
-        """LightLLM's metrics about steps: kind, time, and rows of each plan."""
+        """LightLLM's metrics of steps: number, duration and rows, by kind."""
         names = [*self._names, "method"]
         count = CounterMetricFamily("lightllm_batch_inference_count", "steps run", labels=names)
         name = "lightllm_batch_inference_duration_bucket"
@@ -229,7 +230,7 @@ class _EngineCollector(Collector):
         yield from (count, duration, sizes)
 
     def _drafts(self, beat: Heartbeat) -> Iterator[Metric]:
-        """Of each draft position: how many were verified, and how many of these accepted."""
+        """For each draft position: drafts verified, and drafts accepted."""
         names = [*self._names, "position"]
         counts = {
             "glimmer_drafts": ("drafts verified", beat.drafts_offered),
@@ -298,6 +299,6 @@ def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, 
 
 
 def kv_usage(beat: Heartbeat) -> float:
-    """Part of the KV pages that requests hold; pages of the prefix cache alone are not used."""
+    """Fraction of the KV pages that requests hold. Pages only in the prefix cache do not count."""
     used = beat.pages_total - beat.pages_free - beat.pages_cached
     return used / max(1, beat.pages_total)

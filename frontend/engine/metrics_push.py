@@ -1,4 +1,4 @@
-"""`--metric_gateway`: this process's metrics, sent to a Prometheus push gateway now and then."""
+"""`--metric_gateway`: sends this process's metrics to a Prometheus push gateway at intervals."""
 
 import asyncio
 import logging
@@ -16,13 +16,13 @@ logger = logging.getLogger(__name__)
 
 
 async def push_forever(frontend: Frontend) -> None:
-    """Push until cancelled. A gateway that does not answer is logged once, until it does."""
+    """Push until cancelled. An outage of the gateway is logged once."""
     config, is_failing = frontend.config, False
     while True:
         try:
             await asyncio.to_thread(push_once, frontend)
             is_failing = False
-        except OSError as error:  # the gateway's errors, too
+        except OSError as error:  # HTTP errors of the gateway are OSErrors too
             if not is_failing:
                 logger.warning("cannot push metrics to %s: %s", config.metric_gateway, error)
             is_failing = True
@@ -30,7 +30,7 @@ async def push_forever(frontend: Frontend) -> None:
 
 
 def push_once(frontend: Frontend) -> None:
-    """One push, which replaces the group's last one. Raises OSError when it fails."""
+    """Push once; this replaces the group's previous push. Raises OSError when it fails."""
     config = frontend.config
     assert config.metric_gateway, "only called with a gateway"
     push_to_gateway(
@@ -44,7 +44,7 @@ def push_once(frontend: Frontend) -> None:
 
 
 def grouping_key(config: ServeConfig, index: int) -> dict[str, str]:
-    """What tells this process's metrics from others at the gateway."""
+    """The labels by which the gateway tells this process's metrics from others'."""
     key = dict(pair.split("=", 1) for pair in config.grouping_key)
     return key | ({"frontend": str(index)} if config.httpserver_workers > 1 else {})
 

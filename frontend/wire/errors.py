@@ -1,7 +1,7 @@
-"""Errors as each interface spells them: one JSON body per refusal.
+"""The JSON body of an error reply, in the format of each interface.
 
-OpenAI's error object with LightLLM's top-level `message` beside it everywhere, Anthropic's on
-Anthropic's paths.
+Anthropic's error object on Anthropic's paths; on all others OpenAI's, with LightLLM's top-level
+`message` beside it.
 """
 
 from .schema import Json
@@ -25,7 +25,9 @@ def error_body(
     request_id: str | None = None,
 ) -> Json:
     """The body of an error reply of `path`. `kind` is OpenAI's `type`, `field` its `param`."""
-    message = message.encode("utf-8", "replace").decode()  # paths and headers may be no text
+    message = message.encode(
+        "utf-8", "replace"
+    ).decode()  # paths and headers may hold invalid UTF-8
     if path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/"):
         return {**anthropic_error(status, message), "request_id": request_id}
     error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}

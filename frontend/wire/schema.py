@@ -1,7 +1,7 @@
-"""Request bodies: JSON bytes -> typed structs with every number, text and list bounded.
+"""Request bodies: JSON bytes -> typed structs in which every number, text and list is bounded.
 
 Every rejection is a RequestError that names the field and its limit. Unknown fields are ignored,
-as other servers of these two interfaces do. What the fields mean: `params.py`.
+as other servers of these interfaces do. `api/field_docs.py` has the meaning of every field.
 """
 
 import contextlib
@@ -30,14 +30,14 @@ Ids = Annotated[list[TokenId], Meta(max_length=1024)]
 AllowedIds = Annotated[list[TokenId], Meta(max_length=1 << 20)]  # a whole vocabulary
 Bias = Annotated[dict[TokenId, Annotated[float, Meta(ge=-100, le=100)]], Meta(max_length=1024)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]  # OpenAI's range; LightLLM's is wider
-TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: the likeliest token alone
+TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: only the most likely token
 Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 Body = TypeVar("Body")
 Json = dict[str, Any]
 
-UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that asks for nothing
+UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that changes nothing
     "bad_words": [],
     "include_stop_str_in_output": False,
     "logits_processors": [],
@@ -109,7 +109,7 @@ class GenerateBody(Struct):
     inputs: str | list[int]
     parameters: GenerateParameters | None = None
     multimodal_params: dict[str, Any] | None = None
-    stream: bool | None = None  # read by / only
+    stream: bool | None = None  # only on /
 
 
 class StreamOptions(Struct):
@@ -119,7 +119,7 @@ class StreamOptions(Struct):
 
 
 class OpenAiBody(SamplingFields):
-    """What chat and completion requests have in common, with the extensions users know."""
+    """Fields that chat and completion requests share, with the extensions of other servers."""
 
     model: Annotated[str, Meta(max_length=256)] = "default"
     temperature: Temperature | None = None
@@ -138,7 +138,7 @@ class OpenAiBody(SamplingFields):
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     service_tier: str | None = None
-    bad_words: Any = None  # this and the next would change replies and are not built: `UNSUPPORTED`
+    bad_words: Any = None  # this and the next are not supported: `UNSUPPORTED`
     include_stop_str_in_output: Any = None
     logits_processors: Any = None
     truncate_prompt_tokens: Any = None
@@ -171,11 +171,11 @@ class ChatBody(OpenAiBody, kw_only=True):
     separate_reasoning: bool | None = None
     include_reasoning: bool | None = None
     stream_reasoning: bool | None = None  # no effect: reasoning always streams
-    role_settings: Any = None  # given to the template, which may know them
+    role_settings: Any = None  # passed to the template
     character_settings: Any = None
     modalities: list[Literal["text"]] | None = None
     audio: None = None
-    add_generation_prompt: Any = None  # this and the next as `bad_words`
+    add_generation_prompt: Any = None  # this and the next: `UNSUPPORTED_CHAT`
     continue_final_message: Any = None
     echo: Any = None
     prompt_logprobs: Any = None
@@ -200,12 +200,12 @@ class TokensBody(Struct):
 
 
 def wrong(field: str, problem: str) -> RequestError:
-    """The client's mistake in `field`, as an error to raise."""
+    """The error for a mistake of the client in `field`."""
     return RequestError(f"{field}: {problem}", field=field)
 
 
 def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
-    """Raises RequestError for a field that would change the reply if it were built."""
+    """Raises RequestError for fields that are not supported, unless their value changes nothing."""
     for name, harmless in unsupported.items():
         if getattr(body, name) not in (None, harmless):
             raise wrong(name, "not supported")
@@ -213,16 +213,16 @@ def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def spelled(names: Mapping[str, str]) -> Iterator[None]:
-    """Errors about fields that this route spells differently: `names` maps ours, as regular
-    expressions, to the client's. The first that fits counts."""
+    """Renames the field in a RequestError for a route whose fields have other names. `names` maps
+    patterns of our names to the client's; the first match counts."""
     try:
         yield
     except RequestError as error:
         for ours, theirs in names.items():
-            if error.field and (found := re.match(rf"{ours}(?=$|[.\[])", error.field)):
-                spelling = found.expand(theirs)
-                message = str(error).replace(found[0], spelling, 1)
-                raise type(error)(message, spelling + error.field[found.end() :]) from None
+            if error.field and (match := re.match(rf"{ours}(?=$|[.\[])", error.field)):
+                spelling = match.expand(theirs)
+                message = str(error).replace(match[0], spelling, 1)
+                raise type(error)(message, spelling + error.field[match.end() :]) from None
         raise
 
 
@@ -231,9 +231,9 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        problem, _, place = str(error).partition(" - at ")
+        problem, _, location = str(error).partition(" - at ")
         missing = re.search(r"missing required field `(\w+)`", problem)
-        path = re.search(r"`\$\.?([^`]*)`", place)
+        path = re.search(r"`\$\.?([^`]*)`", location)
         field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
         raise RequestError(f"{field or 'body'}: {problem}", field=field or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

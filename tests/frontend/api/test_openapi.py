@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any
 
-from glimmer.frontend.api.openapi import docs_page, openapi
+from glimmer.frontend.api.docs_page import docs_page
+from glimmer.frontend.api.openapi import openapi
 from glimmer.frontend.routes import all_routes
 from glimmer.shared.config import ServeConfig
 
@@ -63,6 +64,31 @@ async def test_it_is_served_with_its_page(server: Any) -> None:
     assert all(link.startswith(("#", "/openapi.json")) for link in links)
     for link in links:
         assert link == "/openapi.json" or f'id="{link[1:]}"' in page
+
+
+def test_every_field_has_a_meaning_and_required_fields_come_first() -> None:
+    for tgi in (False, True):
+        document = openapi(all_routes(ServeConfig(use_tgi_api=tgi)))
+        for schema in document["components"]["schemas"].values():
+            assert all(about["description"] for about in schema["properties"].values())
+    page = docs_page(DOCUMENT)
+    chat = page[page.index('id="ChatBody"') :]
+    assert chat.index(">messages<") < chat.index(">model<") < chat.index(">user<")
+    assert chat.index(">temperature<") < chat.index(">bad_words<"), "without effect: last"
+    assert "<td><b>required</b></td><td>The conversation so far" in chat
+
+
+async def test_a_browser_is_led_to_the_page(server: Any) -> None:
+    browser = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    url = server.url + "/"
+    async with server.session.get(url, headers=browser, allow_redirects=False) as reply:
+        assert (reply.status, reply.headers["Location"]) == (302, "/docs")
+    async with server.session.get(url, headers=browser) as reply:
+        assert (reply.status, reply.content_type) == (200, "text/html")
+    async with server.session.get(url) as reply:
+        assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+        assert (await reply.json())["message"] == "GET /: Method Not Allowed"
+    assert (await server.post("/", {"inputs": "x"}))[0] == 200
 
 
 def test_the_page_escapes_what_it_shows() -> None:
