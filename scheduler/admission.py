@@ -206,15 +206,10 @@ class Forecast:
 
     def can_start(self, request: Request, num_needed: int) -> bool:
         """Whether `request`, which takes `num_needed` more pages now, should start beside the
-        others. It may always start alone."""
-        memory = self._memory
-        if num_needed > memory.num_available:
-            return False
-        if not self.rows:
-            return True
+        others."""
         growth = self._admission.expected_growth(request)
-        used = num_needed * memory.page_size
-        capacity = memory.num_pages * memory.page_size
+        used = num_needed * self._memory.page_size
+        capacity = self._memory.num_pages * self._memory.page_size
         if self._in_use() + used + self.growth + growth <= capacity:
             return True  # even if all were longest at the same time
         return self.peak((growth, used)) <= capacity

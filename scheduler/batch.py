@@ -270,7 +270,8 @@ class Outcome:
         """Add the prompt logprobs of every chunk that asked for them."""
         chunks = zip(sent.chunked, sent.plan.prefill, result.prompt_logprobs, strict=False)
         for request, chunk, logprobs in chunks:
-            self._add_chunk_logprobs(request, chunk.start, logprobs)
+            if logprobs:
+                self._add_chunk_logprobs(request, chunk.start, logprobs)
 
     def _add_chunk_logprobs(
         self, request: Request, start: int, logprobs: list[TokenLogprob]

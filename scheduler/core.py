@@ -108,8 +108,8 @@ class Scheduler:
                 self._on_grammar_loaded(message)
             case FlushCache():
                 self.workers.memory.flush()
-            case Hello(role="frontend"):
-                self._on_frontend_hello(message)
+            case Hello():
+                self._on_hello(message)
             case Ready(role="worker"):
                 self._on_worker_ready(message)
             case PeerLost():
@@ -118,8 +118,6 @@ class Scheduler:
                 self._admission.draining = True
                 deadline_ns = self._now_ns + max(0.0, message.drain_s) * 1e9
                 self._drain_deadline_ns = min(self._drain_deadline_ns, deadline_ns)
-            case Hello():
-                pass
             case _:  # well-formed, but not meant for the scheduler
                 self._stats.malformed_messages += 1
 
@@ -154,17 +152,16 @@ class Scheduler:
                     self._finish(request, ending)
 
     def _check_deadlines(self) -> None:
-        now_ns = self._now_ns
-        for request in self._waiting.expired(now_ns):
+        for request in self._waiting.expired(self._now_ns):
             if request.state is RequestState.WAITING:
                 self._finish(request, self._admission.timed_out(len(self._waiting)))
-        if now_ns >= self._drain_deadline_ns:
+        if self._now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
         timeout = f"took longer than {self._config.step_timeout_s:.0f} s"
-        if self.workers.is_overdue(now_ns):
+        if self.workers.is_overdue(self._now_ns):
             self._fail_workers(f"a step {timeout}")
-        if self._grammars.loading and self._grammars.is_overdue(now_ns):
+        if self._grammars.loading and self._grammars.is_overdue(self._now_ns):
             self._fail_workers(f"loading a grammar {timeout}")
 
     # --- making a plan -----------------------------------------------------------------------
@@ -173,7 +170,8 @@ class Scheduler:
         workers = self.workers
         if not workers.can_take_plan or not self._requests:
             return None
-        has_preempted = self._preempt()
+        may_lack_pages = len(self._running) > workers.memory.num_available  # one each, at most
+        has_preempted = may_lack_pages and self._preempt()
         builder = StepBuilder(workers.memory, self._limits, self._drafts)
         builder.add_running(self._running)
         if len(self._waiting) and not has_preempted:  # free pages are for those that run
@@ -188,12 +186,9 @@ class Scheduler:
     def _preempt(self) -> bool:
         """Take rows and pages from requests until all others can have the page that their next
         token needs. Returns whether a request went back to the queue."""
-        memory = self.workers.memory
         has_preempted = False
-        if len(self._running) <= memory.num_available:  # a row needs one page at most
-            return has_preempted
         needy = [request for request in self._running if request.needs_page]
-        while len(needy) > memory.num_available:
+        while len(needy) > self.workers.memory.num_available:
             victim = choose_victim(self._running)
             if victim is needy[-1]:
                 needy.pop()
@@ -236,12 +231,15 @@ class Scheduler:
         num_new = len(request.tokens) - num_cached_tokens
         if request.table.waits_for_prefix or not builder.can_chunk(num_new):
             return False
-        if not forecast.can_start(request, num_needed):
+        is_alone = not self._running
+        may_start = is_alone or forecast.can_start(request, num_needed)
+        if num_needed > memory.num_available or not may_start:
             request.pages_needed = num_needed
             return False
         self._waiting.remove(request)
         memory.start(request.table, nodes)
-        forecast.add(request)
+        if not is_alone:
+            forecast.add(request)
         request.row = self.workers.free_rows.pop()
         request.overtaken = 0
         request.move(RequestState.PREFILL)
@@ -312,19 +310,7 @@ class Scheduler:
             self._send_finished(request, ending)
 
     def _send_finished(self, request: Request, ending: Ending) -> None:
-        waited_ns = self._now_ns - request.arrival_ns
-        finished = Finished(
-            request_id=request.request_id,
-            reason=ending.reason,
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_output_tokens=request.num_output_tokens,
-            num_cached_tokens=request.num_cached_tokens,
-            message=ending.message,
-            field=ending.field,
-            retry_after_s=ending.retry_after_s,
-            queue_s=(waited_ns if request.queue_ns < 0 else request.queue_ns) / 1e9,
-            mtp_accepted_tokens=request.num_accepted,
-        )
+        finished = request.finished_message(ending, self._now_ns)
         self._outbox.append(Outgoing("frontend", request.frontend, finished))
 
     def _leave_row(self, request: Request) -> None:
@@ -333,7 +319,9 @@ class Scheduler:
 
     # --- processes come and go ---------------------------------------------------------------
 
-    def _on_frontend_hello(self, hello: Hello) -> None:
+    def _on_hello(self, hello: Hello) -> None:
+        if hello.role != "frontend":
+            return
         if self._frontends.greeted(hello.index, hello.pid):
             self._abort_frontend(hello.index)
         if self.workers.ready:
@@ -369,18 +357,12 @@ class Scheduler:
             self._finish(request, Ending("abort"), tell=False)
 
     def _lose_workers(self) -> None:
-        """All KV is gone: what ran is replayed by the next group. A grammar that was being loaded
-        may be the cause of death as well."""
-        suspects = [
-            request
-            for request in self._requests.values()
-            if request.grammar is not None and self._grammars.is_next(request.grammar)
-        ]
+        """All KV is gone. The cause may be a request that ran, or a grammar that was loading."""
+        suspects = [r for r in self._requests.values() if self._grammars.is_next(r.grammar)]
         self.workers.forget()
         self._grammars.forget()
         self._running.clear()
-        lost = requeue(self._requests.values(), self._waiting)
-        for request, ending in blame(suspects + lost):
+        for request, ending in blame(suspects + requeue(self._requests.values(), self._waiting)):
             self._finish(request, ending)
 
     def _fail_workers(self, reason: str) -> None:
@@ -400,9 +382,8 @@ class Scheduler:
     def heartbeat(self, malformed: int = 0, step_us: float = 0.0) -> Heartbeat:
         """The state at this moment. `malformed` is the number of messages that could not be
         decoded and `step_us` the measured mean time of a step: the core cannot know these."""
-        forecast = Forecast(self._admission, self.workers.memory, self._running)
         requests = self._requests.values()
-        peak = forecast.peak()
+        peak = Forecast(self._admission, self.workers.memory, self._running).peak()
         return self._stats.heartbeat(self.workers, requests, self._drafts, peak, malformed, step_us)
 
     def check_integrity(self) -> None:
@@ -413,7 +394,7 @@ class Scheduler:
         assert keys == sorted(keys), "running requests are not sorted"
         queued = self._waiting.check_integrity()
         detached = [r for r in self._requests.values() if r.is_detached]
-        counted = {r.request_id: r for r in (*queued, *self._running, *detached)}
-        assert counted == self._requests, "a request is lost or kept"
-        num_counted = len(queued) + len(self._running) + len(detached)
-        assert num_counted == len(counted), "a request is twice"
+        counted = [*queued, *self._running, *detached]
+        by_id = {r.request_id: r for r in counted}
+        assert by_id == self._requests, "a request is lost or kept"
+        assert len(counted) == len(by_id), "a request is twice"

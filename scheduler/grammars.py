@@ -78,9 +78,9 @@ class Grammars:
         """Whether the workers do not have this grammar yet."""
         return grammar.name not in self._loaded
 
-    def is_next(self, grammar: Grammar) -> bool:
+    def is_next(self, grammar: Grammar | None) -> bool:
         """Whether rank 0 is loading this grammar at the moment."""
-        return next(iter(self.loading), None) == grammar.name
+        return grammar is not None and next(iter(self.loading), None) == grammar.name
 
     def is_overdue(self, now_ns: int) -> bool:
         """Whether rank 0 has been loading one grammar for longer than `step_timeout_s`."""

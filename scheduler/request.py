@@ -12,7 +12,7 @@ import enum
 from array import array
 from typing import NamedTuple
 
-from ..shared.messages import Submit
+from ..shared.messages import Finished, Submit
 from .memory import PageTable
 
 
@@ -130,6 +130,22 @@ class Request:
             f"request {self.request_id}: {self.state.value} -> {state.value}"
         )
         self.state = state
+
+    def finished_message(self, ending: Ending, now_ns: int) -> Finished:
+        """The last message about this request, which ends now."""
+        waited_ns = now_ns - self.arrival_ns
+        return Finished(
+            request_id=self.request_id,
+            reason=ending.reason,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            num_cached_tokens=self.num_cached_tokens,
+            message=ending.message,
+            field=ending.field,
+            retry_after_s=ending.retry_after_s,
+            queue_s=(waited_ns if self.queue_ns < 0 else self.queue_ns) / 1e9,
+            mtp_accepted_tokens=self.num_accepted,
+        )
 
     def matched_ids(self) -> list[int]:
         """Outputs that the grammar of this request has matched (see RowAdmit)."""

@@ -9,7 +9,7 @@ def num_tokens(plan: object) -> int:
     return len(plan.decode) + sum(len(c.token_ids) for c in plan.prefill)  # type: ignore[attr-defined]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     prompts=st.lists(st.integers(1, 60), min_size=1, max_size=12),
     budget=st.integers(1, 40),
