@@ -60,7 +60,7 @@ names only the row: the row's next input is the token that step 0 samples, which
 {plan1}
 ```
 
-The worker (`workers/runner.py`) applies plan 0 to its rows, runs the model
+The worker (`workers/step.py`) applies plan 0 to its rows, runs the model
 (`workers/model/glm4_moe_lite.py`), samples, and answers:
 
 ```
