@@ -1,7 +1,8 @@
-"""Which tile a kernel takes for a shape and a number of tokens: measured choices, by card.
+"""The tile sizes of kernels: measured for each card (GPU model), shape and number of tokens.
 
-Those that come with the package are in `configs/<card>/<op>.json`, a user's own in a folder of the
-same form (`tune.py` makes both). What nobody measured gets the kernel's own default.
+Choices that come with the package are in `configs/<card>/<op>.json`; those of a user are in a cache
+folder of the same form. `tune.py` makes both. Shapes that were not measured get the default of the
+kernel.
 """
 
 import json
@@ -14,8 +15,8 @@ from typing import Any
 
 import torch
 
-Tile = tuple[int, ...]  # of an op's FIELDS; empty: not this kernel but the library
-Shape = tuple[int, ...]
+Tile = tuple[int, ...]  # the FIELDS of an op; empty: cuBLAS instead of this kernel
+Shape = tuple[int, ...]  # the SHAPES of an op
 
 FIELDS = {
     "linear_one": ("rows", "columns", "warps"),
@@ -36,19 +37,19 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class TileChoice:
-    """A tile and the microseconds it took (0: not measured)."""
+    """A tile and the microseconds that it took (0: not measured)."""
 
     tile: Tile
     us: float = 0.0
 
 
-# By op and shape, then by the largest number of tokens that a choice is for.
+# By op and shape, then by the largest number of tokens that the choice is for, ascending.
 Table = dict[tuple[str, Shape], dict[int, TileChoice]]
 
 
 @dataclass
 class _State:
-    table: Table | None = None  # None: those that come with the package
+    table: Table | None = None  # None: the choices that come with the package
     asked: set[tuple[str, Shape]] = field(default_factory=set)
 
 
@@ -56,35 +57,35 @@ _state = _State()
 
 
 def choose(op: str, shape: Shape, num_tokens: int, default: Tile) -> Tile:
-    """The stored tile of the smallest number of tokens that is at least `num_tokens`; `default`
+    """The stored tile for the smallest number of tokens that is at least `num_tokens`; `default`
     if there is none."""
     key = (op, shape)
     _state.asked.add(key)
-    for most_tokens, found in current().get(key, {}).items():
-        if num_tokens <= most_tokens:
-            return found.tile
+    for max_tokens, choice in current().get(key, {}).items():
+        if num_tokens <= max_tokens:
+            return choice.tile
     return default
 
 
 def current() -> Table:
-    """What is chosen from."""
+    """The choices in use."""
     if _state.table is None:
         _state.table = shipped(card_name())
     return _state.table
 
 
 def use(table: Table | None) -> None:
-    """From here on choose from `table`; None: from what comes with the package."""
+    """Use the choices of `table` from now on; None: those that come with the package."""
     _state.table = None if table is None else merged({}, table)
 
 
 def asked() -> list[tuple[str, Shape]]:
-    """(op, shape) of everything that was chosen so far, sorted."""
+    """(op, shape) of all tiles that were asked for so far, sorted."""
     return sorted(_state.asked)
 
 
 def merged(old: Table, new: Table) -> Table:
-    """`old` with the choices of `new` in place of its own, numbers of tokens ascending."""
+    """`old`, with the choices of `new` added or replacing its own, sorted by number of tokens."""
     table = {key: dict(by_tokens) for key, by_tokens in old.items()}
     for key, by_tokens in new.items():
         table[key] = dict(sorted((table.get(key, {}) | by_tokens).items()))
@@ -92,7 +93,7 @@ def merged(old: Table, new: Table) -> Table:
 
 
 def card_name() -> str:
-    """The folder name of this process's card; "" without one."""
+    """The folder name of the GPU of this process; "" without one."""
     if not torch.cuda.is_available():
         return ""
     return torch.cuda.get_device_name().lower().replace(" ", "-").replace("/", "-")
@@ -100,14 +101,14 @@ def card_name() -> str:
 
 @cache
 def shipped(card: str) -> Table:
-    """What comes with the package for a card; empty for one that nobody measured."""
+    """The choices that come with the package for a card; empty if none were measured."""
     folder = Path(__file__).parent / "configs" / card
     return read_choices(folder) if card else {}
 
 
 def read_choices(folder: Path) -> Table:
-    """The choices of a folder; files of ops that do not exist are passed over. Raises ValueError
-    naming the file that does not hold choices, OSError if one cannot be read."""
+    """The choices in a folder. Files of unknown ops are ignored. Raises ValueError naming the file
+    if one does not hold choices, OSError if one cannot be read."""
     table: Table = {}
     for op in FIELDS:
         path = folder / f"{op}.json"
@@ -128,7 +129,7 @@ def _parse(op: str, data: Any) -> Table:
         tile, shape, tokens = tuple(entry["tile"]), tuple(entry["shape"]), entry["tokens"]
         numbers = (*tile, *shape, tokens)
         if not all(type(n) is int and n > 0 for n in numbers):
-            raise ValueError(f"{entry}: numbers above 0 are needed")
+            raise ValueError(f"{entry}: expected integers above 0")
         if len(shape) != len(SHAPES[op]) or len(tile) not in _lengths(op):
             raise ValueError(f"{entry}: wrong number of numbers")
         table.setdefault((op, shape), {})[tokens] = TileChoice(tile, float(entry.get("us", 0.0)))
@@ -140,13 +141,13 @@ def _lengths(op: str) -> tuple[int, ...]:
 
 
 def write_choices(folder: Path, table: Table, made_on: Mapping[str, str]) -> None:
-    """One file per op, each written in full or not at all. `made_on`: card and versions."""
+    """Write one file per op, each atomically. made_on: card and versions, for the record."""
     folder.mkdir(parents=True, exist_ok=True)
     for op in sorted({op for op, _ in table}):
         lines = [
-            json.dumps({"shape": shape, "tokens": tokens, "tile": found.tile, "us": found.us})
+            json.dumps({"shape": shape, "tokens": tokens, "tile": choice.tile, "us": choice.us})
             for (name, shape), by_tokens in sorted(table.items())
-            for tokens, found in sorted(by_tokens.items())
+            for tokens, choice in sorted(by_tokens.items())
             if name == op
         ]
         head = {"made_on": dict(made_on), "shape": SHAPES[op], "fields": FIELDS[op]}

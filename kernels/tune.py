@@ -1,7 +1,7 @@
-"""Measures tiles on this process's card at start-up and keeps the fastest, for `tiles.py`.
+"""Measures tiles on the GPU of this process at start-up and keeps the fastest, for `tiles.py`.
 
-What was measured is stored in a folder that the caller names, one per card and Triton version; such
-a folder can be copied to `configs/<card>` to come with the package.
+Results are stored in the caller's cache, in a folder for each card and Triton version. Copied to
+`configs/<card>`, such a folder comes with the package.
 """
 
 import logging
@@ -32,31 +32,32 @@ from .tiles import (
 
 logger = logging.getLogger(__name__)
 
-# Numbers of tokens that are measured; each stands for those down to the one before.
+# Numbers of tokens that are measured. Each stands for all numbers down to the one before it.
 TOKENS = {
     "linear_one": (1,),
     "linear_few": (8, 32),
     "moe_one": (1,),
     "moe": (16, 32, 64, 128, 256, 512, 1024, 8192),
 }
-_L2_BYTES = 150 << 20  # after so many nothing older is left in the L2 cache
-_SECONDS = 50.0  # to begin a measurement in; one takes a few seconds, most of them compilation
+_L2_BYTES = 150 << 20  # reading so many bytes evicts everything older from the L2 cache
+_SECONDS = 50.0  # no measurement begins later; one takes a few seconds, mostly compilation
 _REPLAYS = 5
 
 Calls = Callable[[Tile], list[Callable[[], object]]]
-Alternatives = tuple[slice, Sequence[Tile]]  # a part of a tile, and what may stand there
+Alternatives = tuple[slice, Sequence[Tile]]  # a part of a tile, and values to try for it
 
 
 def use_stored(level: int, cache: Path) -> None:
-    """Before the first step: choose from what is stored for this card, by the package and in
-    `cache`; at level 3 from nothing."""
+    """Before the first step: use the choices stored for this card, in the package and in `cache`;
+    at level 3 none, only defaults."""
     use({} if level == 3 else merged(shipped(card_name()), _cached(_folder(cache))))
 
 
 def tune_asked(level: int, cache: Path, report: Callable[[int, int], None]) -> None:
-    """After the first steps: measure what they asked for, at level 1 where nothing is stored, at
-    level 2 all of it; use it and store it in `cache`. `report(done, total)`. In less than a
-    minute: what is left then keeps its tile, and is measured at the next start."""
+    """After the first steps: measure the tiles that they asked for, use them and store them in
+    `cache`. Level 1 measures those that are not stored, level 2 all, other levels none. Calls
+    report(done, total) before each. Takes less than a minute: tiles that are not measured by then
+    stay as they are and are measured at the next start."""
     if level not in (1, 2):
         return
     wanted = needs(asked(), {} if level == 2 else current())
@@ -64,9 +65,9 @@ def tune_asked(level: int, cache: Path, report: Callable[[int, int], None]) -> N
     new: Table = {}
     for done, (op, shape, num_tokens) in enumerate(wanted):
         report(done, len(wanted))
-        found = tune(op, shape, num_tokens, deadline)
-        if found is not None:
-            new.setdefault((op, shape), {})[num_tokens] = found
+        choice = tune(op, shape, num_tokens, deadline)
+        if choice is not None:
+            new.setdefault((op, shape), {})[num_tokens] = choice
     if not wanted:
         return
     count = sum(map(len, new.values()))
@@ -79,22 +80,22 @@ def tune_asked(level: int, cache: Path, report: Callable[[int, int], None]) -> N
 
 
 def needs(keys: Sequence[tuple[str, Shape]], table: Table) -> list[tuple[str, Shape, int]]:
-    """(op, shape, number of tokens) of everything that `table` has no choice for. A weight that
-    one token was multiplied with will be multiplied with a few."""
-    more = [("linear_few", shape) for op, shape in keys if op == "linear_one"]
+    """(op, shape, number of tokens) of the choices that `table` lacks for these keys. A weight that
+    is multiplied with one token is also measured with a few."""
+    few = [("linear_few", shape) for op, shape in keys if op == "linear_one"]
     return [
         (op, shape, num_tokens)
-        for op, shape in sorted({*keys, *more}, key=lambda key: (-list(FIELDS).index(key[0]), key))
+        for op, shape in sorted({*keys, *few}, key=lambda key: (-list(FIELDS).index(key[0]), key))
         for num_tokens in TOKENS[op]
-        if not any(num_tokens <= most for most in table.get((op, shape), {}))
+        if not any(num_tokens <= largest for largest in table.get((op, shape), {}))
     ]
 
 
 def tune(
     op: str, shape: Shape, num_tokens: int, deadline: float = float("inf")
 ) -> TileChoice | None:
-    """The fastest tile that was tried, on operands made here; None: past the deadline (of
-    `time.monotonic()`), no memory for them, or no tile that runs."""
+    """The fastest of the tiles that were tried, on random operands. None if the deadline (of
+    `time.monotonic()`) has passed, memory does not suffice, or no tile runs."""
     if time.monotonic() > deadline:
         return None
     try:
@@ -120,7 +121,7 @@ def replaced(tile: Tile, span: slice, part: Tile) -> Tile:
 
 
 def default(op: str, shape: Shape, num_tokens: int) -> Tile:
-    """What a kernel takes where nothing is stored."""
+    """The tile of a kernel where none is stored."""
     from .dense.linear_triton import few_tile, one_tile
     from .moe.experts_triton import ONE_TILE, default_tile
 
@@ -132,7 +133,7 @@ def default(op: str, shape: Shape, num_tokens: int) -> Tile:
 
 
 def alternatives(op: str, tile: Tile) -> list[Alternatives]:
-    """What to try in place of parts of a default tile, one after the other."""
+    """Values to try for parts of a default tile, one part after the other."""
     if op == "linear_one":
         tiles = [(4, 512, 4), (4, 1024, 4), (4, 2048, 4), (8, 1024, 4), (2, 2048, 4)]
         return [(slice(0, 3), tiles)]
@@ -169,8 +170,8 @@ def _linear_operands(shape: Shape, num_tokens: int) -> Calls:
 
 
 def _moe_operands(shape: Shape, num_tokens: int) -> Calls:
-    """Of four layers' worth of choices. The last expert is one that every token has, as a shared
-    one is."""
+    """At least four routings to take in turn. Every token has the last expert, as if it were a
+    shared one."""
     num_experts, width, hidden, chosen = shape
     x = _random(num_tokens, hidden)
     out = torch.empty_like(x)
@@ -205,7 +206,8 @@ _OPERANDS: dict[str, Callable[[Shape, int], Calls]] = {
 
 
 def _copies(size: int) -> int:
-    """How many weights of `size` elements to take in turn, so that each comes from memory."""
+    """How many weights of `size` elements to take in turn, so that each is read from memory and not
+    from the L2 cache."""
     return min(24, 1 + _L2_BYTES // (2 * size))
 
 
@@ -214,7 +216,7 @@ def _random(*shape: int) -> Tensor:
 
 
 def _try(op: str, calls: Calls, tile: Tile) -> float:
-    """Microseconds, infinite for a tile that this card or this compiler cannot run."""
+    """Microseconds; infinite for a tile that this GPU or this compiler cannot run."""
     try:
         return _time(calls(tile))
     except Exception as error:
@@ -224,7 +226,7 @@ def _try(op: str, calls: Calls, tile: Tile) -> float:
 
 
 def _time(calls: Sequence[Callable[[], object]]) -> float:
-    """Microseconds per call inside one CUDA graph over all calls; least of some replays."""
+    """Microseconds per call inside one CUDA graph of all calls; the smallest of some replays."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -261,5 +263,5 @@ def _cached(folder: Path) -> Table:
     try:
         return read_choices(folder)
     except (OSError, ValueError) as error:
-        logger.warning("stored kernel tiles are passed over: %s", error)
+        logger.warning("stored kernel tiles are ignored: %s", error)
         return {}

@@ -1,24 +1,27 @@
-"""Softmax attention over one block of keys, and the log-sum-exp merge of two blocks.
+"""Softmax attention over one block of keys, and the merge of two blocks by their log-sum-exp.
 
-What the attention references are made of: any set of keys can be cut into blocks whose results
-merge exactly, so memory stays bounded however long the context is.
+The attention references are built from these two. Any set of keys can be cut into blocks whose
+results merge exactly, so memory stays bounded however long the context is. Formula: online softmax,
+https://arxiv.org/abs/1805.02867.
 """
 
 import torch
 from torch import Tensor
 
 MAX_SCORES = 1 << 24  # elements of one block of scores or gathered keys: 64 MiB of float32
-_LEAST = -1e30  # stands for the maximum of a query that sees no key of the block
+_LEAST = -1e30  # in place of -inf as the maximum score of a query that sees no key of the block
 
 
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """queries [..., num_queries, dim], keys [..., num_keys, dim], values [..., num_keys, v_dim],
-    all float32; visible [..., num_queries, num_keys] bool or None for all.
+    """Softmax attention over one block of keys.
 
-    -> (output [..., num_queries, v_dim], log-sum-exp [..., num_queries]), float32. A query that
-    sees nothing gets zeros and -inf.
+    queries [..., num_queries, dim], keys [..., num_keys, dim], values [..., num_keys, v_dim],
+        float32
+    visible [..., num_queries, num_keys] bool: the keys that each query sees; None: all
+    -> (output [..., num_queries, v_dim], log-sum-exp of the scores [..., num_queries]), float32. A
+    query that sees no key gets zeros and -inf.
     """
     scores = queries @ keys.transpose(-1, -2) * scale
     if visible is not None:
@@ -31,7 +34,10 @@ def attend(
 
 
 def merge_(output: Tensor, lse: Tensor, block_output: Tensor, block_lse: Tensor) -> None:
-    """Fold one more block into the running (output, lse) in place; start from zeros and -inf."""
+    """Merge the results of one more block into (output, lse) in place. Start from zeros and -inf.
+
+    output, block_output [..., num_queries, v_dim], lse, block_lse [..., num_queries], float32.
+    """
     merged = torch.logaddexp(lse, block_lse)
     floor = merged.clamp(min=_LEAST)  # -inf - -inf would be NaN
     output.mul_((lse - floor).exp_()[..., None])

@@ -1,4 +1,4 @@
-"""Which implementation computes attention: names that users give become ones that ops know."""
+"""Chooses the attention implementation: which backend runs for the one that a user asked for."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -9,21 +9,21 @@ from torch import Tensor
 from .prefill_attention import FA3_HEAD_DIMS, FA3_MODULES
 
 _HOPPER = 9
-_WIDTH_STEP = 8  # widths of heads that kernels take are multiples of it
+_WIDTH_STEP = 8  # kernels take head widths that are multiples of it
 
 
 def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
-    """asked: auto, torch, triton, fa3, flashinfer, or flashqla, which means auto
-    -> torch, triton, fa3 or flashinfer, for queries [..., heads, dim] and values of value_dim.
+    """The backend of `mla_prefill` for queries [..., heads, dim] and values of width value_dim.
 
-    auto is FlashAttention 3 where it is installed and has a kernel, else triton. 32-bit types,
-    heads of odd widths and CPUs have the reference alone. Raises ValueError if what was asked for
-    is not installed.
+    asked: "auto", "torch", "triton", "fa3", "flashinfer", or "flashqla", which means "auto"
+    -> "torch", "triton", "fa3" or "flashinfer". "auto" is FlashAttention 3 where it is installed
+    and has a kernel, else "triton". CPUs, 32-bit types and head widths that are no multiple of 8
+    have only the reference, "torch". Raises ValueError if the backend asked for is not installed.
     """
-    # Heads of odd widths, which no published model has, are left to the reference: at 20 and 10 the
-    # Triton kernel read what it must not on an H100.
-    is_odd = queries.shape[-1] % _WIDTH_STEP or value_dim % _WIDTH_STEP
-    if not _accelerated(queries) or asked == "torch" or is_odd:
+    # No published model has other widths. With 20 and 10 the Triton kernel read out of bounds on an
+    # H100.
+    is_odd_width = queries.shape[-1] % _WIDTH_STEP or value_dim % _WIDTH_STEP
+    if not _is_accelerated(queries) or asked == "torch" or is_odd_width:
         return "torch"
     if asked in ("triton", "flashinfer"):
         return _installed(asked)
@@ -36,18 +36,21 @@ def prefill_backend(asked: str, queries: Tensor, value_dim: int) -> str:
 
 
 def decode_backend(asked: str, queries: Tensor) -> str:
-    """asked: torch, or auto, triton, fa3 or flashinfer -> torch or triton; 32-bit types and CPUs
-    have the reference alone. FlashInfer's decode is planned before a step (`flashinfer_mla.py`);
-    steps that it cannot plan run the paged kernels, as with the others. Raises ValueError if it
-    was asked for and is not installed."""
-    if not _accelerated(queries) or asked == "torch":
+    """The backend of `mla_decode` for queries [..., heads, dim].
+
+    asked: "torch", "auto", "triton", "fa3" or "flashinfer" -> "torch" or "triton". CPUs and 32-bit
+    types have only the reference, "torch". FlashInfer's decode is not among the results: it is
+    planned before a step (`flashinfer_mla.py`), and steps that it cannot plan run "triton". Raises
+    ValueError if FlashInfer is asked for and not installed.
+    """
+    if not _is_accelerated(queries) or asked == "torch":
         return "torch"
     if asked == "flashinfer":
         _installed(asked)
     return "triton"
 
 
-def _accelerated(queries: Tensor) -> bool:
+def _is_accelerated(queries: Tensor) -> bool:
     return queries.is_cuda and queries.dtype in (torch.bfloat16, torch.float16)
 
 
@@ -68,5 +71,5 @@ def _is_installed(backend: str) -> bool:
 
 @cache
 def is_hopper(device: torch.device) -> bool:
-    """Whether a device is a card that FlashAttention 3's kernels are for."""
+    """Whether a device is a Hopper GPU, for which FlashAttention 3 and the Gluon kernel are."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == _HOPPER

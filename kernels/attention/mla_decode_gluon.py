@@ -1,8 +1,9 @@
 """Gluon kernel of `mla_decode.py` for Hopper: bfloat16, pages of whole tiles, power-of-two widths.
 
-Both products run on warp groups (wgmma) out of shared memory: scores = keys x queries, output =
-values x weights, so that the large side of each is the one that tensor cores want large. Two tiles
-of 64 tokens are in shared memory, one being computed while the other is copied.
+Both products run on warp groups (wgmma) from shared memory: scores = keys x queries and output =
+values x weights, because tensor cores want their first side large. Shared memory holds two tiles
+of 64 tokens: one is computed while the other is copied. How rows are cut into work items is in
+`mla_decode_split.py`.
 """
 
 import torch
@@ -50,7 +51,8 @@ def _add(a, b):
 
 @gluon.jit
 def _allocate(VALUE: gl.constexpr, ROPE: gl.constexpr, COLUMNS: gl.constexpr):
-    """-> two tiles of values and of rotary parts, a block's queries, a tile's weights."""
+    """Allocate shared memory -> two tiles of value parts, two of rotary parts, a block's queries
+    (value part and rotary part), the softmax weights of a tile."""
     WEIGHTS: gl.constexpr = gl.NVMMASharedLayout.get_default_for([_TILE, COLUMNS], gl.bfloat16)
     value = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, VALUE], _LATENTS)
     rope = gl.allocate_shared_memory(gl.bfloat16, [2, _TILE, ROPE], _LATENTS)
@@ -62,7 +64,8 @@ def _allocate(VALUE: gl.constexpr, ROPE: gl.constexpr, COLUMNS: gl.constexpr):
 
 @gluon.jit
 def _load_queries(queries, smem_value, smem_rope, line, num_columns, first_column):
-    """A block's queries, which begin at `line`, into shared memory; 0 behind the row's last."""
+    """Copy a block of columns, the first at index `line` of queries, to shared memory. Columns
+    after the last one of the row are 0."""
     VALUE: gl.constexpr = smem_value.shape[1]
     ROPE: gl.constexpr = smem_rope.shape[1]
     at = gl.arange(0, smem_value.shape[0], gl.SliceLayout(1, _WIDE))
@@ -79,26 +82,26 @@ def _load_queries(queries, smem_value, smem_rope, line, num_columns, first_colum
 
 @gluon.jit
 def _copy_tile(smem_value, smem_rope, base, token_stride, num_tokens):
-    """Start to copy a tile of latents that begins at `base`; 0 behind its last token."""
+    """Start to copy the tile of latents at `base`; tokens after its num_tokens are 0."""
     VALUE: gl.constexpr = smem_value.shape[1]
     ROPE: gl.constexpr = smem_rope.shape[1]
     at = gl.arange(0, _TILE, gl.SliceLayout(1, _WIDE))
     ids = gl.arange(0, VALUE, gl.SliceLayout(0, _WIDE))
     mask = (at < num_tokens)[:, None] & (ids < VALUE)[None, :]
-    place = base + (at * token_stride)[:, None] + ids[None, :]
-    _copy(smem_value, place, mask=mask)
+    source = base + (at * token_stride)[:, None] + ids[None, :]
+    _copy(smem_value, source, mask=mask)
     at = gl.arange(0, _TILE, gl.SliceLayout(1, _NARROW))
     ids = gl.arange(0, ROPE, gl.SliceLayout(0, _NARROW))
     mask = (at < num_tokens)[:, None] & (ids < ROPE)[None, :]
-    place = base + VALUE + (at * token_stride)[:, None] + ids[None, :]
-    _copy(smem_rope, place, mask=mask)
+    source = base + VALUE + (at * token_stride)[:, None] + ids[None, :]
+    _copy(smem_rope, source, mask=mask)
     async_copy.commit_group()
 
 
 @gluon.jit
 def _attend_tile(state, key_value, key_rope, q_value, q_rope, smem_p, visible, scale):
-    """-> state with a tile's tokens in it: each column's maximum, sums of exponentials
-    [TILE, columns], weighted values [values, columns]."""
+    """Add the tokens of a tile to `state` and return it: maximum of each column [columns], sums of
+    exponentials [TILE, columns], weighted values [values, columns]."""
     peak, weight, acc = state
     SCORES: gl.constexpr = weight.type.layout
     OUTPUT: gl.constexpr = acc.type.layout
@@ -121,7 +124,7 @@ def _attend_tile(state, key_value, key_rope, q_value, q_rope, smem_p, visible, s
 def _attend_chunk(
     state, smem, kv, table, first, last, seen, scale, page_stride, token_stride, PAGE: gl.constexpr
 ):
-    """-> state with a chunk's tokens in it. The first tile is on its way."""
+    """Add the tokens of a chunk to `state` and return it. The copy of the first tile has begun."""
     smem_value, smem_rope, q_value, q_rope, smem_p = smem
     _, weight, _ = state
     SCORES: gl.constexpr = weight.type.layout
@@ -156,7 +159,8 @@ def _attend_chunk(
 
 @gluon.jit
 def _store(state, out, partials, line, item_line, num_chunks, num_columns, first_column):
-    """A block's results: those of a whole row at `line` of out, a chunk's at `item_line`."""
+    """Store the results of a block of columns: at index `line` of out if the row is not cut, else
+    at index `item_line` of the partial results."""
     peak, weight, acc = state
     VALUE: gl.constexpr = acc.shape[0]
     COLUMNS: gl.constexpr = acc.shape[1]
@@ -165,14 +169,14 @@ def _store(state, out, partials, line, item_line, num_chunks, num_columns, first
     total = gl.sum(weight, 0)
     at = gl.arange(0, COLUMNS, gl.SliceLayout(0, OUTPUT))
     ids = gl.arange(0, VALUE, gl.SliceLayout(1, OUTPUT))
-    place = (first_column + at < num_columns)[None, :] & (ids < VALUE)[:, None]
+    mask = (first_column + at < num_columns)[None, :] & (ids < VALUE)[:, None]
     if num_chunks == 1:
         divisor = gl.convert_layout(gl.maximum(total, 1e-37), gl.SliceLayout(0, OUTPUT))
         result = (acc / divisor[None, :]).to(out.dtype.element_ty)
-        gl.store(out + ((line + at) * VALUE)[None, :] + ids[:, None], result, mask=place)
+        gl.store(out + ((line + at) * VALUE)[None, :] + ids[:, None], result, mask=mask)
     else:
         lines = ((item_line + at) * VALUE)[None, :]
-        gl.store(partials[0] + lines + ids[:, None], acc, mask=place)
+        gl.store(partials[0] + lines + ids[:, None], acc, mask=mask)
         column_ids = gl.arange(0, COLUMNS, gl.SliceLayout(0, SCORES))
         is_column = first_column + column_ids < num_columns
         gl.store(partials[1] + item_line + column_ids, peak, mask=is_column)
@@ -213,12 +217,13 @@ def _attend_kernel(
         row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, COLUMNS
     )
     ends = gl.associative_scan(rows[4], 0, _add)
-    if PDL:  # so far, it read nothing that the kernel before it wrote
+    if PDL:  # nothing read so far is written by the kernel before
         gdc_wait()
         gdc_launch_dependents()
     for item in range(gl.program_id(0), gl.sum(rows[4], 0), gl.num_programs(0)):
-        found = find_item(item, row_ids, rows, ends, least_chunks, most_chunks)
-        row, start, count, length, num_chunks, block, first, last = found
+        row, start, count, length, num_chunks, block, first, last = find_item(
+            item, row_ids, rows, ends, least_chunks, most_chunks
+        )
         table = page_table + row.to(gl.int64) * table_stride
         page = gl.load(table + first // PAGE).to(gl.int64)
         base = kv + page * kv_strides[0] + first % PAGE * kv_strides[1]
@@ -239,7 +244,8 @@ def _attend_kernel(
 
 
 def fits(queries: Tensor, kv: Tensor, value_dim: int) -> bool:
-    """Whether the kernel can run: what it was measured for, on Hopper."""
+    """Whether the kernel can run: on Hopper, for the type and the widths that it was measured with,
+    and with latents aligned for copies of 16 bytes."""
     return (
         queries.dtype == torch.bfloat16
         and (value_dim, queries.shape[2] - value_dim) == (512, 64)
@@ -259,7 +265,7 @@ def launch_mla_decode_gluon(
     w_uv: Tensor | None = None,
     expanded: Tensor | None = None,
 ) -> Tensor:
-    """`mla_decode` of what `fits` says."""
+    """Arguments as for `mla_decode`, if they are as `fits` says; `expanded` is its `out`."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:

@@ -1,8 +1,7 @@
-"""Triton kernel of `mla_decode.py`: attention over pages cut into chunks.
+"""Triton kernel of `mla_decode.py`: attention over rows cut into chunks (`mla_decode_split.py`).
 
-A program takes some columns (query tokens times heads) of one row. A tile of keys is loaded once;
-its leading part serves as the values. The output is accumulated transposed, values times columns,
-so that its large side is the one that tensor cores want large.
+A tile of latents is loaded once: all of it is the keys, its leading part the values. The output is
+accumulated transposed, values times columns, because tensor cores want their first side large.
 """
 
 import triton
@@ -28,18 +27,20 @@ from .paged_rows import PagedRows
 
 
 @triton.jit
-def _load_lines(base, lines, real, value_dim, latent_dim, VALUE: tl.constexpr, ROPE: tl.constexpr):
-    """-> value [n, VALUE] and rotary part [n, ROPE] of latents that begin at `lines`."""
+def _load_lines(
+    base, lines, is_real, value_dim, latent_dim, VALUE: tl.constexpr, ROPE: tl.constexpr
+):
+    """-> value part [n, VALUE] and rotary part [n, ROPE] of the latents at base + lines [n]."""
     value_ids = tl.arange(0, VALUE)
     rope_ids = tl.arange(0, ROPE)
     value = tl.load(
         base + lines[:, None] + value_ids[None, :],
-        mask=real[:, None] & (value_ids < value_dim)[None, :],
+        mask=is_real[:, None] & (value_ids < value_dim)[None, :],
         other=0.0,
     )
     rope = tl.load(
         base + lines[:, None] + value_dim + rope_ids[None, :],
-        mask=real[:, None] & (rope_ids < latent_dim - value_dim)[None, :],
+        mask=is_real[:, None] & (rope_ids < latent_dim - value_dim)[None, :],
         other=0.0,
     )
     return value, rope
@@ -47,7 +48,13 @@ def _load_lines(base, lines, real, value_dim, latent_dim, VALUE: tl.constexpr, R
 
 @triton.jit
 def _attend_chunk(query, kv, table, bounds, seen, scale, kv_strides, dims, SHAPE: tl.constexpr):
-    """-> of each column: maximum, sum of exponentials, and weighted values [VALUE, COLUMNS]."""
+    """Attention of a block of columns to the tokens of a chunk.
+
+    query: value part [COLUMNS, VALUE] and rotary part [COLUMNS, ROPE]; bounds: first token and the
+    one after the last; seen [COLUMNS]: tokens that each column sees; SHAPE: page size, tokens of a
+    tile, padded widths of values and rotary parts, stages
+    -> maximum [COLUMNS], sum of exponentials [COLUMNS], weighted values [VALUE, COLUMNS].
+    """
     q_value, q_rope = query
     first, last = bounds
     value_dim, latent_dim = dims
@@ -59,7 +66,7 @@ def _attend_chunk(query, kv, table, bounds, seen, scale, kv_strides, dims, SHAPE
     peak = tl.full([COLUMNS], NOTHING, tl.float32)
     weight = tl.zeros([COLUMNS], tl.float32)
     acc = tl.zeros([VALUE, COLUMNS], tl.float32)
-    # Page numbers are read one tile ahead, so that copies of keys need not wait for them.
+    # Page numbers are read one tile ahead, so that copies of latents need not wait for them.
     if PAGE % TILE == 0:
         pages = tl.load(table + first // PAGE)
     else:
@@ -122,11 +129,12 @@ def _attend_kernel(
     column_ids = tl.arange(0, COLUMNS)
     value_ids = tl.arange(0, SHAPE[2])
     for item in range(tl.program_id(0), tl.sum(rows[4], 0), tl.num_programs(0)):
-        found = find_item(item, row_ids, rows, item_ends, least_chunks, most_chunks)
-        row, start, count, length, num_chunks, block, first, last = found
+        row, start, count, length, num_chunks, block, first, last = find_item(
+            item, row_ids, rows, item_ends, least_chunks, most_chunks
+        )
         columns = block * COLUMNS + column_ids
         is_column = columns < count * num_heads
-        line = start.to(tl.int64) * num_heads + columns  # of queries and output
+        line = start.to(tl.int64) * num_heads + columns  # index in queries and output
         q_value, q_rope = _load_lines(
             queries, line * latent_dim, is_column, value_dim, latent_dim, SHAPE[2], SHAPE[3]
         )
@@ -135,13 +143,13 @@ def _attend_kernel(
         peak, weight, acc = _attend_chunk(
             (q_value, q_rope), kv, table, (first, last), seen, scale, kv_strides, dims, SHAPE
         )
-        place = is_column[None, :] & (value_ids < value_dim)[:, None]
+        mask = is_column[None, :] & (value_ids < value_dim)[:, None]
         if num_chunks == 1:
             result = (acc / tl.maximum(weight, 1e-37)[None, :]).to(out.dtype.element_ty)
-            tl.store(out + line[None, :] * value_dim + value_ids[:, None], result, mask=place)
+            tl.store(out + line[None, :] * value_dim + value_ids[:, None], result, mask=mask)
         else:
             line = (item * tl.minimum(max_columns, COLUMNS) + column_ids).to(tl.int64)
-            tl.store(partials[0] + line[None, :] * value_dim + value_ids[:, None], acc, mask=place)
+            tl.store(partials[0] + line[None, :] * value_dim + value_ids[:, None], acc, mask=mask)
             tl.store(partials[1] + line, peak, mask=is_column)
             tl.store(partials[2] + line, weight, mask=is_column)
 
@@ -156,7 +164,8 @@ def launch_mla_decode(
     w_uv: Tensor | None = None,
     expanded: Tensor | None = None,
 ) -> Tensor:
-    """`mla_decode`, bfloat16 or float16 (any float under the interpreter)."""
+    """Arguments as for `mla_decode`, bfloat16 or float16 (any float under the interpreter);
+    `expanded` is its `out`."""
     num_tokens, num_heads, latent_dim = queries.shape
     out = queries.new_empty(num_tokens, num_heads, value_dim)
     if not num_tokens:

@@ -14,8 +14,11 @@ def head_product(
     x_lines, inside, weight, weight_strides, out_lines, out_ids, num_in, num_out,
     IN: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The outputs out_ids of one head's product: x_lines, out_lines [rows] are where its tokens'
-    inputs and outputs begin, `weight` where the head's weights [num_in, num_out] do."""
+    """Compute the outputs out_ids of one head for some tokens.
+
+    x_lines, out_lines [n] point to the inputs and outputs of the tokens, `weight` to the weights
+    [num_in, num_out] of the head.
+    """
     in_ids = tl.arange(0, IN)
     is_in = in_ids < num_in
     is_out = out_ids < num_out
@@ -54,8 +57,8 @@ def _head_product_kernel(
     TAIL: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """OUT outputs of a head for ROWS tokens; the programs behind the last output copy the tail of
-    x, which follows its num_in inputs, behind the outputs."""
+    """OUT outputs of a head for ROWS tokens. Programs after those of the last output copy the tail
+    of x, which follows its num_in inputs, to after the outputs."""
     head = tl.program_id(0)
     first = tl.program_id(1) * OUT
     rows = (tl.program_id(2) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
@@ -64,29 +67,34 @@ def _head_product_kernel(
     out_lines = out + rows * out_token_stride + head * out_head_stride
     if first < num_out:
         out_ids = first + tl.arange(0, OUT)
-        mine = weight + head.to(tl.int64) * weight_strides[0]
-        head_product(x_lines, inside, mine, weight_strides, out_lines, out_ids,
+        w_head = weight + head.to(tl.int64) * weight_strides[0]
+        head_product(x_lines, inside, w_head, weight_strides, out_lines, out_ids,
                      num_in, num_out, IN, PDL)  # fmt: skip
     else:
         if PDL:
             gdc_wait()
             gdc_launch_dependents()
         tail_ids = tl.arange(0, TAIL)
-        place = inside[:, None] & (tail_ids < num_tail)[None, :]
-        tail = tl.load(x_lines[:, None] + num_in + tail_ids[None, :], mask=place, other=0.0)
-        tl.store(out_lines[:, None] + num_out + tail_ids[None, :], tail, mask=place)
+        mask = inside[:, None] & (tail_ids < num_tail)[None, :]
+        tail = tl.load(x_lines[:, None] + num_in + tail_ids[None, :], mask=mask, other=0.0)
+        tl.store(out_lines[:, None] + num_out + tail_ids[None, :], tail, mask=mask)
 
 
 def product_tile(num_tokens: int, weight: Tensor) -> tuple[int, int]:
-    """Tokens and outputs of a program of `head_product`; weight [heads, in, out]."""
+    """Tokens and outputs of a program of `head_product`; weight [heads, in, out], strided."""
     return min(64, max(16, triton.next_power_of_2(num_tokens))), 64 if weight.stride(2) == 1 else 32
 
 
 def launch_head_product(
     x: Tensor, weight: Tensor, num_tail: int, out: Tensor | None = None
 ) -> Tensor:
-    """x [num_tokens, heads, in + num_tail] times weight [heads, in, out], any strides over heads
-    -> [num_tokens, heads, out + num_tail], the tail copied; `out` if given."""
+    """Multiply each head's part of x by its weight, and copy the tail of x.
+
+    x [num_tokens, heads, in + num_tail], strided over tokens and heads
+    weight [heads, in, out], strided, of the type of x
+    -> [num_tokens, heads, out + num_tail], contiguous; in `out` if given, which may be strided over
+    tokens and heads.
+    """
     num_tokens, heads, _ = x.shape
     _, num_in, num_out = weight.shape
     if out is None:
@@ -146,8 +154,11 @@ def _spread_rope_kernel(
 
 
 def launch_spread_rope(keys: Tensor, latents: Tensor, rope: int) -> None:
-    """The last `rope` of latents [num_tokens, latent_dim] become the tail of every head's key in
-    keys [num_tokens, heads, dim], contiguous."""
+    """Copy the rotary part of each latent to the end of every head's key.
+
+    keys [num_tokens, heads, dim], contiguous; latents [num_tokens, latent_dim], rows may be
+    strided; rope: width of the rotary part, which is the last of a latent.
+    """
     num_tokens, heads, dim = keys.shape
     tokens = 4
     _spread_rope_kernel[(-(-num_tokens // tokens),)](

@@ -13,8 +13,11 @@ def _attend_keys(
     q, q_ids, keys, values, k_len, end, scale, dims, strides,
     CAUSAL: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Queries q [M, DIM] over keys and values of their row and head, which begin there, up to
-    `end` -> of each query: maximum and sum of exponentials (to the base 2), weighted values."""
+    """Attention of queries q [M, DIM] over the first `end` keys and values of their row and head.
+
+    `keys` and `values` point to the first ones; dims, strides: of keys and values
+    -> maximum of the scores and sum of exponentials [M], to the base 2; weighted values [M, VALUE].
+    """
     M: tl.constexpr = SHAPE[0]
     N: tl.constexpr = SHAPE[1]
     VALUE: tl.constexpr = SHAPE[3]
@@ -71,8 +74,9 @@ def _attend_rows_kernel(
     CAUSAL: tl.constexpr,
     SHAPE: tl.constexpr,
 ):
-    """Some queries of one row and head over all keys they see. SHAPE: queries and keys of a tile,
-    padded widths of keys and values."""
+    """Some queries of one row and head over all keys that they see. PACKED: `starts` holds the
+    bounds of the rows; else there is one row. SHAPE: queries and keys of a tile, padded widths of
+    keys and values."""
     head = tl.program_id(1)
     q_start, q_len, k_len = 0, num_queries, num_keys
     if PACKED:
@@ -100,9 +104,9 @@ def _attend_rows_kernel(
             q, q_ids, k_line, v_line, k_len, end, scale, dims, strides, CAUSAL, SHAPE
         )
         line = rows * o_strides[0] + head * o_strides[1]
-        place = out + line[:, None] + v_ids[None, :]
+        target = out + line[:, None] + v_ids[None, :]
         mask = is_query[:, None] & (v_ids < dims[1])[None, :]
-        tl.store(place, (acc / weight[:, None]).to(out.dtype.element_ty), mask=mask)
+        tl.store(target, (acc / weight[:, None]).to(out.dtype.element_ty), mask=mask)
         log_sum = (peak + tl.log2(weight)) * 0.6931471805599453
         tl.store(lse + head * num_queries + q_start + q_ids, log_sum, mask=is_query)
 
@@ -116,7 +120,7 @@ def launch_attend_rows(
     causal: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """`attend_rows`; `longest` row of queries."""
+    """Arguments as for `attend_rows`; `longest`: most queries of a row; `causal`: within rows."""
     num_queries, heads, dim = queries.shape
     value_dim = values.shape[2]
     out = queries.new_empty(num_queries, heads, value_dim)
@@ -177,21 +181,25 @@ def _merge_kernel(
     b = tl.load(second_lse + heads * second_lse_stride + token, mask=is_head, other=0.0)
     peak = tl.maximum(a, b)
     total = tl.exp(a - peak) + tl.exp(b - peak)
-    place = (token.to(tl.int64) * num_heads + heads)[:, None] * dim + dims[None, :]
+    offset = (token.to(tl.int64) * num_heads + heads)[:, None] * dim + dims[None, :]
     mask = is_head[:, None] & (dims < dim)[None, :]
-    x = tl.load(first + place, mask=mask, other=0.0).to(tl.float32)
-    y = tl.load(second + place, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(first + offset, mask=mask, other=0.0).to(tl.float32)
+    y = tl.load(second + offset, mask=mask, other=0.0).to(tl.float32)
     merged = x * (tl.exp(a - peak) / total)[:, None] + y * (tl.exp(b - peak) / total)[:, None]
-    tl.store(out + place, merged.to(out.dtype.element_ty), mask=mask)
+    tl.store(out + offset, merged.to(out.dtype.element_ty), mask=mask)
     tl.store(lse + heads * lse_stride + token, peak + tl.log(total), mask=is_head)
 
 
 def launch_merge(
     out: Tensor, first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor
 ) -> Tensor:
-    """Attention over two sets of keys from that over each: outputs [num_tokens, heads, dim],
-    contiguous, any float types, into `out`, which may be `first` or `second`; log-sum-exps
-    [heads, num_tokens] float32, the last dimension contiguous -> that of both."""
+    """Merge the attention over two sets of keys into the attention over both.
+
+    out, first, second [num_tokens, heads, dim], contiguous, any float types; out receives the
+        merged output and may be first or second
+    first_lse, second_lse [heads, num_tokens] float32, the last dimension contiguous
+    -> log-sum-exp over both sets [heads, num_tokens] float32.
+    """
     num_tokens, heads, dim = out.shape
     assert first_lse.stride(1) == second_lse.stride(1) == 1, "read along the tokens"
     lse = torch.empty(heads, num_tokens, dtype=torch.float32, device=out.device)

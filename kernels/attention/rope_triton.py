@@ -12,14 +12,17 @@ from .rope import RopeAngles
 
 
 @triton.jit
-def turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
-    """Rotated vectors [n, 2 * HALF] that begin at line [n], where `place` [n]; (cos, sin)
-    [1 or n, HALF] -> both halves of the pairs [n, HALF], in the type they have."""
+def turn(line, is_line, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Rotate vectors of width 2 * half that begin at line [n], where is_line [n].
+
+    c, s [1 or n, HALF]: cosines and sines
+    -> first and second elements of the pairs [n, HALF], in the type of the vectors.
+    """
     pair_ids = tl.arange(0, HALF)
-    is_pair = place[:, None] & (pair_ids < half)[None, :]
-    if INTERLEAVE:  # read side by side, then taken apart: twice the width of a read
+    is_pair = is_line[:, None] & (pair_ids < half)[None, :]
+    if INTERLEAVE:  # one wide read, then taken apart
         ids = tl.arange(0, 2 * HALF)
-        mask = place[:, None] & (ids < 2 * half)[None, :]
+        mask = is_line[:, None] & (ids < 2 * half)[None, :]
         both = tl.load(line[:, None] + ids[None, :], mask=mask, other=0.0)
         a, b = tl.split(tl.reshape(both, (both.shape[0], HALF, 2)))
     else:
@@ -32,27 +35,27 @@ def turn(line, place, c, s, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def put(line, place, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
-    """Store what `turn` returns."""
+def put(line, is_line, a, b, half, INTERLEAVE: tl.constexpr, HALF: tl.constexpr):
+    """Store the results of `turn` as vectors that begin at line [n], where is_line [n]."""
     if INTERLEAVE:
         ids = tl.arange(0, 2 * HALF)
-        mask = place[:, None] & (ids < 2 * half)[None, :]
+        mask = is_line[:, None] & (ids < 2 * half)[None, :]
         both = tl.reshape(tl.join(a, b), (a.shape[0], 2 * HALF))
         tl.store(line[:, None] + ids[None, :], both, mask=mask)
     else:
         ids = tl.arange(0, HALF)
-        mask = place[:, None] & (ids < half)[None, :]
+        mask = is_line[:, None] & (ids < half)[None, :]
         tl.store(line[:, None] + ids[None, :], a, mask=mask)
         tl.store(line[:, None] + half + ids[None, :], b, mask=mask)
 
 
 @triton.jit
 def normed(line, ids, inside, weight, width, eps):
-    """RMS norm of `width` numbers that begin at `line`, in their type."""
+    """RMS norm of the `width` elements that begin at `line`, in their type."""
     value = tl.load(line + ids, mask=inside, other=0.0)
     wide = value.to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    rounded = wide.to(value.dtype).to(tl.float32)  # before the weight, as in training
+    rounded = wide.to(value.dtype).to(tl.float32)  # before the weight, as the model was trained
     return (rounded * weight.to(tl.float32)).to(value.dtype)
 
 
@@ -83,6 +86,8 @@ def _rope_write_kernel(
     HALF: tl.constexpr,
     PDL: tl.constexpr,
 ):
+    """Programs (token, 0) write the latent of a token, programs (token, i) rotate HEADS of its
+    queries."""
     token = tl.program_id(0).to(tl.int64)
     rank_ids = tl.arange(0, RANK)
     is_rank = rank_ids < rank
@@ -96,16 +101,16 @@ def _rope_write_kernel(
     if tl.program_id(1) == 0:
         line = kv_a + token * kv_a_stride
         value = normed(line, rank_ids, is_rank, scale, rank, eps)
-        one = tl.arange(0, 1)
-        a, b = turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+        single = tl.arange(0, 1)  # `turn` and `put` want a vector of lines
+        a, b = turn(line + rank + single, single == 0, c, s, half, INTERLEAVE, HALF)
         slot = tl.load(slots + token)
         target = kv + slot // PAGE * kv_strides[0] + slot % PAGE * kv_strides[1]
         tl.store(target + rank_ids, value, mask=is_rank)
-        put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+        put(target + rank + single, single == 0, a, b, half, INTERLEAVE, HALF)
         if KEEP:
             target = latents + token * latent_stride
             tl.store(target + rank_ids, value, mask=is_rank)
-            put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+            put(target + rank + single, single == 0, a, b, half, INTERLEAVE, HALF)
     else:
         heads = (tl.program_id(1) - 1) * HEADS + tl.arange(0, HEADS)
         lines = queries + token * query_strides[0] + heads * query_strides[1] + nope
@@ -166,8 +171,10 @@ def _rope_absorb_kernel(
     INTERLEAVE: tl.constexpr, ROWS: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr,
     RANK: tl.constexpr, HALF: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Programs (head, i, block) serve ROWS tokens: i = 0 writes latents, every num_heads-th token;
+    i = 1 rotates the queries of the head; the others multiply, OUT outputs each."""
     head = tl.program_id(0)
-    # The two kinds that have most to do one after the other begin first.
+    # The first two kinds have the longest chains of dependent reads, so they begin first.
     first = (tl.program_id(1) - 2) * OUT
     begin = tl.program_id(2) * ROWS
     rows = (begin + tl.arange(0, ROWS)).to(tl.int64)
@@ -177,8 +184,8 @@ def _rope_absorb_kernel(
     pair_ids = tl.arange(0, HALF)[None, :]
     if first >= 0:
         out_ids = first + tl.arange(0, OUT)
-        mine = weight + head.to(tl.int64) * weight_strides[0]
-        head_product(x_lines, inside, mine, weight_strides, out_lines, out_ids,
+        w_head = weight + head.to(tl.int64) * weight_strides[0]
+        head_product(x_lines, inside, w_head, weight_strides, out_lines, out_ids,
                      nope, rank, IN, PDL)  # fmt: skip
     elif tl.program_id(1) == 1:
         if PDL:
@@ -192,7 +199,7 @@ def _rope_absorb_kernel(
         put(out_lines + rank, inside, a, b, half, INTERLEAVE, HALF)
     else:
         ids = tl.arange(0, RANK)
-        one = tl.arange(0, 1)
+        single = tl.arange(0, 1)
         scale = tl.load(norm + ids, mask=ids < rank, other=0.0)
         if PDL:
             gdc_wait()
@@ -204,10 +211,10 @@ def _rope_absorb_kernel(
             slot = tl.load(slots + token)
             line = kv_a + tl.cast(token, tl.int64) * kv_a_stride
             value = normed(line, ids, ids < rank, scale, rank, eps)
-            a, b = turn(line + rank + one, one == 0, c, s, half, INTERLEAVE, HALF)
+            a, b = turn(line + rank + single, single == 0, c, s, half, INTERLEAVE, HALF)
             target = kv + slot // PAGE * kv_strides[0] + slot % PAGE * kv_strides[1]
             tl.store(target + ids, value, mask=ids < rank)
-            put(target + rank + one, one == 0, a, b, half, INTERLEAVE, HALF)
+            put(target + rank + single, single == 0, a, b, half, INTERLEAVE, HALF)
 
 
 def launch_rope_absorb(

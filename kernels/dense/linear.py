@@ -1,4 +1,4 @@
-"""Matrix product with a weight, for layers whose time is that of reading the weight."""
+"""Matrix product with a weight, for layers whose time is the time to read the weight."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,26 @@ from torch.nn.functional import linear as torch_linear
 from ..tiles import choose
 from .rms_norm import rms_norm
 
-FEW_TOKENS = 32  # more are the library's
-# So many tokens are as many products with their norms. On an H200 the down-projection of two took
-# 3.6 us so and 5.8 as a norm and a product of both; of four 6.3 and 5.8.
+FEW_TOKENS = 32  # more are left to cuBLAS
+# Up to so many tokens, `norm_linear` computes each token by itself, with its norm. On an H200 the
+# down-projection of two tokens took 3.6 us this way and 5.8 us as a norm and a product of both; of
+# four tokens 6.3 and 5.8.
 NORM_TOKENS = 3
 
 
 def linear(
     x: Tensor, weight: Tensor, out: Tensor | None = None, add_to: Tensor | None = None
 ) -> Tensor:
-    """x [num_tokens, k], rows may be strided, times weight [n, k] transposed, one float type
-    -> [num_tokens, n]: `out` if given, or `add_to` (contiguous), which the product is added to.
+    """x times the transposed weight.
 
-    On CUDA one token is a matrix-vector kernel, few tokens a tensor-core kernel where that is the
-    faster, anything else cuBLAS; the first two give each row the same result whatever the others
-    are.
+    x [num_tokens, k], rows may be strided; weight [n, k], contiguous
+    out [num_tokens, n], contiguous: if given, receives the product
+    add_to [num_tokens, n], contiguous: if given, the product is added to it in place
+    All of one float type -> [num_tokens, n]: `out`, `add_to` or a new tensor; float32 sums.
+
+    On CUDA one token is computed by a matrix-vector kernel, few tokens by a tensor-core kernel
+    where that is faster, and the rest by cuBLAS. With the first two, the result of a row does not
+    depend on the other rows.
     """
     num_tokens = len(x)
     if not x.is_cuda or x.dtype == torch.float32 or not 0 < num_tokens <= FEW_TOKENS:
@@ -41,7 +46,8 @@ def linear(
 def norm_linear(
     x: Tensor, norm: Tensor, eps: float, weight: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """`linear` of the RMS norm of x with weight `norm` [k]; on CUDA one launch for few tokens."""
+    """`linear` of the RMS norm of x with weight `norm` [k] and epsilon `eps`: one launch for few
+    tokens on CUDA. Other arguments as for `linear`."""
     if not x.is_cuda or x.dtype == torch.float32 or not 0 < len(x) <= NORM_TOKENS:
         return linear(rms_norm(x, norm, eps), weight, out)
     from .linear_triton import linear_one, norm_tile

@@ -1,9 +1,9 @@
 """Triton kernels of `linear.py`: matrix products with few rows of x, bound by reading the weight.
 
-One row is a matrix-vector product, and so is each of very few. Up to 64 rows go through the tensor
-cores with the weight's rows as the tall side; the inner dimension is cut in slices that a program
-multiplies side by side and adds up itself, so that narrow layers keep the whole card busy without
-partial results.
+`linear_one` computes each row of x by itself, as a matrix-vector product. `linear_few` uses the
+tensor cores, with the rows of the weight as the tall side, for up to 64 rows of x. It cuts the
+inner dimension into slices; a program multiplies its slices side by side and adds them up itself.
+So narrow layers keep the whole GPU busy without partial results in memory.
 """
 
 import triton
@@ -13,7 +13,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..launch import pdl
 
-_FEW_ROWS, _FEW_SIZE = 2048, 1 << 24  # of weights that the library is not as fast with
+# Weights with at most so many rows and elements are faster with `linear_few` than with cuBLAS.
+_FEW_ROWS, _FEW_SIZE = 2048, 1 << 24
 
 
 @triton.jit
@@ -21,8 +22,8 @@ def _one_kernel(
     x, norm, weight, out, x_stride, n, eps, K: tl.constexpr, ROW: tl.constexpr, NORM: tl.constexpr,
     ADD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """NORM: of x's RMS norm, which every program computes for itself."""
-    token = tl.program_id(0).to(tl.int64)  # neighbours read the same weights at the same time
+    """BLOCK_N outputs of one token. NORM: of the RMS norm of x, which every program computes."""
+    token = tl.program_id(0).to(tl.int64)  # neighbouring programs read the same weights
     x += token * x_stride
     out += token * n
     rows = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -33,9 +34,9 @@ def _one_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    there = tl.zeros((BLOCK_N,), tl.float32)
-    if ADD:  # at once: what waits for it at the end would wait alone
-        there += tl.load(out + rows, mask=rows < n, other=0.0).to(tl.float32)
+    old = tl.zeros((BLOCK_N,), tl.float32)
+    if ADD:  # loaded here, so that the latency overlaps with that of the other loads
+        old += tl.load(out + rows, mask=rows < n, other=0.0).to(tl.float32)
     if NORM:
         whole = tl.arange(0, ROW)
         wide = tl.load(x + whole, mask=whole < K, other=0.0).to(tl.float32)
@@ -50,7 +51,7 @@ def _one_kernel(
             normed = (part.to(tl.float32) * inverse).to(part.dtype)  # rounded as `rms_norm` does
             part = (normed.to(tl.float32) * gain).to(part.dtype)
         total += w.to(tl.float32) * part.to(tl.float32)[None, :]
-    tl.store(out + rows, there + tl.sum(total, 1), mask=rows < n)
+    tl.store(out + rows, old + tl.sum(total, 1), mask=rows < n)
 
 
 @triton.jit
@@ -68,34 +69,34 @@ def _few_kernel(
         gdc_launch_dependents()
     acc = tl.zeros((SLICES, BLOCK_N, BLOCK_T), tl.float32)
     for begin in range(0, k_size, SLICES * BLOCK_K):
-        here = begin + k < k_size
-        w = tl.load(w_at + begin, mask=here[:, None, :] & (rows[None, :, None] < n), other=0.0)
+        inside = begin + k < k_size
+        w = tl.load(w_at + begin, mask=inside[:, None, :] & (rows[None, :, None] < n), other=0.0)
         part = tl.load(
-            x_at + begin, mask=here[:, :, None] & (tokens[None, None, :] < num_tokens), other=0.0
+            x_at + begin, mask=inside[:, :, None] & (tokens[None, None, :] < num_tokens), other=0.0
         )
         acc = tl.dot(w, part, acc)
     total = tl.sum(acc, 0)
     at = out + tokens[None, :] * n + rows[:, None]
-    real = (tokens[None, :] < num_tokens) & (rows[:, None] < n)
+    mask = (tokens[None, :] < num_tokens) & (rows[:, None] < n)
     if ADD:
-        total += tl.load(at, mask=real, other=0.0).to(tl.float32)
-    tl.store(at, total, mask=real)
+        total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(at, total, mask=mask)
 
 
 def one_tile(k_size: int) -> tuple[int, ...]:
-    """Rows, columns and warps of a tile for one token."""
+    """Rows, columns and warps of the tile of `linear_one` where none was measured."""
     return 4, min(2048, max(16, triton.next_power_of_2(k_size) // 2)), 4
 
 
 def norm_tile(k_size: int) -> tuple[int, ...]:
-    """The same where the norm comes first: fewer, larger programs, for each of them computes it.
-    Of those timed on an H100 the best for 1344 rows of 2048 and for 5120 of 768."""
+    """The same with a norm: fewer and larger programs, because each of them computes it. The
+    fastest of those timed on an H100, for 1344 rows of 2048 elements and for 5120 rows of 768."""
     return (8, 2048, 8) if k_size > 1024 else (16, 512, 8)
 
 
 def few_tile(n: int, k_size: int) -> tuple[int, ...]:
-    """Slices, rows, columns of a slice and stages for a few tokens; empty: the library, which is
-    better at wide and at large weights."""
+    """Slices, rows, columns of a slice and stages of the tile of `linear_few` where none was
+    measured; empty for wide and large weights, with which cuBLAS is faster."""
     if n > min(_FEW_ROWS, k_size) or n * k_size > _FEW_SIZE:
         return ()
     return min(4, max(1, triton.next_power_of_2(k_size) // 64)), 16, 64, 4
@@ -110,9 +111,8 @@ def linear_one(
     norm: Tensor | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """x [num_tokens, k], weight [n, k] -> [num_tokens, n], each token by itself, in `out` or added
-    to `add_to` if given; config: rows, columns, warps of a tile. With `norm` [k]: of x's RMS norm.
-    """
+    """`linear` of each token by itself. config: rows, columns and warps of a tile. With `norm` [k]
+    and `eps`: `norm_linear`. Other arguments as for `linear`."""
     n, k_size = weight.shape
     if add_to is not None:
         out = add_to
@@ -135,9 +135,9 @@ def linear_few(
     out: Tensor | None = None,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """x [num_tokens <= 64, k], weight [n, k] -> [num_tokens, n], in `out` or added to `add_to` if
-    given; config: slices, rows, columns of a slice, stages. A program has as many warps as slices.
-    (8, 16, 64, 4) is more than the shared memory of an H100 from 33 tokens on."""
+    """`linear` of up to 64 tokens. config: slices, rows, columns of a slice and stages of a tile; a
+    program has as many warps as slices. The tile (8, 16, 64, 4) does not fit the shared memory of
+    an H100 from 33 tokens on. Other arguments as for `linear`."""
     n, k_size = weight.shape
     if add_to is not None:
         out = add_to

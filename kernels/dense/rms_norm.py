@@ -1,8 +1,8 @@
 """RMS normalisation.
 
-Statistics are float32 whatever the input type; the weight multiplies after rounding back, as the
-model was trained. On CUDA one launch; for a single token what reads the norm computes it along:
-`linear.norm_linear`, `router.norm_route`.
+Statistics are float32 whatever the input type. The result is rounded to that type before the weight
+multiplies it, as the model was trained. On CUDA one launch. For few tokens the op that reads the
+norm computes it as well: `norm_linear` and `norm_route`. Formula: https://arxiv.org/abs/1910.07467.
 """
 
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [..., width] with neighbouring elements in a row, rows may be strided; weight [width], both
-    of one float type -> the same shape and type, contiguous."""
+    """weight * x / sqrt(mean(x ** 2) + eps), over the last dimension.
+
+    x [..., width], strided over all but the last dimension; weight [width]; of one float type
+    -> the shape and type of x, contiguous.
+    """
     if not x.is_cuda:
         return rms_norm_reference(x, weight, eps)
     from .rms_norm_triton import launch_rms_norm

@@ -20,12 +20,12 @@ def _rms_norm_kernel(x, weight, out, x_stride, width, eps, BLOCK: tl.constexpr, 
         gdc_launch_dependents()
     wide = tl.load(x + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / width + eps)
-    rounded = wide.to(out.dtype.element_ty).to(tl.float32)  # before the weight, as in training
+    rounded = wide.to(out.dtype.element_ty).to(tl.float32)  # before the weight, as trained
     tl.store(out + row * width + columns, rounded * scale.to(tl.float32), mask=inside)
 
 
 def launch_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [num_rows, width], rows may be strided -> the same, contiguous."""
+    """Arguments as for `rms_norm`, with x [num_rows, width]."""
     num_rows, width = x.shape
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if num_rows:

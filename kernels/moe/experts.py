@@ -1,7 +1,7 @@
 """Gated MLP, dense and as a mixture of experts.
 
-On CUDA neither waits for the device, and what a token gets does not depend on the other tokens as
-long as the number of tokens chooses the same kernels.
+On CUDA neither waits for the device. The result of a token does not depend on the other tokens, as
+long as their number leads to the same kernels.
 """
 
 import torch
@@ -12,8 +12,8 @@ from torch.nn.functional import silu
 from ..dense.linear import linear
 from ..tiles import choose
 
-# So many tokens are computed one by one, though they may read an expert twice. On an H200 two took
-# 46 us so and 49 by the grouped kernel, three 67 and 66.
+# Up to so many tokens are computed one by one, although they may read an expert twice. On an H200
+# two tokens took 46 us one by one and 49 us by the grouped kernel; three took 67 and 66.
 _SINGLE_TOKENS = 2
 _SLICE = 16384  # tokens at a time, which bounds the intermediates: 10 KB a pair at full size
 
@@ -21,8 +21,10 @@ _SLICE = 16384  # tokens at a time, which bounds the intermediates: 10 KB a pair
 def gated_mlp(x: Tensor, gate_up: Tensor, down: Tensor, add_to: Tensor | None = None) -> Tensor:
     """down(silu(gate(x)) * up(x)).
 
-    x [num_tokens, hidden], gate_up [2 * width, hidden] (gate first), down [hidden, width], one
-    float type -> [num_tokens, hidden]: `add_to` if given, which it is added to.
+    x [num_tokens, hidden], rows may be strided
+    gate_up [2 * width, hidden] (gate first), down [hidden, width], contiguous
+    add_to [num_tokens, hidden], contiguous: if given, the result is added to it in place
+    All of one float type -> [num_tokens, hidden]: `add_to` or a new tensor.
     """
     if not x.is_cuda:
         gate, up = dense(x, gate_up).chunk(2, dim=-1)
@@ -40,18 +42,22 @@ def moe(
     down: Tensor,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """Sum over each token's experts of weight * gated_mlp, added up in float32.
+    """Sum over the experts of each token of weight * gated_mlp, added up in float32.
 
-    x [num_tokens, hidden]; ids [num_tokens, k] int, no expert twice in a row of it, weights
-    [num_tokens, k] float32; gate_up [num_experts, 2 * width, hidden], down [num_experts, hidden,
-    width] of x's type -> [num_tokens, hidden] of x's type: `add_to` (contiguous) if given, which
-    it is added to. Experts without tokens cost nothing. A shared expert is one more expert that
-    every row of ids names. float32 on CUDA is for tests alone: it runs the reference, which waits
-    for the device.
+    x [num_tokens, hidden]
+    ids [num_tokens, k] int: the experts of each token, all different
+    weights [num_tokens, k] float32
+    gate_up [num_experts, 2 * width, hidden] (gate first), down [num_experts, hidden, width],
+        contiguous, of the type of x
+    add_to [num_tokens, hidden], contiguous, of the type of x: if given, the result is added to it
+        in place
+    -> [num_tokens, hidden]: `add_to` or a new tensor. Experts without tokens cost nothing. A shared
+    expert is one more expert, chosen by every token. float32 on CUDA is for tests: it runs the
+    reference, which waits for the device.
     """
     if not x.is_cuda or x.dtype == torch.float32:
-        found = moe_reference(x, ids, weights, gate_up, down)
-        return found if add_to is None else add_to.add_(found)
+        total = moe_reference(x, ids, weights, gate_up, down)
+        return total if add_to is None else add_to.add_(total)
     from .experts_triton import ONE_TILE, default_tile, moe_grouped, moe_one, split_tile
 
     x, ids, weights = x.contiguous(), ids.contiguous(), weights.contiguous()
@@ -70,7 +76,7 @@ def moe(
 
 
 def moe_reference(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """`moe` in plain torch, over tokens sorted by expert."""
+    """`moe` in plain torch, over tokens sorted by expert; returns a new tensor."""
     order = ids.flatten().argsort(stable=True)
     tokens = order // ids.shape[1]
     sorted_x = x[tokens]

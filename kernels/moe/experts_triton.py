@@ -1,11 +1,10 @@
-"""Triton kernels of `moe.py`.
+"""Triton kernels of `experts.py`.
 
-One token is a chain of matrix-vector products, and so is each of two. More tokens run one grouped
-GEMM kernel twice, whose program holds a tile of one expert's rows against a block of that expert's
-tokens. Up to
-`DENSE_TOKENS` the block is simply all tokens, so nothing is sorted; beyond, `sort_pairs` makes the
-list of blocks. A (token, choice) pair p = token * k + choice names rows of intermediates, so
-nothing is permuted; the last kernel adds up a token's pairs in their order.
+One or two tokens are computed one by one, as matrix-vector products. More tokens run a grouped GEMM
+kernel twice. A program of it multiplies a tile of one expert's weights with a block of the tokens
+of this expert. Up to `DENSE_TOKENS` tokens the block is all tokens, so nothing is sorted; for more,
+`sort_pairs` lists the blocks. Pair p = token * k + choice is the index of an intermediate result,
+so nothing is permuted. The last kernel adds up the pairs of each token in order.
 """
 
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from ..launch import pdl
 from .sort_triton import sort_pairs
 
-DENSE_TOKENS = 32  # up to here every program looks at all tokens
-ONE_TILE = (2, 2048, 4, 2, 512, 2)  # rows, columns, warps of up, then of down
+DENSE_TOKENS = 32  # up to so many, every program looks at all tokens
+ONE_TILE = (2, 2048, 4, 2, 512, 2)  # rows, columns and warps of up, then of down
 
 
 @dataclass(frozen=True)
 class GemmConfig:
-    """Tile of the grouped GEMM: block_n rows of weights (of gate and of up each, if gated),
-    block_t tokens, block_k columns; `tma`: weights come by TMA."""
+    """Tile of the grouped GEMM: block_n rows of weights (of gate and of up each, if gated), block_t
+    tokens, block_k columns. `tma`: weights are loaded by the tensor memory accelerator."""
 
     block_n: int
     block_t: int
@@ -37,7 +36,7 @@ class GemmConfig:
 
 
 def default_tile(num_tokens: int, top_k: int, num_experts: int) -> tuple[int, ...]:
-    """For so many tokens, by the rows that an expert gets on average, in the order of `split_tile`:
+    """The tile for shapes that were not measured, by the tokens that an expert has on average:
     block_t, then block_n, block_k, warps and stages of up, then those of down."""
     rows = num_tokens * top_k / num_experts
     if num_tokens <= DENSE_TOKENS:
@@ -52,7 +51,7 @@ def default_tile(num_tokens: int, top_k: int, num_experts: int) -> tuple[int, ..
 
 
 def split_tile(tile: tuple[int, ...]) -> tuple[GemmConfig, GemmConfig]:
-    """The configs of (up, down), which share the blocks of tokens."""
+    """A tile in the order of `default_tile` -> the configs of (up, down), which share block_t."""
     block_t, up_n, up_k, up_warps, up_stages, down_n, down_k, down_warps, down_stages = tile
     up = GemmConfig(up_n, block_t, up_k, up_warps, up_stages)
     return up, GemmConfig(down_n, block_t, down_k, down_warps, down_stages)
@@ -68,7 +67,7 @@ def _up_one_kernel(
     x, ids, gate_up, out, width, HIDDEN: tl.constexpr, TOP_K: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of silu(gate) * up of one of a token's experts -> out [num_tokens * k, width]."""
+    """Rows of silu(gate) * up for one expert of a token -> out [num_tokens * k, width]."""
     pair = tl.program_id(1)
     x += pair // TOP_K * HIDDEN
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -97,8 +96,11 @@ def _down_one_kernel(
     h, ids, weights, down, out, hidden, ADD: tl.constexpr, WIDTH: tl.constexpr,
     TOP_K: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of the weighted sum over a token's experts -> out [num_tokens, hidden].
-    The ids are two launches old and complete when this kernel may start."""
+    """Rows of the weighted sum over the experts of a token -> out [num_tokens, hidden].
+
+    Reads the ids before `gdc_wait`. They were written by the kernel before `_up_one_kernel`, which
+    had ended when that one passed its own `gdc_wait`, so before this kernel could start.
+    """
     token = tl.program_id(1)
     ids += token * TOP_K
     weights += token * TOP_K
@@ -113,9 +115,9 @@ def _down_one_kernel(
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    there = tl.zeros((BLOCK_N,), tl.float32)
+    old = tl.zeros((BLOCK_N,), tl.float32)
     if ADD:
-        there += tl.load(out + rows, mask=rows < hidden, other=0.0).to(tl.float32)
+        old += tl.load(out + rows, mask=rows < hidden, other=0.0).to(tl.float32)
     total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     for pair in tl.static_range(TOP_K):
         expert = at + tl.load(ids + pair).to(tl.int64) * hidden * WIDTH
@@ -125,7 +127,7 @@ def _down_one_kernel(
                 w = tl.load(expert + begin, mask=inside & (begin + k[None, :] < WIDTH), other=0.0)
             part = tl.load(h + pair * WIDTH + begin + k, mask=begin + k < WIDTH, other=0.0)
             total += w.to(tl.float32) * (part.to(tl.float32) * score)[None, :]
-    tl.store(out + rows, there + tl.sum(total, 1), mask=rows < hidden)
+    tl.store(out + rows, old + tl.sum(total, 1), mask=rows < hidden)
 
 
 @triton.jit
@@ -133,7 +135,7 @@ def _weight_tile(
     w, row, end, k, K, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr,
     EVEN_K: tl.constexpr,
 ):  # fmt: skip
-    """w[row : row + BLOCK_N, k : k + BLOCK_K]; rows from `end` on hold anything."""
+    """w[row : row + BLOCK_N, k : k + BLOCK_K]; rows from `end` on are undefined."""
     if TMA:
         tile = w.load([row, k])
     else:
@@ -152,19 +154,21 @@ def _pairs_of_all(
     ids, block, num_tokens, TOP_K: tl.constexpr, TOP_K_PAD: tl.constexpr, BY_PAIR: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """The expert of a program and, for each token, its pair with that expert; num_pairs: none.
-    Programs are for experts or, BY_PAIR, for pairs, of which the first with its expert does the
-    work for all."""
+    """-> the expert of a program and, for each token, its pair with that expert or, if there is
+    none, the number of pairs.
+
+    Program `block` is for expert `block` or, BY_PAIR (if there are fewer pairs than experts), for
+    the expert of pair `block`. Then the program of the expert's first pair does the work of all.
+    """
     tokens = tl.arange(0, BLOCK_T)
-    places = tl.arange(0, TOP_K_PAD)[None, :]
-    flat = tokens[:, None] * TOP_K + places
-    known = (tokens[:, None] < num_tokens) & (places < TOP_K)
-    choice = tl.load(ids + flat, mask=known, other=-1).to(tl.int32)
+    columns = tl.arange(0, TOP_K_PAD)[None, :]
+    flat = tokens[:, None] * TOP_K + columns
+    is_pair = (tokens[:, None] < num_tokens) & (columns < TOP_K)
+    choice = tl.load(ids + flat, mask=is_pair, other=-1).to(tl.int32)
     expert = block
     if BY_PAIR:
         expert = tl.load(ids + block).to(tl.int32)
-    mine = tl.where(choice == expert, flat, num_tokens * TOP_K)
-    pairs = tl.min(mine, 1)
+    pairs = tl.min(tl.where(choice == expert, flat, num_tokens * TOP_K), 1)
     if BY_PAIR:
         pairs = tl.where(tl.min(pairs, 0) < block, num_tokens * TOP_K, pairs)
     return expert, pairs
@@ -177,9 +181,9 @@ def _grouped_kernel(
     DENSE: tl.constexpr, BY_PAIR: tl.constexpr, EVEN_K: tl.constexpr, TMA: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[p, rows] = w[expert, rows] . x[p // ROW_DIV] for a block of pairs p of one expert, and a
-    tile of rows; gated: silu of that times the same of the rows n further. DENSE: the block is all
-    tokens."""
+    """out[p, rows] = w[expert, rows] . x[p // ROW_DIV] for a block of pairs p of one expert and a
+    tile of rows. GATED: silu of that, times the same product with the rows n further on. DENSE: the
+    block is all tokens."""
     block = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
     if PDL:
@@ -228,8 +232,8 @@ def _combine_kernel(
     parts, weights, out, width, ADD: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """out[t] = sum over j of weights[t, j] * parts[t * TOP_K + j], in order, float32. ADD: added
-    to what is there."""
+    """out[t] = sum over j of weights[t, j] * parts[t * TOP_K + j], in order, in float32. ADD: the
+    sum is added to out."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
@@ -237,8 +241,8 @@ def _combine_kernel(
         gdc_wait()
         gdc_launch_dependents()
     total = tl.zeros((BLOCK,), tl.float32)
-    for place in tl.static_range(TOP_K):
-        pair = token * TOP_K + place
+    for choice in tl.static_range(TOP_K):
+        pair = token * TOP_K + choice
         part = tl.load(parts + pair * width + columns, mask=inside, other=0.0)
         total += tl.load(weights + pair) * part.to(tl.float32)
     at = out + token * width + columns
@@ -261,7 +265,7 @@ def _silu_mul_kernel(both, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
 
 
 def silu_mul(both: Tensor) -> Tensor:
-    """[num_rows, 2 * width], gate first -> silu(gate) * up [num_rows, width]."""
+    """both [num_rows, 2 * width], contiguous, gate first -> silu(gate) * up [num_rows, width]."""
     num_rows, width = both.shape[0], both.shape[1] // 2
     out = both.new_empty(num_rows, width)
     if num_rows:
@@ -280,8 +284,11 @@ def moe_one(
     out: Tensor,
     add: bool,
 ) -> Tensor:
-    """`moe`, each token by itself, in two launches, in `out` or added to it; tile: rows, columns
-    and warps of up, then of down."""
+    """`moe` of each token by itself, in two launches.
+
+    Arguments as for `moe`, all contiguous; tile: as `ONE_TILE`; out [num_tokens, hidden] receives
+    the result or, with `add`, has it added -> out.
+    """
     width, hidden = down.shape[2], down.shape[1]
     num_tokens, top_k = ids.shape
     between = x.new_empty(ids.numel(), width)
@@ -306,9 +313,13 @@ def grouped(
     config: GemmConfig,
     gated: bool,
 ) -> Tensor:
-    """Rows of pairs: x [num_tokens, hidden] if gated, else [num_tokens * k, width];
-    w [num_experts, rows, columns of x]; `blocks` from `sort_pairs`, None: all tokens in one
-    -> [num_tokens * k, rows or, gated, rows / 2]."""
+    """Multiply each pair's row of x by the weights of its expert.
+
+    x [num_tokens, columns] if gated (up), else [num_tokens * k, columns] (down)
+    w [num_experts, rows, columns], contiguous; ids [num_tokens, k], contiguous
+    blocks: the result of `sort_pairs`, or None to look at all tokens in every program
+    -> [num_tokens * k, rows or, if gated, rows / 2], of the type of x.
+    """
     num_tokens, top_k = ids.shape
     num_experts, rows, columns = w.shape
     n = rows // 2 if gated else rows
@@ -332,8 +343,11 @@ def grouped(
 
 
 def combine(parts: Tensor, weights: Tensor, out: Tensor, add: bool) -> Tensor:
-    """parts [num_tokens * k, hidden], weights [num_tokens, k] float32 -> `out` [num_tokens,
-    hidden], contiguous; `add`: added to it."""
+    """Weighted sum over the pairs of each token.
+
+    parts [num_tokens * k, hidden], weights [num_tokens, k] float32, contiguous; out [num_tokens,
+    hidden], contiguous, receives the sum or, with `add`, has it added -> out.
+    """
     num_tokens, top_k = weights.shape
     hidden = parts.shape[1]
     block = min(1024, triton.next_power_of_2(hidden))
@@ -354,7 +368,11 @@ def moe_grouped(
     out: Tensor,
     add: bool,
 ) -> Tensor:
-    """`moe` of some tokens, in `out` or added to it: (sort,) up, down, combine."""
+    """`moe` by the grouped GEMM: sort unless the tokens are few, up, down, combine.
+
+    Arguments as for `moe`, all contiguous; configs: of (up, down); out [num_tokens, hidden]
+    receives the result or, with `add`, has it added -> out.
+    """
     up_config, down_config = configs
     blocks = None
     if len(x) > min(DENSE_TOKENS, up_config.block_t):

@@ -1,4 +1,4 @@
-"""Chooses the experts of each token: sigmoid scores, selection by corrected score."""
+"""Chooses the experts of each token: sigmoid scores, selection by scores plus a correction bias."""
 
 from typing import NamedTuple
 
@@ -88,9 +88,9 @@ def norm_route(
 
 
 def _keep_best_groups(choice: Tensor, num_groups: int, num_kept: int) -> Tensor:
-    """Scores of experts outside the best groups become -inf."""
+    """Set the scores [num_tokens, num_experts] of experts outside the best groups to -inf."""
     grouped = choice.view(len(choice), num_groups, choice.shape[1] // num_groups)
     totals = grouped.topk(min(2, grouped.shape[2]), dim=-1).values.sum(-1)
-    kept = totals.topk(num_kept, dim=-1, sorted=False).indices
-    dropped = torch.ones_like(totals, dtype=torch.bool).scatter_(1, kept, False)
+    best = totals.topk(num_kept, dim=-1, sorted=False).indices
+    dropped = torch.ones_like(totals, dtype=torch.bool).scatter_(1, best, False)
     return grouped.masked_fill(dropped[..., None], -torch.inf).view_as(choice)

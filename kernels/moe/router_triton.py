@@ -1,9 +1,11 @@
 """Triton kernels of `router.py`: scores, choice and weights in one launch.
 
-The product is split over slices of the hidden dimension; the last program of a token block to
-finish adds the slices up in their order and chooses, so the result does not depend on timing. The
-product has float32's precision: three tensor-core products of 11-bit parts (relative error about
-2^-21), or for many tokens of a 16-bit type three of the weights' parts with x as it is.
+The product is split over slices of the hidden dimension. The last program of a block of tokens to
+finish adds up the slices in their order and chooses, so the result does not depend on timing.
+
+The product is about as precise as float32. Few tokens: three tensor-core products of 11-bit parts
+of both factors (relative error about 2^-21). Many tokens of a 16-bit type: three products of x with
+bfloat16 parts of the weights.
 """
 
 import torch
@@ -25,24 +27,25 @@ def _route_kernel(
     SPLITS: tl.constexpr, STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """Programs (block, split) multiply a block of tokens, for one slice of the hidden dimension."""
     block = tl.program_id(0)
     split = tl.program_id(1)
     tokens = block * BLOCK_T + tl.arange(0, BLOCK_T)
     experts = tl.arange(0, BLOCK_E)
     k = split * STEPS * BLOCK_K + tl.arange(0, BLOCK_K)
-    real = experts[None, :] < num_experts
+    is_expert = experts[None, :] < num_experts
     w_at = weight + experts[None, :] * hidden
-    w = tl.load(w_at + k[:, None], mask=real & (k[:, None] < hidden), other=0.0)
+    w = tl.load(w_at + k[:, None], mask=is_expert & (k[:, None] < hidden), other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
     x_at = x + tokens[:, None].to(tl.int64) * x_stride
-    there = tokens[:, None] < num_tokens
+    is_token = tokens[:, None] < num_tokens
     scores = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
     for step in range(STEPS):
         if step > 0:
-            w = tl.load(w_at + k[:, None], mask=real & (k[:, None] < hidden), other=0.0)
-        part = tl.load(x_at + k[None, :], mask=there & (k[None, :] < hidden), other=0.0)
+            w = tl.load(w_at + k[:, None], mask=is_expert & (k[:, None] < hidden), other=0.0)
+        part = tl.load(x_at + k[None, :], mask=is_token & (k[None, :] < hidden), other=0.0)
         scores = tl.dot(part.to(tl.float32), w.to(tl.float32), scores, input_precision="tf32x3")
         k += BLOCK_K
     if SPLITS > 1:
@@ -67,7 +70,8 @@ def _route_many_kernel(
     SPLITS: tl.constexpr, STEPS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """The same for many tokens of a 16-bit type. Three bfloat16 parts hold a weight's 24 bits."""
+    """As `_route_kernel`, for many tokens of a 16-bit type. Three bfloat16 parts hold the 24 bits
+    of a weight."""
     block = tl.program_id(0)
     split = tl.program_id(1)
     tokens = block * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -91,10 +95,11 @@ def _route_many_kernel(
         acc = tl.dot(middle, part.T, acc)
         acc = tl.dot(high, part.T, acc)
         k += BLOCK_K
-    # The way through memory turns the block round, too: so there are always some splits.
+    # Storing the parts and reading them back also transposes the block. So there are always at
+    # least two splits.
     base = partial + block * (SPLITS * BLOCK_T * BLOCK_E)
-    turned = tl.arange(0, BLOCK_T)[None, :] * BLOCK_E + experts[:, None]
-    tl.store(base + split * (BLOCK_T * BLOCK_E) + turned, acc)
+    transposed = tl.arange(0, BLOCK_T)[None, :] * BLOCK_E + experts[:, None]
+    tl.store(base + split * (BLOCK_T * BLOCK_E) + transposed, acc)
     tl.debug_barrier()
     if tl.atomic_add(arrivals + block, 1, sem="acq_rel") != SPLITS - 1:
         return
@@ -113,7 +118,7 @@ def _norm_route_kernel(
     SPLITS: tl.constexpr, ROW: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """A token, with the norm before it: each program norms all of it and multiplies its slice."""
+    """Programs (split, token) compute the RMS norm of the whole token and multiply one slice."""
     split = tl.program_id(0)
     token = tl.program_id(1)
     x += token * hidden
@@ -124,8 +129,8 @@ def _norm_route_kernel(
     k = split * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = k < hidden
     gain = tl.load(norm + k, mask=inside, other=0.0)
-    real = (experts[:, None] < num_experts) & inside[None, :]
-    w = tl.load(weight + experts[:, None] * hidden + k[None, :], mask=real, other=0.0)
+    mask = (experts[:, None] < num_experts) & inside[None, :]
+    w = tl.load(weight + experts[:, None] * hidden + k[None, :], mask=mask, other=0.0)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
@@ -151,7 +156,7 @@ def _norm_route_kernel(
 
 @triton.jit
 def _sum_of_parts(base, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr):
-    """What all programs of a block of tokens stored, added up in order -> [BLOCK_T, BLOCK_E]."""
+    """Add up the products of all slices of a block of tokens, in order -> [BLOCK_T, BLOCK_E]."""
     at = tl.arange(0, BLOCK_T)[:, None] * BLOCK_E + tl.arange(0, BLOCK_E)[None, :]
     scores = tl.zeros((BLOCK_T, BLOCK_E), tl.float32)
     for split in range(SPLITS):
@@ -165,21 +170,21 @@ def _finish(
     NUM_SHARED: tl.constexpr, NORMALISE: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """From products [BLOCK_T, BLOCK_E] to the choice, which is stored."""
+    """Choose experts by the products [BLOCK_T, BLOCK_E], and store ids and weights."""
     experts = tl.arange(0, BLOCK_E)
-    real = experts < num_experts
+    is_expert = experts < num_experts
     scores = 1.0 / (1.0 + tl.exp(-scores))
-    offset = tl.load(bias + experts, mask=real, other=0.0)
-    choice = tl.where(real[None, :], scores + offset[None, :], -float("inf"))
+    offset = tl.load(bias + experts, mask=is_expert, other=0.0)
+    choice = tl.where(is_expert[None, :], scores + offset[None, :], -float("inf"))
     best, value = _choose(
         scores, choice, num_experts, scaling, NUM_CHOSEN, NORMALISE, BLOCK_T, BLOCK_E, BLOCK_C
     )
-    places = tl.arange(0, BLOCK_C)[None, :]
+    columns = tl.arange(0, BLOCK_C)[None, :]
     width: tl.constexpr = NUM_CHOSEN + NUM_SHARED
-    out = tokens[:, None] * width + places
-    keep = (tokens[:, None] < num_tokens) & (places < width)
-    tl.store(ids + out, best, mask=keep)
-    tl.store(weights + out, value, mask=keep)
+    out = tokens[:, None] * width + columns
+    mask = (tokens[:, None] < num_tokens) & (columns < width)
+    tl.store(ids + out, best, mask=mask)
+    tl.store(weights + out, value, mask=mask)
 
 
 @triton.jit
@@ -187,24 +192,27 @@ def _choose(
     scores, choice, num_experts, scaling, NUM_CHOSEN: tl.constexpr, NORMALISE: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The best NUM_CHOSEN of `choice`, the lowest first of equals, with their scaled scores; behind
-    them the experts from num_experts on with weight 1. -> [BLOCK_T, BLOCK_C] each."""
+    """The experts with the NUM_CHOSEN largest values of `choice`, of equal ones the lowest first.
+
+    -> ids and weights (scaled scores), [BLOCK_T, BLOCK_C] each. The columns from NUM_CHOSEN on hold
+    the experts from num_experts on, with weight 1.
+    """
     experts = tl.arange(0, BLOCK_E)[None, :]
-    places = tl.arange(0, BLOCK_C)[None, :]
-    best = tl.zeros((BLOCK_T, BLOCK_C), tl.int32) + num_experts - NUM_CHOSEN + places
+    columns = tl.arange(0, BLOCK_C)[None, :]
+    best = tl.zeros((BLOCK_T, BLOCK_C), tl.int32) + num_experts - NUM_CHOSEN + columns
     value = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     total = tl.zeros((BLOCK_T, 1), tl.float32)
-    for place in tl.static_range(NUM_CHOSEN):
+    for column in tl.static_range(NUM_CHOSEN):
         expert = tl.argmax(choice, 1, tie_break_left=True)[:, None]
-        taken = experts == expert
-        score = tl.sum(tl.where(taken, scores, 0.0), 1)[:, None]
-        choice = tl.where(taken, -float("inf"), choice)
-        best = tl.where(places == place, expert, best)
-        value = tl.where(places == place, score, value)
+        is_chosen = experts == expert
+        score = tl.sum(tl.where(is_chosen, scores, 0.0), 1)[:, None]
+        choice = tl.where(is_chosen, -float("inf"), choice)
+        best = tl.where(columns == column, expert, best)
+        value = tl.where(columns == column, score, value)
         total += score
     if NORMALISE:
         value = value / (total + 1e-20)
-    return best, tl.where(places < NUM_CHOSEN, value * scaling, 1.0)
+    return best, tl.where(columns < NUM_CHOSEN, value * scaling, 1.0)
 
 
 def launch_route(
@@ -214,7 +222,7 @@ def launch_route(
     settings: RouterSettings,
     num_shared: int,
 ) -> tuple[Tensor, Tensor]:
-    """`route` without groups; ids are int32."""
+    """Arguments as for `route`, of a model without groups; ids are int32."""
     num_tokens, hidden = x.shape
     num_experts = len(weight)
     num_chosen = settings.num_chosen
@@ -234,7 +242,7 @@ def launch_route(
     blocks = triton.cdiv(num_tokens, block_t)
     chunks = triton.cdiv(hidden, block_k)
     splits = max(least, min(chunks, programs // blocks))
-    steps = triton.next_power_of_2(triton.cdiv(chunks, splits))  # few variants
+    steps = triton.next_power_of_2(triton.cdiv(chunks, splits))  # so that few kernels are compiled
     splits = max(least, triton.cdiv(chunks, steps))
     partial = weights
     if splits > 1:
@@ -261,8 +269,8 @@ def launch_norm_route(
     settings: RouterSettings,
     num_shared: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`norm_route` of each token by itself, x [num_tokens, hidden] contiguous, without groups; ids
-    are int32."""
+    """Arguments as for `norm_route`, of a model without groups; each token by itself. ids are
+    int32."""
     num_tokens, hidden = x.shape
     num_experts = len(weight)
     num_chosen = settings.num_chosen

@@ -1,4 +1,4 @@
-"""Triton kernels that sort the pairs of `moe_triton.py` by expert, in blocks of a tile's height."""
+"""Triton kernels that sort (token, choice) pairs by expert, in blocks, for `experts_triton.py`."""
 
 import torch
 import triton
@@ -8,27 +8,28 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ..launch import pdl
 
-_ONE_LAUNCH = 5120  # pairs
-_CHUNK = 128
-_VARYING = ("num_pairs", "max_blocks", "num_chunks")  # one compiled kernel serves all
+_ONE_LAUNCH = 5120  # up to so many pairs are sorted by one kernel
+_CHUNK = 128  # pairs that a program of the second of two kernels places
+# Kernel arguments that Triton must not specialize on: one compiled kernel serves all.
+_VARYING = ("num_pairs", "max_blocks", "num_chunks")
 
 
 @triton.jit
-def _own_blocks(
-    pairs, experts, mine, first, own, count, num_pairs, max_blocks, BLOCK_T: tl.constexpr
+def _finish_blocks(
+    pairs, experts, expert, first, num_blocks, count, num_pairs, max_blocks, BLOCK_T: tl.constexpr
 ):
-    """Names expert `mine` as that of its `own` blocks from `first` on and fills the last of them
-    up. Expert 0, whose blocks are the last, marks what is behind them."""
-    for begin in range(0, own, 32):
+    """Store `expert` as the expert of its num_blocks blocks from `first` on, and pad the last one.
+    Expert 0, whose blocks are the last, marks the unused blocks after them with -1."""
+    for begin in range(0, num_blocks, 32):
         lane = begin + tl.arange(0, 32)
-        tl.store(experts + first + lane, mine + tl.zeros_like(lane), mask=lane < own)
-    if mine == 0:
-        for begin in range(first + own, max_blocks, 32):
+        tl.store(experts + first + lane, expert + tl.zeros_like(lane), mask=lane < num_blocks)
+    if expert == 0:
+        for begin in range(first + num_blocks, max_blocks, 32):
             lane = begin + tl.arange(0, 32)
             tl.store(experts + lane, tl.full((32,), -1, tl.int32), mask=lane < max_blocks)
-    filler = count + tl.arange(0, BLOCK_T)
-    at = pairs + first * BLOCK_T + filler
-    tl.store(at, num_pairs + tl.zeros_like(filler), mask=filler < own * BLOCK_T)
+    padding = count + tl.arange(0, BLOCK_T)
+    at = pairs + first * BLOCK_T + padding
+    tl.store(at, num_pairs + tl.zeros_like(padding), mask=padding < num_blocks * BLOCK_T)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -36,11 +37,9 @@ def _sort_kernel(
     ids, pairs, experts, num_pairs, num_experts, max_blocks, BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program e lists the pairs of expert e, in blocks of BLOCK_T filled up with num_pairs, and
-    names the expert of its blocks; -1 behind the last. The last experts, which the shared one is
-    among, come first: theirs are the most blocks."""
-    mine = tl.program_id(0)
-    bins = tl.arange(0, BLOCK_E)  # bin BLOCK_E - 1 counts what is behind the end
+    """Program e lists the pairs of expert e; see `sort_pairs`."""
+    expert = tl.program_id(0)
+    bins = tl.arange(0, BLOCK_E)  # bin BLOCK_E - 1 counts lanes after the last pair
     chunk = tl.arange(0, CHUNK)
     if PDL:
         gdc_wait()
@@ -51,18 +50,18 @@ def _sort_kernel(
         counts += tl.histogram(choice.to(tl.int32), BLOCK_E)
     counts = tl.where(bins < num_experts, counts, 0)
     blocks = (counts + BLOCK_T - 1) // BLOCK_T
-    first = tl.sum(tl.where(bins > mine, blocks, 0), 0)
-    count = tl.sum(tl.where(bins == mine, counts, 0), 0)
-    own = (count + BLOCK_T - 1) // BLOCK_T
-    _own_blocks(pairs, experts, mine, first, own, count, num_pairs, max_blocks, BLOCK_T)
+    first = tl.sum(tl.where(bins > expert, blocks, 0), 0)
+    count = tl.sum(tl.where(bins == expert, counts, 0), 0)
+    num_blocks = (count + BLOCK_T - 1) // BLOCK_T
+    _finish_blocks(pairs, experts, expert, first, num_blocks, count, num_pairs, max_blocks, BLOCK_T)
     target = pairs + first * BLOCK_T
     done = 0
     for begin in range(0, num_pairs, CHUNK):
-        there = begin + chunk < num_pairs
-        choice = tl.load(ids + begin + chunk, mask=there, other=-1).to(tl.int32)
-        hit = (choice == mine).to(tl.int32)
-        place = done + tl.cumsum(hit, 0) - 1
-        tl.store(target + place, begin + chunk, mask=hit > 0)
+        is_pair = begin + chunk < num_pairs
+        choice = tl.load(ids + begin + chunk, mask=is_pair, other=-1).to(tl.int32)
+        hit = (choice == expert).to(tl.int32)
+        index = done + tl.cumsum(hit, 0) - 1
+        tl.store(target + index, begin + chunk, mask=hit > 0)
         done += tl.sum(hit, 0)
 
 
@@ -71,8 +70,8 @@ def _scan_kernel(
     ids, totals, before, num_pairs, num_chunks, CHUNK: tl.constexpr, CHUNKS: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Program e counts the pairs of expert e: totals[e], and before[e, c] ahead of chunk c."""
-    mine = tl.program_id(0)
+    """Program e counts the pairs of expert e: totals[e], and before[e, c], those before chunk c."""
+    expert = tl.program_id(0)
     chunks = tl.arange(0, CHUNKS)
     pair = chunks[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
     if PDL:
@@ -82,12 +81,12 @@ def _scan_kernel(
     for begin in range(0, num_chunks, CHUNKS):
         at = begin * CHUNK + pair
         choice = tl.load(ids + at, mask=at < num_pairs, other=-1).to(tl.int32)
-        count = tl.sum((choice == mine).to(tl.int32), 1)
-        ahead = done + tl.cumsum(count, 0) - count
-        here = begin + chunks
-        tl.store(before + mine * num_chunks + here, ahead, mask=here < num_chunks)
+        count = tl.sum((choice == expert).to(tl.int32), 1)
+        num_before = done + tl.cumsum(count, 0) - count
+        chunk = begin + chunks
+        tl.store(before + expert * num_chunks + chunk, num_before, mask=chunk < num_chunks)
         done += tl.sum(count, 0)
-    tl.store(totals + mine, done)
+    tl.store(totals + expert, done)
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -95,39 +94,58 @@ def _place_kernel(
     ids, totals, before, pairs, experts, num_pairs, num_experts, max_blocks, num_chunks,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, CHUNK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """What `_sort_kernel` does, program c for the pairs of chunk c and the blocks of expert c."""
-    mine = tl.program_id(0)
+    """Write the same lists as `_sort_kernel`: program i places the pairs of chunk i and finishes
+    the blocks of expert i."""
+    program = tl.program_id(0)
     bins = tl.arange(0, BLOCK_E)
     lane = tl.arange(0, CHUNK)
-    pair = mine * CHUNK + lane
+    pair = program * CHUNK + lane
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    real = bins < num_experts
-    total = tl.load(totals + bins, mask=real, other=0)
+    is_expert = bins < num_experts
+    total = tl.load(totals + bins, mask=is_expert, other=0)
     blocks = (total + BLOCK_T - 1) // BLOCK_T
     first = tl.sum(blocks, 0) - tl.cumsum(blocks, 0)
-    column = before + tl.minimum(mine, num_chunks - 1)  # more programs than chunks place nothing
-    ahead = tl.load(column + bins * num_chunks, mask=real, other=0)
+    column = before + tl.minimum(program, num_chunks - 1)  # programs without a chunk have no pairs
+    num_before = tl.load(column + bins * num_chunks, mask=is_expert, other=0)
     choice = tl.load(ids + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
     hit = choice[:, None] == bins[None, :]
-    place = tl.sum(tl.where(hit, (first * BLOCK_T + ahead)[None, :], 0), 1)
+    index = tl.sum(tl.where(hit, (first * BLOCK_T + num_before)[None, :], 0), 1)
     again = tl.load(ids + pair, mask=pair < num_pairs, other=-1).to(tl.int32)
-    earlier = (choice[:, None] == again[None, :]) & (lane[None, :] < lane[:, None])
-    place += tl.sum(earlier.to(tl.int32), 1)
-    tl.store(pairs + place, pair, mask=pair < num_pairs)
-    if mine < num_experts:
-        start = tl.sum(tl.where(bins == mine, first, 0), 0)
-        count = tl.sum(tl.where(bins == mine, total, 0), 0)
-        own = (count + BLOCK_T - 1) // BLOCK_T
-        _own_blocks(pairs, experts, mine, start, own, count, num_pairs, max_blocks, BLOCK_T)
+    is_earlier = (choice[:, None] == again[None, :]) & (lane[None, :] < lane[:, None])
+    index += tl.sum(is_earlier.to(tl.int32), 1)
+    tl.store(pairs + index, pair, mask=pair < num_pairs)
+    if program < num_experts:
+        start = tl.sum(tl.where(bins == program, first, 0), 0)
+        count = tl.sum(tl.where(bins == program, total, 0), 0)
+        num_blocks = (count + BLOCK_T - 1) // BLOCK_T
+        _finish_blocks(
+            pairs, experts, program, start, num_blocks, count, num_pairs, max_blocks, BLOCK_T
+        )
 
 
 def sort_pairs(ids: Tensor, num_experts: int, block_t: int) -> tuple[Tensor, Tensor]:
-    """ids [num_tokens, k] contiguous -> (pairs [max_blocks * block_t] int32: each expert's, in
-    blocks filled up with the number of pairs; expert of a block [max_blocks] int32, -1: none).
-    Few pairs are sorted in one launch, more in two: a program counts one expert's, then a
-    program places a chunk of all."""
+    """List the pairs of each expert in blocks of `block_t`, so that a program of the grouped GEMM
+    serves one expert.
+
+    Pair token * k + choice stands for one of the k experts of a token. Experts come in descending
+    order, because the last one may be a shared one, which has the most blocks. The last block of an
+    expert is padded with the number of pairs, which is not the number of any pair. Example: 3
+    tokens with ids [[0, 2], [1, 2], [0, 2]], 3 experts, block_t = 2.
+
+        pair          0  1  2  3  4  5
+        expert        0  2  1  2  0  2
+
+        block         0      1      2      3      4, 5
+        experts       2      2      1      0      -1 (unused)
+        pairs         1, 3   5, 6   2, 6   0, 4   undefined     (6 is padding)
+
+    ids [num_tokens, k] int, contiguous
+    -> (pairs [max_blocks * block_t] int32, the expert of each block [max_blocks] int32, -1 for
+    unused ones). Up to 5,120 pairs are sorted in one launch; more in two, of which the first counts
+    and the second places.
+    """
     num_pairs = ids.numel()
     max_blocks = min(num_experts, num_pairs) + num_pairs // block_t
     pairs = torch.empty(max_blocks * block_t, dtype=torch.int32, device=ids.device)

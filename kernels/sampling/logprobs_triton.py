@@ -1,5 +1,4 @@
-"""Triton kernel of `logprobs`: ranks and likeliest tokens, without a table of all
-log-probabilities."""
+"""Triton kernel of `logprobs`: ranks and likeliest tokens, without the log-probabilities of all."""
 
 import torch
 import triton
@@ -8,7 +7,7 @@ from torch import Tensor
 
 from .sampling_triton import load_logits, scan
 
-MOST_TOP = 32  # each costs a look at all logits in registers
+MOST_TOP = 32  # each costs another pass over all logits, in registers
 _LEAST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
@@ -17,32 +16,32 @@ def _likeliest_kernel(
     logits, ids, above, top, top_ids, stride, width, num_chunks, num_top,
     CHUNK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Of one chunk: how many logits are larger than the chosen token's, and the largest ones with
-    their ids, of equal ones the first. A banned token counts as `_LEAST`, one that has been named
-    as -inf."""
+    """Of one chunk: how many logits are larger than that of the chosen token, and the num_top
+    largest ones with their ids, of equal ones the lowest id. A banned token (-inf) counts as
+    `_LEAST`, a token that is stored already as -inf."""
     chunk, at = tl.program_id(0), tl.program_id(1)
-    places = chunk * CHUNK + tl.arange(0, CHUNK)
-    x = load_logits(logits, at, stride, places, width, GROUP)
-    own = tl.load(logits + at.to(tl.int64) * stride + tl.load(ids + at))
+    token_ids = chunk * CHUNK + tl.arange(0, CHUNK)
+    x = load_logits(logits, at, stride, token_ids, width, GROUP)
+    chosen = tl.load(logits + at.to(tl.int64) * stride + tl.load(ids + at))
     out = at * num_chunks + chunk
-    tl.store(above + out, tl.sum((x > own).to(tl.int32), 0))
-    x = tl.where(places < width, tl.maximum(x, _LEAST), float("-inf"))
+    tl.store(above + out, tl.sum((x > chosen).to(tl.int32), 0))
+    x = tl.where(token_ids < width, tl.maximum(x, _LEAST), float("-inf"))
     for i in range(num_top):
         largest = tl.max(x, 0)
-        place = tl.min(tl.where(x == largest, places, width - 1), 0)
+        token_id = tl.min(tl.where(x == largest, token_ids, width - 1), 0)
         tl.store(top + out * num_top + i, largest)
-        tl.store(top_ids + out * num_top + i, place)
-        x = tl.where(places == place, float("-inf"), x)
+        tl.store(top_ids + out * num_top + i, token_id)
+        x = tl.where(token_ids == token_id, float("-inf"), x)
 
 
 def launch_logprobs(
     logits: Tensor, ids: Tensor, temperature: Tensor, num_top: int, chunk: int = 4096
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Arguments as for `logprobs`, at least one row; num_top <= MOST_TOP."""
+    """Arguments as for `logprobs`, with at least one row and num_top <= MOST_TOP."""
     num_rows = len(logits)
     scale = torch.where(temperature > 0, temperature, 1)
-    found = scan(logits, torch.arange(num_rows, device=logits.device), scale, chunk)
-    stride, width, num_chunks, group = found.shape
+    scanned = scan(logits, torch.arange(num_rows, device=logits.device), scale, chunk)
+    stride, width, num_chunks, group = scanned.shape
     above = torch.empty(num_rows, num_chunks, dtype=torch.int32, device=logits.device)
     top = torch.empty(num_rows, num_chunks * num_top, device=logits.device)
     top_ids = torch.empty_like(top, dtype=torch.int32)
@@ -50,14 +49,14 @@ def launch_logprobs(
         logits, ids, above, top, top_ids, stride, width, num_chunks, num_top,
         CHUNK=chunk, GROUP=group, num_warps=8,
     )  # fmt: skip
-    peak = found.peaks.amax(1, keepdim=True)
+    peak = scanned.peaks.amax(1, keepdim=True)
     scale = scale[:, None]
-    parts = found.sums * ((found.peaks - peak) / scale).double().exp()
+    parts = scanned.sums * ((scanned.peaks - peak) / scale).double().exp()
     total = parts.sum(1, keepdim=True).log().float()
-    own = (logits.gather(1, ids[:, None]) - peak) / scale - total
-    # Candidates are in the order of ids where they are equal.
+    chosen = (logits.gather(1, ids[:, None]) - peak) / scale - total
+    # The sort is stable, and equal candidates are in the order of their ids.
     top, order = top.sort(dim=1, descending=True, stable=True)
     top, order = top[:, :num_top], order[:, :num_top]
     top = top.masked_fill(top == _LEAST.value, -torch.inf)
     top_ids = top_ids.gather(1, order).long()
-    return own.squeeze(1), above.sum(1) + 1, top_ids, (top - peak) / scale - total
+    return chosen.squeeze(1), above.sum(1) + 1, top_ids, (top - peak) / scale - total

@@ -1,6 +1,7 @@
 """Random numbers as a function of (seed, position): the same on every device and in every batch.
 
-Two rounds of splitmix64, in int64 arithmetic that wraps. On CUDA one launch.
+Two rounds of splitmix64 (https://prng.di.unimi.it/splitmix64.c), in int64 arithmetic, which wraps.
+On CUDA one launch.
 """
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 
 
 def uniform(seeds: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
-    """seeds, positions [n] int64 -> [n] float64 in [0, 1), 53 random bits each. With `rows` [n]
-    int64, `seeds` is a column of the row table and the seeds are `seeds[rows]`."""
+    """One number per pair of seed and position, [n] float64 in [0, 1), with 53 random bits.
+
+    seeds, positions [n] int64, contiguous; with rows [n] int64, `seeds` is a column of the row
+    table, and the seeds are seeds[rows].
+    """
     if seeds.is_cuda:
         from .noise_triton import launch_uniform
 
@@ -36,5 +40,5 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, count: int) -> Tensor:
-    """Logical shift right: torch's own repeats the sign bit."""
+    """Logical shift right; torch's own repeats the sign bit."""
     return torch.bitwise_right_shift(x, count) & ((1 << (64 - count)) - 1)

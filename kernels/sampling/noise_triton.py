@@ -1,4 +1,4 @@
-"""Triton kernel of `noise.py`: the arithmetic of int64 wraps in both."""
+"""Triton kernel of `noise.py`. Arithmetic of int64 wraps here as it does in torch."""
 
 import torch
 import triton
@@ -35,7 +35,7 @@ def _uniform_kernel(seeds, positions, rows, out, count, GATHER: tl.constexpr, BL
 
 
 def launch_uniform(seeds: Tensor, positions: Tensor, rows: Tensor | None) -> Tensor:
-    """Arguments as for `uniform`, contiguous."""
+    """Arguments as for `uniform`."""
     count = len(positions)
     out = torch.empty(count, dtype=torch.float64, device=seeds.device)
     if count:

@@ -1,8 +1,8 @@
-"""Penalties for tokens that came before, and the counts of those.
+"""Penalties for tokens that occurred before, and their counts.
 
-Counts are int16 [num_slots, vocab rounded up to even], a slot for each row that has penalties;
-slots int32 [rows of the row table] says which, -1: none. `rows` int64 [n] says whose each row of
-a batch is. Counting ends at `MOST`: more of one token make no difference that anybody could see.
+counts int16 [num_slots, vocab rounded up to even] has a slot for each row with penalties. slots
+int32 [rows of the row table] holds the slot of each row, -1 for none. rows int64 [n] holds the row
+of each entry of a batch. Counts stop at `MOST`: beyond, one more makes no noticeable difference.
 """
 
 import torch
@@ -21,12 +21,15 @@ def penalise(
     presence: Tensor,
     drafts: Tensor | None = None,
 ) -> Tensor:
-    """Push down tokens of logits float32 [n, vocab] by how often they came, in place; the columns
-    repetition, frequency and presence are indexed by `rows`. drafts int64 [n, k]: tokens that
-    count as well for this row of logits alone; ids < 0 are nothing.
+    """Lower the logits of tokens that occurred before, in place; returns `logits`.
 
-    Where count > 0: a positive logit is divided by `repetition`, a negative one multiplied; then
-    frequency * count and presence are subtracted.
+    Where count > 0: a positive logit is divided by `repetition`, a negative one multiplied by it;
+    then frequency * count and presence are subtracted.
+
+    logits float32 [n, vocab], strided over rows only
+    repetition, frequency, presence: float32 columns of the row table
+    drafts int64 [n, k], contiguous: tokens that count as well, for this row of logits only; ids < 0
+        are ignored
     """
     if logits.is_cuda:
         from .penalties_triton import launch_penalise
@@ -47,8 +50,8 @@ def penalise(
 
 
 def count(rows: Tensor, ids: Tensor, slots: Tensor, counts: Tensor) -> None:
-    """Tokens ids int64 [n] came in `rows`; pairs may repeat. Rows without a slot, and ids < 0, are
-    passed over."""
+    """Count one occurrence of each token ids[i] int64 [n] in row rows[i]. Pairs may repeat. Rows
+    without a slot and ids < 0 are ignored."""
     if counts.is_cuda:
         from .penalties_triton import launch_count
 

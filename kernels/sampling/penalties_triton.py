@@ -1,4 +1,4 @@
-"""Triton kernels of `penalties.py`: one launch each, whatever rows have penalties."""
+"""Triton kernels of `penalties.py`: one launch each, however many rows have penalties."""
 
 import torch
 import triton
@@ -39,7 +39,7 @@ def _penalise_kernel(
 
 @triton.jit(do_not_specialize=("count",))
 def _count_kernel(rows, ids, slots, pairs, stride, count, MOST: tl.constexpr, BLOCK: tl.constexpr):
-    """`pairs` are the counts, two in an int32: there is no atomic addition of 16 bits."""
+    """`pairs` are the counts, two in each int32, since there is no atomic addition of 16 bits."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     slot = tl.load(slots + tl.load(rows + at, mask=inside, other=0))

@@ -1,27 +1,32 @@
-"""From logits to tokens: the formulas of every sampling parameter, each over a batch of rows.
+"""From logits to tokens: the formula of every sampling parameter, each over a batch of rows.
 
-Logits are float32 [num_rows, vocab] throughout, neighbouring ids side by side. Parameters come as
-columns of the row table, and `rows` int64 [num_rows] says whose each row of logits is: several
-may be one request's. No function looks across rows, so a row's token never depends on its
-neighbours. None waits for the device. Which of them a step needs is decided in
-`workers/sampling/sampler.py`; penalties are in `penalties.py`.
+Logits are float32 [num_rows, vocab] throughout, strided over rows only. Parameters are columns of
+the row table, indexed by `rows` int64 [num_rows]; several rows of logits may belong to one request.
+No function mixes rows, so the token of a row does not depend on the other rows. None waits for the
+device. `workers/sampling/sampler.py` decides which of them a step needs; penalties are in
+`penalties.py`.
 """
 
 import torch
 from torch import Tensor
 
 
-def allow_only(logits: Tensor, places: Tensor, allowed: Tensor) -> Tensor:
-    """-inf for all tokens of the rows `places` int64 [n] but those set in `allowed` bool
-    [n, vocab]. Changes `logits` in place and returns it."""
-    logits[places] = logits[places].masked_fill(~allowed, -torch.inf)
+def allow_only(logits: Tensor, index: Tensor, allowed: Tensor) -> Tensor:
+    """Set the logits of tokens that are not allowed to -inf, in place; returns `logits`.
+
+    index int64 [n]: rows of logits, all different; allowed bool [n, vocab].
+    """
+    logits[index] = logits[index].masked_fill(~allowed, -torch.inf)
     return logits
 
 
 def unpack_bits(words: Tensor, num_ids: int) -> Tensor:
-    """One bit per id in int32 words [n, ceil(vocab / 32)], the lowest first -> bool
-    [n, num_ids]. Looks up 8 bools at a time, as one int64: at 64 rows of 154,880 ids 6 ms, where
-    shifting took 24 ms (one x86 core). For little-endian machines."""
+    """Words int32 [n, ceil(vocab / 32)] with one bit per id, the lowest bit first -> bool
+    [n, num_ids]. For little-endian machines.
+
+    Looks up 8 bools at a time, as one int64. With 64 rows of 154,880 ids this takes 6 ms on one x86
+    core; shifting bits took 24 ms.
+    """
     octets = words.contiguous().view(torch.uint8).flatten().int()
     bits = torch.arange(256, device=words.device)[:, None] >> torch.arange(8, device=words.device)
     table = (bits & 1).bool().view(torch.int64).flatten()
@@ -29,7 +34,8 @@ def unpack_bits(words: Tensor, num_ids: int) -> Tensor:
 
 
 def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(the first largest id, its logit or NaN if any is) of each row: int64, float32."""
+    """Of each row: (the id of the largest logit, int64; that logit, float32). Of equal logits the
+    lowest id is taken. If any logit of a row is NaN, so is the one returned."""
     if not logits.is_cuda or not len(logits):
         peaks, ids = logits.max(-1)
         return ids, peaks
@@ -39,8 +45,11 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw(logits: Tensor, noise: Tensor, rows: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """One token per row from softmax(logits / temperature), by inverse CDF in the order of ids; the
-    first largest where temperature is 0. noise [num_rows] float64 in [0, 1) -> as `greedy`."""
+    """One token per row from softmax(logits / temperature), by inverse CDF in the order of ids.
+
+    noise [num_rows] float64 in [0, 1); temperature: float32 column of the row table, 0 for greedy
+    -> as `greedy`.
+    """
     if not logits.is_cuda or not len(logits):
         return draw_reference(logits, noise, rows, temperature)
     from .sampling_triton import pick, scan
@@ -57,17 +66,21 @@ def draw_truncated(
     top_p: Tensor,
     min_p: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`draw` from what three rules leave at once. In the order (logit descending, id ascending)
-    kept are the first `top_k` (int64, 0: all), while the mass before them is < `top_p` (>= 1: all),
-    and while the probability is >= min_p * the largest. The first always is."""
+    """`draw` from the tokens that three rules keep.
+
+    The tokens are taken in the order (logit descending, id ascending). A token is kept if it is
+    among the first `top_k` (int64 column, 0: all), if the probabilities before it sum to less than
+    `top_p` (>= 1: all), and if its own is at least min_p times the largest. The first token is
+    always kept. All probabilities are those before truncation.
+    """
     if not logits.is_cuda or not len(logits):
         return draw_truncated_reference(logits, noise, rows, temperature, top_k, top_p, min_p)
     from .cut_triton import find_cut
     from .sampling_triton import pick, scan
 
-    found = scan(logits, rows, temperature)
-    cut, sums = find_cut(found, rows, temperature, top_k, top_p, min_p)
-    return pick(found, noise, rows, temperature, cut, sums)
+    scanned = scan(logits, rows, temperature)
+    cut, sums = find_cut(scanned, rows, temperature, top_k, top_p, min_p)
+    return pick(scanned, noise, rows, temperature, cut, sums)
 
 
 def draw_reference(
@@ -109,13 +122,14 @@ def draw_truncated_reference(
 
 
 def _weights(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:
-    """Probabilities up to a factor; the likeliest weighs 1. Greedy rows as at temperature 1."""
+    """Probabilities up to a factor: the largest is 1. Greedy rows as at temperature 1."""
     scale = torch.where(temperature > 0, temperature, 1)
     return ((logits - peaks[:, None]) / scale[:, None]).exp()
 
 
 def _invert(mass: Tensor, noise: Tensor) -> Tensor:
-    """First place where the running sum of mass passes noise * total; never one of mass 0."""
+    """The first index at which the running sum of mass [num_rows, n] exceeds noise * total. Never
+    one of mass 0."""
     running = mass.double().cumsum(-1)
     total = running[:, -1:]
     below = torch.nextafter(total, torch.zeros_like(total))  # the product may round up to total
@@ -126,11 +140,11 @@ def _invert(mass: Tensor, noise: Tensor) -> Tensor:
 def logprobs(
     logits: Tensor, ids: Tensor, temperature: Tensor, num_top: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log-probabilities under softmax(logits / temperature) of ids [num_rows] and of the likeliest
-    tokens; temperature [num_rows], 0 as 1.
+    """Log-probabilities under softmax(logits / temperature) of given ids and of the likeliest ones.
 
-    -> (logprob [num_rows], rank [num_rows] int64 (1 = likeliest), top ids [num_rows, num_top],
-    top logprobs [num_rows, num_top]), likeliest first.
+    ids [num_rows] int64; temperature [num_rows] float32, 0 counts as 1
+    -> (logprob [num_rows] float32, rank [num_rows] int64, 1 for the likeliest, top ids int64 and
+    top logprobs float32 [num_rows, num_top], the likeliest first).
     """
     num_top = min(num_top, logits.shape[1])
     if logits.is_cuda and len(logits):
@@ -147,7 +161,7 @@ def logprobs_reference(
     """`logprobs` in plain torch; num_top <= vocab."""
     scale = torch.where(temperature > 0, temperature, 1)[:, None]
     table = (logits / scale).log_softmax(-1)
-    own = table.gather(1, ids[:, None])
-    rank = (table > own).sum(-1) + 1
+    chosen = table.gather(1, ids[:, None])
+    rank = (table > chosen).sum(-1) + 1
     top, top_ids = table.topk(num_top, dim=-1)
-    return own.squeeze(1), rank, top_ids, top
+    return chosen.squeeze(1), rank, top_ids, top

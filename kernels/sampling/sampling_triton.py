@@ -1,8 +1,8 @@
-"""Triton kernels of `sampling.py` but for the search of the cut, which is in `cut_triton.py`.
+"""Triton kernels of `sampling.py`, except the search of the cut, which is in `cut_triton.py`.
 
-A row of logits is looked at in chunks of `CHUNK` ids, one program each, so that a single row
-keeps many cores busy. What chunks say about themselves is put together by one program per row, in
-a fixed order: no result depends on timing or on the rest of the batch.
+A row of logits is read in chunks of `CHUNK` ids, one program each, so that a single row keeps many
+multiprocessors busy (`scan`). One program per row then combines the results of its chunks in a
+fixed order (`pick`), so that no result depends on timing or on the rest of the batch.
 """
 
 from dataclasses import dataclass
@@ -17,38 +17,38 @@ CHUNK = 4096
 
 @triton.jit
 def load_logits(logits, row, stride, ids, width, GROUP: tl.constexpr):
-    """float32 logits of a row, -inf behind its end. `GROUP` divides width, so that the mask is
-    alike for neighbours and loads can be wide."""
+    """float32 logits of a row at `ids`; -inf after its end. `GROUP` divides width, so that the mask
+    is the same for GROUP neighbours and loads can be wide."""
     inside = ids // GROUP < width // GROUP
     return tl.load(logits + row.to(tl.int64) * stride + ids, mask=inside, other=float("-inf"))
 
 
 @triton.jit
 def inverse_temperature(temperature, row):
-    """1 / temperature; finite for the smallest, too. Of use to rows that sample alone."""
+    """1 / temperature, finite for the smallest one too. Not used for greedy rows."""
     return 1.0 / tl.maximum(tl.load(temperature + row), 1e-30)
 
 
 @triton.jit
 def weigh(x, top, inverse):
-    """exp((x - top) / temperature), where -inf (also as the largest of all) weighs nothing."""
+    """exp((x - top) / temperature), 0 for -inf, even if top is -inf."""
     top = tl.where(top == float("-inf"), 0.0, top)
     return tl.exp((x - top) * inverse)
 
 
 @triton.jit
 def _scan_kernel(
-    logits, rows, temperature, peaks, places, sums, stride, width, num_chunks,
+    logits, rows, temperature, peaks, peak_ids, sums, stride, width, num_chunks,
     SUM: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Of one chunk: the largest logit (NaN if any is), where it is, the sum of weights."""
+    """Of one chunk: the largest logit (NaN if any is NaN), its id, the sum of weights."""
     chunk, at = tl.program_id(0), tl.program_id(1)
     ids = chunk * CHUNK + tl.arange(0, CHUNK)
     x = load_logits(logits, at, stride, ids, width, GROUP)
     peak = tl.max(x, 0)
-    place = tl.min(tl.where(x == peak, ids, width - 1), 0)
+    peak_id = tl.min(tl.where(x == peak, ids, width - 1), 0)
     out = at * num_chunks + chunk
-    tl.store(places + out, place)
+    tl.store(peak_ids + out, peak_id)
     tl.store(peaks + out, tl.where(tl.max((x != x).to(tl.int32), 0) > 0, float("nan"), peak))
     if SUM:
         inverse = inverse_temperature(temperature, tl.load(rows + at))
@@ -56,45 +56,45 @@ def _scan_kernel(
 
 
 @triton.jit
-def _first_place(running, weights, places, target, LAST: tl.constexpr):
-    """First place of some weight where the running sum passes `target`; the last of some weight
-    where rounding lets none pass; 0 if all weights are 0 or NaN."""
+def _first_above(running, weights, indices, target, LAST: tl.constexpr):
+    """The first index of positive weight at which the running sum exceeds `target`. If rounding
+    lets none exceed it, the last index of positive weight; 0 if all weights are 0 or NaN."""
     passes = (running > target) & (weights > 0)
-    first = tl.min(tl.where(passes, places, LAST), 0)
-    last = tl.max(tl.where(weights > 0, places, 0), 0)
+    first = tl.min(tl.where(passes, indices, LAST), 0)
+    last = tl.max(tl.where(weights > 0, indices, 0), 0)
     return tl.where(first == LAST, last, first)
 
 
 @triton.jit
 def _pick_kernel(
-    logits, noise, rows, temperature, peaks, places, sums, cuts, min_p, ties, kept_ties,
+    logits, noise, rows, temperature, peaks, peak_ids, sums, cuts, min_p, ties, kept_ties,
     ids_out, peaks_out, stride, width, num_chunks,
     DRAW: tl.constexpr, CUT: tl.constexpr,
     CHUNKS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """Of one row: the largest logit and its id or, where it samples, the id that inverse CDF in
-    the order of ids gives. First the chunk is chosen, then the id in it."""
+    """Of one row: the largest logit and the chosen id: that of the largest logit or, if the row
+    samples, that of the inverse CDF. First the chunk is chosen, then the id in it."""
     at = tl.program_id(0)
     chunks = tl.arange(0, CHUNKS)
-    real = chunks < num_chunks
-    peak = tl.load(peaks + at * num_chunks + chunks, mask=real, other=float("-inf"))
+    is_chunk = chunks < num_chunks
+    peak = tl.load(peaks + at * num_chunks + chunks, mask=is_chunk, other=float("-inf"))
     top = tl.max(peak, 0)
     is_bad = tl.max((peak != peak).to(tl.int32), 0) > 0
     tl.store(peaks_out + at, tl.where(is_bad, float("nan"), top))
     first = tl.min(tl.where(peak == top, chunks, num_chunks - 1), 0)
-    token = tl.load(places + at * num_chunks + first)
+    token = tl.load(peak_ids + at * num_chunks + first)
     if DRAW:
         row = tl.load(rows + at)
         if tl.load(temperature + row) > 0:
             inverse = inverse_temperature(temperature, row)
-            weight = tl.load(sums + at * num_chunks + chunks, mask=real, other=0.0)
+            weight = tl.load(sums + at * num_chunks + chunks, mask=is_chunk, other=0.0)
             tied = tl.zeros((CHUNKS,), tl.int32)
             cut = float("-inf")
             tie = float("nan")
             if CUT:
                 cut = tl.load(cuts + at * 2)
                 tie = tl.load(cuts + at * 2 + 1)
-                tied = tl.load(ties + at * num_chunks + chunks, mask=real, other=0)
+                tied = tl.load(ties + at * num_chunks + chunks, mask=is_chunk, other=0)
                 before = tl.cumsum(tied, 0) - tied
                 kept = tl.minimum(tl.maximum(tl.load(kept_ties + at) - before, 0), tied)
                 extra = tl.where(kept > 0, weigh(tie, peak, inverse), 0.0).to(tl.float64)
@@ -104,14 +104,14 @@ def _pick_kernel(
             running = tl.cumsum(weight, 0)
             total = tl.max(running, 0)
             target = tl.minimum(tl.load(noise + at) * total, total * 0.9999999999999999)
-            chunk = _first_place(running, weight, chunks, target, CHUNKS)
-            here = chunks == chunk
+            chunk = _first_above(running, weight, chunks, target, CHUNKS)
+            is_chosen = chunks == chunk
             rest = target - tl.sum(tl.where(chunks < chunk, weight, 0.0), 0)
-            rest = rest / tl.sum(tl.where(here, scale, 0.0), 0)
-            own = tl.max(tl.where(here, peak, float("-inf")), 0)
+            rest = rest / tl.sum(tl.where(is_chosen, scale, 0.0), 0)
+            chunk_peak = tl.max(tl.where(is_chosen, peak, float("-inf")), 0)
             ids = chunk * CHUNK + tl.arange(0, CHUNK)
             x = load_logits(logits, at, stride, ids, width, GROUP)
-            inner = weigh(x, own, inverse)
+            inner = weigh(x, chunk_peak, inverse)
             if CUT:
                 equal = x == tie
                 passed = tl.sum(tl.where(chunks < chunk, tied, 0), 0)
@@ -120,23 +120,23 @@ def _pick_kernel(
                 stays = stays & (weigh(x, top, inverse) >= tl.load(min_p + row))
                 inner = tl.where(stays, inner, 0.0)
             inner = inner.to(tl.float64)
-            token = _first_place(tl.cumsum(inner, 0), inner, ids, rest, width)
+            token = _first_above(tl.cumsum(inner, 0), inner, ids, rest, width)
     tl.store(ids_out + at, tl.minimum(token, width - 1).to(tl.int64))
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the chunks of each row say: [num_rows, num_chunks]."""
+    """The results of a scan for each chunk: three tensors [num_rows, num_chunks]."""
 
-    logits: Tensor  # float32 [num_rows, width], the ids of a row side by side
-    chunk: int
-    peaks: Tensor  # float32
-    places: Tensor  # int32
-    sums: Tensor  # float64
+    logits: Tensor  # float32 [num_rows, width], strided over rows only
+    chunk: int  # ids of a chunk
+    peaks: Tensor  # float32: largest logit, NaN if any is NaN
+    peak_ids: Tensor  # int32: its id
+    sums: Tensor  # float64: sum of exp((logit - peak) / temperature); empty if no row samples
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(stride, width, chunks of a row, greatest group of ids that divides width)."""
+        """(stride, width, chunks of a row, GROUP of `load_logits`)."""
         width = self.logits.shape[1]
         group = min(16, width & -width)
         return self.logits.stride(0), width, self.peaks.shape[1], group
@@ -144,54 +144,58 @@ class Scan:
 
 @dataclass(frozen=True)
 class Cut:
-    """Which tokens stay: those above the cut, and of those that equal the tie the first few."""
+    """Which tokens are kept: those above the cut, and the first few of those that equal the tie."""
 
-    values: Tensor  # float32 [num_rows, 2]: cut, tie (NaN: none)
-    kept_ties: Tensor  # int32 [num_rows]
-    ties: Tensor  # int32 [num_rows, num_chunks]: how many equal the tie
+    values: Tensor  # float32 [num_rows, 2]: the cut and the tie, NaN for none
+    kept_ties: Tensor  # int32 [num_rows]: how many of the tokens that equal the tie are kept
+    ties: Tensor  # int32 [num_rows, num_chunks]: how many tokens equal the tie
     min_p: Tensor  # float32, a column of the row table
 
 
 def scan(
     logits: Tensor, rows: Tensor | None, temperature: Tensor | None, chunk: int = CHUNK
 ) -> Scan:
-    """Look at every logit once; `temperature` None: nobody samples."""
+    """Read every logit once. Arguments as for `draw`; without `temperature` no row samples, and
+    `sums` stays empty."""
     num_rows, width = logits.shape
     shape = (num_rows, triton.cdiv(width, chunk))
     peaks = torch.empty(shape, dtype=torch.float32, device=logits.device)
-    places = torch.empty(shape, dtype=torch.int32, device=logits.device)
+    peak_ids = torch.empty(shape, dtype=torch.int32, device=logits.device)
     sums = torch.empty(
         shape if temperature is not None else 0, dtype=torch.float64, device=logits.device
     )
-    found = Scan(logits, chunk, peaks, places, sums)
-    stride, width, num_chunks, group = found.shape
+    scanned = Scan(logits, chunk, peaks, peak_ids, sums)
+    stride, width, num_chunks, group = scanned.shape
     _scan_kernel[(num_chunks, num_rows)](
-        logits, rows, temperature, peaks, places, sums, stride, width, num_chunks,
+        logits, rows, temperature, peaks, peak_ids, sums, stride, width, num_chunks,
         SUM=temperature is not None, CHUNK=chunk, GROUP=group, num_warps=8,
     )  # fmt: skip
-    return found
+    return scanned
 
 
 def pick(
-    found: Scan,
+    scanned: Scan,
     noise: Tensor | None = None,
     rows: Tensor | None = None,
     temperature: Tensor | None = None,
     cut: Cut | None = None,
     sums: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """From a scan to (ids int64, largest logits float32) [num_rows]. With a cut, `sums` are the
-    weights above it."""
-    num_rows = len(found.logits)
-    ids = torch.empty(num_rows, dtype=torch.int64, device=found.logits.device)
-    peaks = torch.empty(num_rows, dtype=torch.float32, device=found.logits.device)
-    stride, width, num_chunks, group = found.shape
+    """Choose the token of each row of a scan -> (ids int64, largest logits float32) [num_rows].
+
+    Arguments as for `draw`; without `temperature` all rows are greedy. cut, sums: the results of
+    `find_cut`, for `draw_truncated`.
+    """
+    num_rows = len(scanned.logits)
+    ids = torch.empty(num_rows, dtype=torch.int64, device=scanned.logits.device)
+    peaks = torch.empty(num_rows, dtype=torch.float32, device=scanned.logits.device)
+    stride, width, num_chunks, group = scanned.shape
     _pick_kernel[(num_rows,)](
-        found.logits, noise, rows, temperature, found.peaks, found.places,
-        found.sums if sums is None else sums,
+        scanned.logits, noise, rows, temperature, scanned.peaks, scanned.peak_ids,
+        scanned.sums if sums is None else sums,
         cut and cut.values, cut and cut.min_p, cut and cut.ties, cut and cut.kept_ties,
         ids, peaks, stride, width, num_chunks,
         DRAW=temperature is not None, CUT=cut is not None,
-        CHUNKS=triton.next_power_of_2(num_chunks), CHUNK=found.chunk, GROUP=group, num_warps=8,
+        CHUNKS=triton.next_power_of_2(num_chunks), CHUNK=scanned.chunk, GROUP=group, num_warps=8,
     )  # fmt: skip
     return ids, peaks

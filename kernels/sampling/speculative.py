@@ -1,40 +1,51 @@
-"""Which drafts are right, on the device. No function waits for it; all can be captured in graphs.
+"""Decides on the device which drafts are accepted. No function waits; CUDA graphs can capture all.
 
-A row with k drafts has k + 1 verify places: its last token's and each draft's. At every place the
-target samples a token exactly as it would without drafts: the same rules, counting the drafts
-before the place, and the noise of the same seed and output position. A draft is right when it is
-the token sampled at the place before it. So a draft d is accepted with probability p_target(d),
-which no rule can better for a draft that is not random itself, and the tokens are not only
-distributed as without drafts: they are the same tokens. `docs/decisions.md` says more.
+A row with k drafts is verified at k + 1 positions: that of its last token and those of the drafts.
+At each, the model samples a token exactly as it would without drafts: by the same rules, which
+count the drafts before the position as outputs, and with the noise of the same seed and output
+position. Draft i (from 1) is accepted if it and all drafts before it equal the token sampled at the
+position before. Example with k = 2: the last token is 4, the drafts are 5 and 8.
+
+    input at the position      4   5   8
+    token sampled there        5   7   9
+    draft that it verifies     5   8   -
+    accepted                   5   no  -      new tokens: 5, 7 (9 is dropped)
+
+So a draft d is accepted with probability p_target(d), the best possible for a draft that is not
+random itself, and the tokens are the same as without drafts. `docs/decisions.md` says more.
 """
 
 import torch
 from torch import Tensor
 
 
-def accept(sampled: Tensor, drafts: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
-    """sampled int64 [num_rows, k + 1], at each verify place; drafts int64 [num_rows, k];
-    room int64 [num_rows]: tokens whose KV the row's pages still hold, the last token's included.
+def accept(sampled: Tensor, drafts: Tensor, capacity: Tensor) -> tuple[Tensor, Tensor]:
+    """Count the new tokens of each row.
 
-    -> (num_tokens [num_rows], the row's new tokens are sampled[:, :num_tokens]; new last token
-    [num_rows]), both int64. There are 1 to k + 1 new tokens, and no more than `room`, or 1.
+    sampled int64 [num_rows, k + 1]: the token sampled at each position; drafts int64 [num_rows, k]
+    capacity int64 [num_rows]: positions from the last token on for which the row's pages have space
+    -> (num_tokens [num_rows] int64: the new tokens of a row are its first num_tokens of `sampled`;
+    new last token [num_rows] int64). There are 1 to k + 1 new tokens, and at most `capacity`,
+    though always 1.
     """
-    right = (sampled[:, :-1] == drafts).cumprod(1).sum(1)
-    num_tokens = torch.minimum(right + 1, room).clamp(min=1)
+    num_accepted = (sampled[:, :-1] == drafts).cumprod(1).sum(1)
+    num_tokens = torch.minimum(num_accepted + 1, capacity).clamp(min=1)
     return num_tokens, sampled.gather(1, num_tokens[:, None] - 1).squeeze(1)
 
 
 def drafts_before(drafts: Tensor) -> Tensor:
-    """drafts [num_rows, k] -> [num_rows * (k + 1), k]: for each verify place the drafts before it,
-    -1 for the others. Penalties count them as outputs (`penalise(drafts=...)`): wherever that
-    matters they have turned out to be right."""
+    """The drafts before each verified position, for `penalise`, which counts them as outputs.
+
+    drafts [num_rows, k] -> [num_rows * (k + 1), k], -1 in place of the other drafts. Counting them
+    is right wherever the sampled token is used, because then the drafts before it were accepted.
+    """
     num_drafts = drafts.shape[1]
-    places = torch.arange(num_drafts + 1, device=drafts.device)[:, None]
-    is_before = places > torch.arange(num_drafts, device=drafts.device)
+    positions = torch.arange(num_drafts + 1, device=drafts.device)[:, None]
+    is_before = positions > torch.arange(num_drafts, device=drafts.device)
     return torch.where(is_before, drafts[:, None], -1).flatten(0, 1)
 
 
 def kept(sampled: Tensor, num_tokens: Tensor) -> Tensor:
-    """sampled [num_rows, k + 1] with -1 behind each row's first `num_tokens` [num_rows]."""
-    places = torch.arange(sampled.shape[1], device=sampled.device)
-    return torch.where(places < num_tokens[:, None], sampled, -1)
+    """sampled [num_rows, k + 1], with -1 after the first num_tokens [num_rows] of each row."""
+    positions = torch.arange(sampled.shape[1], device=sampled.device)
+    return torch.where(positions < num_tokens[:, None], sampled, -1)

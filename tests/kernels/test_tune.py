@@ -96,7 +96,7 @@ def test_a_damaged_file_is_measured_anew(
     folder.mkdir()
     (folder / "linear_one.json").write_text("{}")
     tune.use_stored(1, tmp_path)
-    assert "stored kernel tiles are passed over" in caplog.text
+    assert "stored kernel tiles are ignored" in caplog.text
     tune.tune_asked(1, tmp_path, lambda *_: None)
     assert set(read_choices(folder)) == {ONE, FEW}
 
