@@ -1,6 +1,5 @@
-"""`glimmer check`: everything that would stop a server from starting, without starting it."""
+"""`glimmer check`: reports what would stop a server from starting, without starting it."""
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from .launcher.runtime_dir import claim_runtime_dir
 
 
 def check(config: ServeConfig) -> int:
-    """Print one line per aspect. Returns the exit code that `glimmer serve` would end with at
-    the first problem, or 0."""
+    """Print one line per check. Returns the exit code of `glimmer serve` for the first problem,
+    or 0."""
     hardware = detect_hardware()
     codes: list[int] = []
 
@@ -54,6 +53,5 @@ def check(config: ServeConfig) -> int:
 
 
 def _try_runtime_dir(config: ServeConfig) -> None:
-    wanted = None if config.runtime_dir is None else Path(config.runtime_dir)
-    with contextlib.ExitStack() as stack:
-        stack.callback(claim_runtime_dir(wanted, default_parent()).remove)
+    path = None if config.runtime_dir is None else Path(config.runtime_dir)
+    claim_runtime_dir(path, default_parent()).remove()

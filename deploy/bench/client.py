@@ -1,7 +1,7 @@
-"""The load generator's HTTP client: sends one request, times its stream, says what went wrong.
+"""The load generator's HTTP client: sends a request, times its stream, reports its error.
 
-Also asks the server who it is. It looks at each chunk for a few microseconds; `metrics.py` reports
-how busy that kept this process.
+It also asks the server for its name and settings. Reading a chunk takes a few microseconds;
+`metrics.py` reports the CPU time of this process.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ encode = msgspec.json.Encoder().encode
 
 @contextlib.asynccontextmanager
 async def open_session(settings: Settings) -> AsyncIterator[aiohttp.ClientSession]:
-    """Connections to the server: as many as there are requests, kept for the next ones."""
+    """Connections to the server: one per running request, reused by later requests."""
     headers = {"Accept-Encoding": "identity"}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
@@ -46,7 +46,7 @@ async def open_session(settings: Settings) -> AsyncIterator[aiohttp.ClientSessio
 
 
 class Client:
-    """Sends prompts to one route. `tokenizer` counts tokens where the server does not."""
+    """Sends prompts to one route. `tokenizer` counts tokens if the server does not."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class Client:
 
     def body(self, prompt: Prompt) -> bytes:
         """The request for a prompt, as JSON."""
-        settings, what = self._settings, prompt.content
+        settings = self._settings
         body: dict[str, Any] = {"model": self._model}
         if settings.route == "chat":
-            body["messages"] = [{"role": "user", "content": what}]
+            body["messages"] = [{"role": "user", "content": prompt.content}]
         else:
-            body["prompt"] = what
+            body["prompt"] = prompt.content
         body |= {
             "max_tokens": prompt.output_len,
             "temperature": settings.temperature,
@@ -80,7 +80,7 @@ class Client:
         return encode(body | settings.extra_body)
 
     async def send(self, prompt: Prompt) -> Outcome:
-        """Send a prompt and read its stream to the end. What goes wrong is in the outcome."""
+        """Send a prompt and read its stream to the end. The outcome holds any error."""
         body = self.body(prompt)
         reader = StreamReader(keep_text=self._tokenizer is not None)
         outcome = Outcome(clock(), prompt.num_tokens, prompt.output_len)
@@ -109,11 +109,11 @@ class Client:
             reader.close(clock())
 
     def _settle(self, outcome: Outcome, reader: StreamReader) -> None:
-        """Turn what was read into times and counts."""
+        """Compute times and counts from the stream that was read."""
         outcome.error = reader.error
         ended_s = clock() if reader.last_s is None else reader.last_s
         outcome.end_s = ended_s
-        # A token may have no text, a special one for example: it was there when the reply ended.
+        # A token without text, such as a special token, makes no chunk: it counts at the end.
         times = reader.arrivals_s or [ended_s]
         if outcome.error is None:
             outcome.ttft_s = times[0] - outcome.start_s
@@ -122,7 +122,7 @@ class Client:
         if reader.output_tokens is not None:
             outcome.output_tokens, outcome.counted_by = reader.output_tokens, "usage"
         elif self._tokenizer is not None:
-            text = "".join(reader.pieces)
+            text = "".join(reader.texts)
             outcome.output_tokens = len(self._tokenizer.encode(text, add_special_tokens=False).ids)
             outcome.counted_by = "tokenizer"
         else:
@@ -130,8 +130,8 @@ class Client:
 
 
 async def ask_server(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    """What the server says about itself: `models`, `version` and `info` (its flags), each None
-    if it has no such route. Raises StartError if nobody answers there."""
+    """The server's `models`, `version` and `info` (its flags), each None if it has no such route.
+    Raises StartError if no server answers."""
     base = url.rstrip("/")
     paths = {"models": "/v1/models", "version": "/version", "info": "/get_server_info"}
     try:
@@ -160,7 +160,7 @@ def served_model(server: dict[str, Any]) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether the server runs on this machine, so that its GPU is the one found here."""
+    """Whether the server runs on this machine and therefore uses its GPU."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return host in ("localhost", "::1") or host.startswith("127.")
 

@@ -1,4 +1,4 @@
-"""`glimmer serve` with the fake worker in the workers' place; started by `overhead.py`."""
+"""`glimmer serve` with the fake worker instead of the real one; started by `overhead.py`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""A worker that answers each plan at once with a made-up token: what remains is our own overhead.
+"""A worker without a model that answers each plan at once, so that only the overhead remains.
 
-Speaks the worker's protocol in full; holds no model. Its tokens are an agent's day: text, a call of
-the tool `call` with a string argument, text again. Only `glimmer bench overhead` starts it.
+It speaks the worker's whole protocol. Its tokens repeat a typical agent's reply: text, a call of
+the tool `call` with a string argument, more text. Only `glimmer bench overhead` starts it.
 """
 
 import sys
@@ -21,8 +21,8 @@ _CALL_END = "</arg_value></tool_call>"
 
 
 def cycle(model_dir: Path) -> list[int]:
-    """The tokens that are repeated for ever. Closes reasoning once each time round, which counts
-    the first time only."""
+    """The tokens that are repeated. They close reasoning in each cycle, which has an effect only
+    in the first."""
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     end, call, call_end = (tokenizer.encode(t).ids for t in ("</think>", _CALL, _CALL_END))
     return [*_TEXT, *end, *_TEXT, *call, *_TEXT, *call_end]
@@ -36,7 +36,7 @@ def answer(plan: StepPlan, tokens: Sequence[int]) -> StepResult:
 
 
 def main() -> int:
-    """Serve plans until told to stop."""
+    """Answer plans until a Shutdown arrives."""
     child = start_child("worker")
     tokens = cycle(Path(child.config.model_dir))
     scheduler = Sender.connect(scheduler_address(child.runtime_dir))

@@ -1,4 +1,4 @@
-"""When requests are sent: at a rate, so many at a time, or both, and what came of them."""
+"""Sends the requests at a given rate, with a limit on how many run at a time, or both."""
 
 import asyncio
 import itertools
@@ -15,9 +15,9 @@ Send = Callable[[Prompt], Awaitable[Outcome]]
 
 
 def arrivals(number: int, rate: float | None, seed: int) -> list[float]:
-    """When each request is sent, in seconds from the start. The gaps are those of a Poisson
-    process, scaled so that they take number / rate seconds together, as vLLM's are: runs with
-    different seeds then offer the same load. None: all at once."""
+    """The time at which each request is sent, in seconds from the start; without a rate all are
+    sent at once. The gaps are those of a Poisson process. As in vLLM they are scaled to a sum of
+    number / rate seconds, so that runs with different seeds have the same load."""
     if rate is None:
         return [0.0] * number
     rng = random.Random(f"{seed} arrivals")
@@ -33,12 +33,12 @@ async def run_load(
     concurrency: int | None,
     on_done: Callable[[Outcome], None] = lambda outcome: None,
 ) -> Run:
-    """Send each prompt at its time. What waits for its turn, because `concurrency` are running,
-    is sent when one has ended; its clock starts then."""
+    """Send each prompt at its time. While `concurrency` requests are running, later prompts wait;
+    the time of a request begins when it is sent."""
     turn = asyncio.Semaphore(concurrency or len(prompts))
     running = most = 0
 
-    async def one(prompt: Prompt) -> Outcome:
+    async def send_one(prompt: Prompt) -> Outcome:
         nonlocal running, most
         async with turn:
             running += 1
@@ -55,6 +55,6 @@ async def run_load(
             wait_s = start_s + at_s - clock()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
-            tasks.append(group.create_task(one(prompt)))
+            tasks.append(group.create_task(send_one(prompt)))
     outcomes = [task.result() for task in tasks]
     return Run(outcomes, clock() - start_s, time.process_time() - start_cpu_s, most)

@@ -1,15 +1,15 @@
-"""From outcomes to figures, with the definitions and names of `vllm bench serve`'s JSON.
+"""Computes the results from the outcomes of requests, with the names of `vllm bench serve`'s JSON.
 
 TTFT     from sending a request (connecting included) to its first chunk with tokens
-TPOT     (end - first chunk) / (output tokens - 1), per request with at least 2: the first token
-         does not count, as its time is the prefill's
-ITL      between neighbouring chunks with tokens, over all requests. A chunk may hold several
-         tokens (drafts, or text that had to wait): `tokens_per_chunk` says how many on average
+TPOT     (end - first chunk) / (output tokens - 1), per request with at least 2 tokens; the first
+         token is left out because its time is that of the prefill
+ITL      between two successive chunks with tokens, over all requests. A chunk may hold several
+         tokens (accepted drafts, or held-back text); `tokens_per_chunk` is the average
 E2EL     from sending a request to its last chunk
-throughput  requests, or tokens of whole replies, divided by `duration`: from before the first
+throughput  requests, or tokens of complete replies, divided by `duration`: from before the first
          request is sent to the end of the last
-Times with their mean, median, standard deviation, p90, p95 and p99 (linear between neighbours).
-Failed requests are in none of these; they are counted, each reason with its number.
+Each time has mean, median, standard deviation, p90, p95 and p99 (linear interpolation). Failed
+requests are not part of these figures; they are counted by reason.
 """
 
 import statistics
@@ -26,7 +26,7 @@ TIMES = ("ttft", "tpot", "itl", "e2el")
 
 @dataclass(frozen=True)
 class Run:
-    """What happened: one outcome per request; seconds in all, and of this process's CPU."""
+    """One outcome per request, total seconds, and CPU seconds of this process."""
 
     outcomes: list[Outcome]
     duration_s: float
@@ -35,7 +35,7 @@ class Run:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """All figures, as JSON values; a time that nothing was measured for is None."""
+    """All figures as JSON values. A time without any measurement is None."""
     good = [o for o in run.outcomes if o.error is None]
     failures = Counter(o.error for o in run.outcomes if o.error is not None)
     inputs = sum(o.prompt_tokens for o in good)
@@ -95,11 +95,11 @@ def tpots(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which `share` percent of `ordered` (ascending, not empty) lie."""
-    place = (len(ordered) - 1) * share / 100
-    low = int(place)
+    """The value below which `share` percent of `ordered` (ascending, not empty) are."""
+    position = (len(ordered) - 1) * share / 100
+    low = int(position)
     high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
 def _spread(name: str, seconds: Sequence[float]) -> dict[str, float | None]:

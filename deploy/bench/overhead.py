@@ -1,9 +1,9 @@
-"""`glimmer bench overhead`: the whole system with a worker that answers at once.
+"""`glimmer bench overhead`: the whole server with a worker that takes no time.
 
-Streams N requests at a time through real HTTP, frontend, scheduler and sockets, and prints what a
-scheduler step and a streamed token cost when the model costs nothing. The load generator looks at
-raw bytes so that it takes as little as possible of the cores it shares. `--route` chooses what is
-asked: /generate_stream, the chat route, or the chat route with reasoning and tool calls parsed.
+Streams N requests at a time through real HTTP, frontend, scheduler and sockets, and prints the time
+of a scheduler step and of a streamed token without a model. The load generator shares the cores
+with the server, so it only counts events in raw bytes. `--route` chooses /generate_stream, the chat
+route, or the chat route with reasoning and tool calls parsed.
 """
 
 import argparse
@@ -38,7 +38,7 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the table; times in seconds, CPU as a share of one core."""
+    """One row of the table. CPU is a share of one core per process."""
 
     running: int
     tokens: int
@@ -49,7 +49,7 @@ class Result:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens that reached the clients, per second."""
+        """Tokens per second that reached the clients."""
         return self.tokens / self.seconds
 
     @property
@@ -60,14 +60,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked, of the server whose launcher has process id `server`."""
+    """The load on one server, whose launcher has process id `server`."""
 
     server: int
     port: int
     route: str
 
     async def run(self, running: int, tokens: int) -> None:
-        """That many requests at once. Raises StartError if a stream broke off."""
+        """Stream `running` requests of `tokens` tokens each, all at once. Raises StartError if a
+        stream breaks off."""
         await asyncio.gather(*(self._stream(i, tokens) for i in range(running)))
 
     async def _stream(self, number: int, tokens: int) -> None:
@@ -110,7 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark and print the table (and JSON with --output)."""
     parser = argparse.ArgumentParser(prog="glimmer bench overhead", description=__doc__)
     parser.add_argument("--running", type=int, nargs="+", default=[1, 32, 256, 512])
-    parser.add_argument("--seconds", type=float, default=5.0, help="about, per row of the table")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="approximate time per row of the table"
+    )
     parser.add_argument("--route", choices=_ROUTES, default="generate")
     parser.add_argument("--port", type=int, default=8999)
     parser.add_argument("--output", type=Path, help="write the results as JSON")
@@ -137,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def serving(directory: Path, port: int, flags: list[str]) -> Iterator[int]:
-    """Start the server with the fake worker; yields the launcher's process id once ready."""
+    """Start the server with the fake worker. Yields the launcher's process id once it is ready."""
     make_checkpoint(directory)
     command = [sys.executable, "-m", __package__ + ".fake_server", "--model_dir", str(directory)]
     command += ["--port", str(port), "--running_max_req_size", "512", "--log_level", "warning"]
@@ -168,8 +171,8 @@ def _get(port: int, path: str) -> str:
 
 
 def _measure(load: Load, running: int, tokens: int) -> Result:
-    """Stream `running` requests of `tokens` tokens each, all at once."""
-    time.sleep(1.1)  # the counters come with the scheduler's heartbeat
+    """Measure one load, once its counters are up to date."""
+    time.sleep(1.1)  # the counters arrive with the scheduler's heartbeat, once a second
     (steps_before, planning_before), cpu_before = _counters(load.port), _cpu_seconds(load.server)
     start = time.monotonic()
     asyncio.run(load.run(running, tokens))
@@ -184,7 +187,7 @@ def _measure(load: Load, running: int, tokens: int) -> Result:
 
 
 def _counters(port: int) -> tuple[float, float]:
-    """Steps so far and the seconds that planning them took."""
+    """Number of steps so far, and the seconds spent planning them."""
     text = _get(port, "/metrics")
 
     def value(name: str) -> float:
@@ -198,7 +201,7 @@ def _counters(port: int) -> tuple[float, float]:
 
 
 def _cpu_seconds(server: int) -> dict[str, float]:
-    """CPU seconds so far of this process and each of the server's, by role."""
+    """CPU seconds so far of this process and of the server's processes, by role."""
     seconds = {"client": time.process_time()}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -214,7 +217,7 @@ def _cpu_seconds(server: int) -> dict[str, float]:
 
 
 def _print(results: list[Result], route: str) -> None:
-    title = f"{route}: overhead with a worker that answers at once, {os.cpu_count()} cores"
+    title = f"{route}: overhead with a worker that takes no time, {os.cpu_count()} cores"
     table = Table(title=title)
     columns = "running", "tokens/s", "steps/s", "scheduler us/step", "frontend us/token"
     for column in (*columns, "CPU by process"):

@@ -1,9 +1,9 @@
 """Prompts of exact length for `glimmer bench serve`: random, text, or with a shared prefix.
 
-The completions route gets token ids, so its lengths are exact by themselves; the chat route gets
-text that encodes to as many tokens (the template's come on top). The same seed gives the same
-prompts. Lengths are drawn as `vllm bench serve` draws them: uniform from floor(len * (1 - ratio))
-to ceil(len * (1 + ratio)).
+The completions route gets token ids, whose number is exact. The chat route gets text that encodes
+to the same number of tokens; the chat template adds its own. The same seed gives the same prompts.
+Lengths are drawn as `vllm bench serve` draws them: uniform from floor(len * (1 - ratio)) to
+ceil(len * (1 + ratio)).
 """
 
 import math
@@ -24,7 +24,7 @@ _TRIES = 8
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is sent: token ids or text of `num_tokens`, and how long the reply may be."""
+    """Token ids or text of `num_tokens` tokens, and the greatest length of the reply."""
 
     content: list[int] | str
     num_tokens: int
@@ -32,8 +32,8 @@ class Prompt:
 
 
 def load_tokenizer(name: str, server: Mapping[str, Any]) -> Tokenizer | None:
-    """The tokenizer that `--tokenizer` names: a model directory, "demo", "none", or "auto", which
-    takes the directory that the server says it serves, if that is here. Raises UsageError."""
+    """The tokenizer for `--tokenizer`: a model directory, "demo", "none", or "auto". The latter
+    takes the server's model directory if that exists on this machine. Raises UsageError."""
     if name == "none":
         return None
     if name == "demo":
@@ -56,11 +56,11 @@ def load_tokenizer(name: str, server: Mapping[str, Any]) -> Tokenizer | None:
 def make_prompts(
     settings: Settings, tokenizer: Tokenizer | None, number: int, purpose: str
 ) -> list[Prompt]:
-    """That many prompts. Another `purpose` gives others from the same seed, also other prefixes:
-    warming up must not put measured prompts into the prefix cache. Raises UsageError if the
-    dataset needs a tokenizer."""
+    """Make `number` prompts. Each `purpose` has different prompts and prefixes for the same seed,
+    so that the warm-up does not put measured prompts into the prefix cache. Raises UsageError if
+    the dataset needs a tokenizer."""
     if tokenizer is None and (settings.route == "chat" or settings.dataset == "text"):
-        raise UsageError("--tokenizer DIR is needed: --route chat and --dataset text are of text")
+        raise UsageError("--tokenizer DIR is needed for --route chat and for --dataset text")
     rng = random.Random(f"{settings.seed} {purpose}")
     source = _Source(settings, tokenizer, rng)
     prefixes = [source.ids(settings.prefix_len) for _ in range(settings.num_prefixes)]
@@ -85,7 +85,7 @@ def draw_length(length: int, ratio: float, rng: random.Random) -> int:
 
 
 class _Source:
-    """Where token ids come from."""
+    """The source of token ids and texts."""
 
     def __init__(self, settings: Settings, tokenizer: Tokenizer | None, rng: random.Random) -> None:
         self.rng = rng
@@ -93,29 +93,30 @@ class _Source:
         self._tokenizer = tokenizer
 
     def ids(self, number: int) -> list[int]:
-        """Ids of a passage, or random ones. Chat's random ids are of words, whose text encodes to
-        the same ids again more often than text of any bytes would."""
+        """`number` ids of a passage, or random ones. For chat, random ids are those of words: their
+        text encodes to the same ids more often than text of random bytes."""
         if self._settings.dataset == "text":
             book = self._book
             start = self.rng.randrange(len(book))
-            whole = book[start:] + book * (number // len(book) + 1)
-            return whole[:number]
+            passage = book[start:] + book * (number // len(book) + 1)
+            return passage[:number]
         if self._tokenizer is None:
             return self.rng.choices(range(self._settings.vocab_size), k=number)
         pool = self._words if self._settings.route == "chat" else self._ordinary
         return self.rng.choices(pool, k=number)
 
     def text(self, ids: list[int]) -> tuple[str, int]:
-        """Text of as many tokens as `ids`, beginning like them, and how many it really has."""
+        """Text of as many tokens as `ids`, with the same beginning, and its true number of tokens.
+        Text may encode to another number of tokens, so it is cut or extended a few times."""
         assert self._tokenizer is not None, "text needs a tokenizer"
-        wanted, found = len(ids), ids
+        length = len(ids)
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
         for _ in range(_TRIES):
-            found = self._encode(text)
-            if len(found) == wanted:
+            encoded = self._encode(text)
+            if len(encoded) == length:
                 break
-            found = found[:wanted] + self.ids(max(0, wanted - len(found)))
-            text = self._tokenizer.decode(found, skip_special_tokens=False)
+            encoded = encoded[:length] + self.ids(max(0, length - len(encoded)))
+            text = self._tokenizer.decode(encoded, skip_special_tokens=False)
         return text, len(self._encode(text))
 
     def _encode(self, text: str) -> list[int]:
@@ -125,14 +126,14 @@ class _Source:
 
     @cached_property
     def _ordinary(self) -> list[int]:
-        """All ids but those of added tokens: tags would mean something."""
+        """All ids but those of added tokens, which templates and parsers interpret."""
         assert self._tokenizer is not None, "ids without a tokenizer come from --vocab_size"
         added = set(self._tokenizer.get_added_tokens_decoder())
         return sorted(set(self._tokenizer.get_vocab().values()) - added)
 
     @cached_property
     def _words(self) -> list[int]:
-        """Ids of plain words and blanks. A vocabulary without any gives all its ids."""
+        """Ids of plain words and spaces; all ordinary ids if the vocabulary has none."""
         assert self._tokenizer is not None, "chat needs a tokenizer"
         texts = self._tokenizer.decode_batch([[i] for i in self._ordinary])
         plain = [i for i, t in zip(self._ordinary, texts, strict=True) if _is_word(t)]
@@ -148,8 +149,8 @@ class _Source:
 
 
 def read_text(path: Path | None) -> str:
-    """A file's text; None: the language reference that every Python brings along, 700 kB of
-    English. Raises UsageError for what is no UTF-8 text."""
+    """The text of a file; None: Python's language reference, 700 kB of English that every
+    installation has. Raises UsageError if the file is not UTF-8 text."""
     if path is None:
         from pydoc_data.topics import topics
 

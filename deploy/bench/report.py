@@ -1,8 +1,8 @@
-"""What every benchmark's JSON has in common: where the numbers come from.
+"""The JSON report that all benchmarks write: results, settings, and where they were measured.
 
-`{"benchmark", "command", "made_at", "environment", "settings", "results", ...}`; the environment
-is that of the machine that ran the command: GPU and driver (or CPU), versions, commit. No torch is
-imported for it, so that it costs nothing while something is measured.
+`{"benchmark", "command", "made_at", "environment", "settings", "results", ...}`. The environment
+describes the machine that ran the command: GPU and driver or CPU, versions, commit. It is found
+without torch, which would take memory and time beside the measured server.
 """
 
 import csv
@@ -30,7 +30,7 @@ _TIMEOUT_S = 20.0
 def report(
     benchmark: str, argv: Sequence[str], settings: Any, results: Any, **more: Any
 ) -> dict[str, Any]:
-    """A benchmark's whole JSON. `argv` are its arguments without secrets; `more` are further
+    """The report of a benchmark. `argv` are its arguments without secrets, `more` are additional
     top-level keys."""
     return {
         "benchmark": benchmark,
@@ -44,15 +44,15 @@ def report(
 
 
 def write_report(path: Path, value: dict[str, Any]) -> None:
-    """Write a report as JSON, in full or not at all. Raises OSError."""
+    """Write a report as JSON. After an error no incomplete file is left. Raises OSError."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(value, indent=1) + "\n")
     unfinished.rename(path)
 
 
 def environment() -> dict[str, Any]:
-    """GPUs, driver, processor, versions and commit of this machine and installation. What is not
-    there is None; `device` is the first GPU's name or "CPU"."""
+    """GPUs, driver, processor, versions and commit of this machine and installation. Missing
+    values are None. `device` is the first GPU's name or "CPU"."""
     cards = gpus()
     return {
         "device": cards[0]["name"] if cards else "CPU",
@@ -69,7 +69,7 @@ def environment() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, Any]]:
-    """Name, memory in MiB and driver of each NVIDIA GPU, from the driver's own tool."""
+    """Name, memory in MiB and driver of each NVIDIA GPU, from nvidia-smi."""
     try:
         output = _output("nvidia-smi", _QUERY, "--format=csv,noheader,nounits")
     except (OSError, subprocess.SubprocessError):
@@ -83,9 +83,9 @@ def gpus() -> list[dict[str, Any]]:
 
 
 def commit(root: Path) -> str | None:
-    """The commit that the package in `root` is of, with "-dirty" if files differ from it: asked
-    of git in a checkout, read from what the wheelhouse's maker wrote in a wheel."""
-    if (root / ".git").exists():  # an installed package may lie in somebody else's checkout
+    """The commit of the package in `root`, with "-dirty" if files differ from it. A checkout asks
+    git; a wheel made by deploy/offline has the commit in a file."""
+    if (root / ".git").exists():  # not a parent's .git: that may be another project
         try:
             words = "describe --always --dirty --abbrev=40 --exclude=*".split()
             return _output("git", "-C", str(root), *words).strip()

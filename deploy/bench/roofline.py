@@ -1,8 +1,8 @@
-"""What a step costs at least: bytes over memory bandwidth, or floating-point operations over the
-tensor cores' rate, whichever is longer, block after block. Two bytes per weight and cached value.
+"""A lower bound for the time of a step. For each block of the model it is bytes / bandwidth or
+operations / rate, whichever is longer. Weights and cached values have two bytes.
 
-Rates are what simple kernels reach, not datasheets: on an H100 80GB a copy moves 3.02 TB/s and an
-8192^3 bf16 product runs at 804 TFLOP/s; on an H200 4.3 TB/s and 790 TFLOP/s were measured.
+The rates are those of simple kernels, not of datasheets. On an H100 80GB a copy moves 3.02 TB/s and
+an 8192^3 bf16 product runs at 804 TFLOP/s. On an H200, 4.3 TB/s and 790 TFLOP/s were measured.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _GPUS = {"H100": Gpu(3.0e12, 790e12), "H200": Gpu(4.3e12, 790e12)}
 
 
 def gpu_of(name: str) -> Gpu | None:
-    """The rates of a card by its driver's name, e.g. "NVIDIA H100 80GB HBM3"; None: unknown."""
+    """The rates of a GPU by its full name, such as "NVIDIA H100 80GB HBM3"; None if unknown."""
     return next((gpu for key, gpu in _GPUS.items() if key in name), None)
 
 
@@ -37,9 +37,9 @@ def distinct_experts(spec: ModelSpec, tokens: int) -> float:
 def decode_seconds(
     spec: ModelSpec, gpu: Gpu, rows: int, context: int, drafts: int = 0, is_chained: bool = False
 ) -> float:
-    """One decode step of `rows` rows with `context` cached tokens each. With `drafts` each row
-    verifies so many and then makes as many: passes of one layer and the head, of which the first
-    sees all the step's tokens, the others (unless chained) one per row."""
+    """One decode step of `rows` rows with `context` cached tokens each. Each row verifies `drafts`
+    drafts and then makes as many. A draft takes one pass of the draft layer and the head. The first
+    pass has all tokens of the step, later ones have one token per row, or all if `is_chained`."""
     tokens = rows * (drafts + 1)
     core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
     main = _blocks_seconds(spec, gpu, tokens, tokens) + spec.num_layers * core
@@ -55,8 +55,8 @@ def prefill_seconds(
     drafts: int = 0,
     is_chained: bool = False,
 ) -> float:
-    """`prompts` fresh prompts of `tokens` tokens in one pass, one token sampled of each, and
-    `drafts` made for it."""
+    """One pass of `prompts` new prompts of `tokens` tokens. It samples one token for each prompt
+    and makes `drafts` drafts."""
     every, core = prompts * tokens, _fresh_seconds(spec, gpu, tokens, prompts)
     main = _blocks_seconds(spec, gpu, every, prompts) + spec.num_layers * core
     later = prompts, _cached_seconds(spec, gpu, prompts, tokens, 1)
@@ -72,7 +72,7 @@ def mixed_seconds(
     drafts: int = 0,
     is_chained: bool = False,
 ) -> float:
-    """A decode step of `rows` rows that also runs a whole prompt of `tokens` tokens."""
+    """A decode step of `rows` rows together with a new prompt of `tokens` tokens."""
     verified = rows * (drafts + 1)
     core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
     core += _fresh_seconds(spec, gpu, tokens, 1)
@@ -91,32 +91,33 @@ def _draft_seconds(
     drafts: int,
     is_chained: bool,
 ) -> float:
-    """Passes of the draft layer that make `drafts` drafts for each of `rows` rows; `first` and
-    `later` are their tokens and what attention's core takes."""
+    """Passes of the draft layer that make `drafts` drafts for each of `rows` rows. `first` and
+    `later` are the number of tokens and the seconds of attention's core in the first pass and in
+    later ones."""
     join = 2 * spec.hidden_size * spec.hidden_size
     seconds = 0.0
-    for place in range(drafts):
-        tokens, core = first if place == 0 or is_chained else later
+    for index in range(drafts):
+        tokens, core = first if index == 0 or is_chained else later
         seconds += _block(gpu, join, join, tokens) + _attention_seconds(spec, gpu, tokens) + core
         seconds += _moe_seconds(spec, gpu, tokens) + _head_seconds(spec, gpu, rows)
     return seconds
 
 
 def _cached_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int, queries: int) -> float:
-    """Attention's core in one layer: `queries` tokens of each row over its cached ones."""
+    """Attention's core in one layer: `queries` tokens of each row over `context` cached tokens."""
     per_token = 2 * spec.num_heads * (spec.latent_dim + spec.kv_lora_rank)
     cache = rows * context * spec.latent_dim * _BYTES
     return max(cache / gpu.bandwidth, rows * queries * context * per_token / gpu.flops)
 
 
 def _fresh_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, prompts: int) -> float:
-    """Attention's core in one layer, of whole prompts."""
+    """Attention's core in one layer for new prompts."""
     pairs = prompts * tokens * (tokens + 1) / 2
     return 2 * pairs * spec.num_heads * (spec.qk_head_dim + spec.v_head_dim) / gpu.flops
 
 
 def _blocks_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, sampled: int) -> float:
-    """Everything but attention's core, for `tokens` tokens in one pass."""
+    """One pass of `tokens` tokens without attention's core."""
     dense = 3 * spec.hidden_size * spec.intermediate_size
     moe_layers = spec.num_layers - spec.first_dense_layers
     return (
@@ -128,7 +129,7 @@ def _blocks_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, sampled: int) -> flo
 
 
 def _attention_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
-    """One layer's projections."""
+    """The projections of attention in one layer."""
     hidden, heads = spec.hidden_size, spec.num_heads
     weights = hidden * (spec.q_lora_rank + spec.latent_dim)
     weights += spec.q_lora_rank * heads * spec.qk_head_dim
@@ -138,7 +139,7 @@ def _attention_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
 
 
 def _moe_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
-    """One layer's router and experts."""
+    """Router and experts of one layer."""
     expert = 3 * spec.hidden_size * spec.moe_intermediate_size
     shared, router = spec.num_shared_experts, spec.hidden_size * spec.num_experts
     read = (distinct_experts(spec, tokens) + shared) * expert + 2 * router

@@ -1,24 +1,24 @@
-"""`glimmer bench serve`: load on a running OpenAI-compatible server, and how long it takes.
+"""`glimmer bench serve`: measures a running OpenAI-compatible server under load.
 
-Works with Glimmer, vLLM and LightLLM; times are defined as in `vllm bench serve`, and the JSON has
-its names, so that figures of both compare:
+Works with Glimmer, vLLM and LightLLM. Times are defined as in `vllm bench serve` and have the same
+names in the JSON, so the figures of both can be compared:
 
-  TTFT  sending a request until its first chunk with tokens
-  TPOT  (last chunk - first chunk) / (output tokens - 1): the first token does not count
-  ITL   between neighbouring chunks with tokens; a chunk may hold several tokens
-  E2EL  sending a request until its last chunk
-  throughput: of whole replies, over the time from the first request to the last chunk
+  TTFT  from sending a request to its first chunk with tokens
+  TPOT  (last chunk - first chunk) / (output tokens - 1); the first token is left out
+  ITL   between two successive chunks with tokens; a chunk may hold several tokens
+  E2EL  from sending a request to its last chunk
+  throughput: of complete replies, over the time from the first request to the last chunk
 
-Tokens are those that the server counts (stream_options.include_usage), else a tokenizer's. Unlike
-vLLM, a chunk that only opens or ends a reply is no token. Requests that fail are counted by reason
-and are in no other figure. Warm-up requests have other prompts than the measured ones.
+Tokens are counted by the server (stream_options.include_usage), otherwise by a tokenizer. Unlike in
+vLLM, a chunk that only opens or ends a reply does not count as a token. Failed requests are counted
+by reason and are not part of other figures. Warm-up requests have different prompts.
 
   glimmer bench serve --concurrency 32 --num_prompts 128 --input_len 1024 --output_len 256 \\
       --ignore_eos --json result.json
   glimmer bench serve --request_rate 4 --dataset shared-prefix --prefix_len 2000 --input_len 200
   glimmer bench serve --route chat --dataset text --tokenizer /path/to/GLM-4.7-Flash --seed 7
 
-Exit code: 0 all requests were answered, 1 some were not, or none could be sent, 2 usage.
+Exit code: 0 all requests were answered, 1 some failed or none could be sent, 2 usage.
 """
 
 import asyncio
@@ -41,12 +41,12 @@ from .prompts import load_tokenizer, make_prompts
 from .report import report, write_report
 from .settings import Settings, parse_settings, without_secrets
 
-_BUSY = 0.7  # share of a core from which this process may be what is measured
+_BUSY = 0.7  # from this share of a core on, this process may slow down the measured server
 _MOST_REASONS = 10
 _TITLES = {
     "ttft": "time to first token",
     "tpot": "time per output token",
-    "itl": "between chunks",
+    "itl": "time between chunks",
     "e2el": "whole request",
 }
 
@@ -64,27 +64,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = summarize(run)
     if settings.details:
         results["requests"] = details(run)
-    whole = report(
+    full_report = report(
         "serve",
         without_secrets(words),
         settings.public(),
         results,
         server={"is_local": is_local(settings.url), **server},
     )
-    _print(whole, results)
+    _print(full_report, results)
     if settings.json is not None:
-        write_report(settings.json, whole)
+        write_report(settings.json, full_report)
     return 1 if results["failed"] else 0
 
 
 def _allow_connections() -> None:
-    """As many open files as the system lets us have: each request may be a connection."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    """Raise the limit of open files to the greatest allowed: each request may be a connection."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
-    """What the server says about itself, and what was measured."""
+    """Warm up, then measure. Returns the server's description of itself, and the run."""
     async with open_session(settings) as session:
         server = await ask_server(session, settings.url)
         model = settings.model or served_model(server)
@@ -96,7 +96,7 @@ async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
             warm = await run_load(warmups, client.send, [0.0] * len(warmups), settings.concurrency)
             _check_warmup(warm)
         gc.collect()
-        gc.freeze()  # a collection over all prompts would stop the clock's readers
+        gc.freeze()  # garbage collection over all prompts would delay the reading of chunks
         times_s = arrivals(len(prompts), settings.request_rate, settings.seed)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             bar = progress.add_task("requests", total=len(prompts))
@@ -112,24 +112,24 @@ async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
 
 
 def _check_warmup(warm: Run) -> None:
-    """Where no warm-up request was answered no other will be."""
+    """Raise StartError if every warm-up request failed: the measured ones would fail as well."""
     errors = [o.error for o in warm.outcomes if o.error is not None]
     if len(errors) == len(warm.outcomes):
         raise StartError(f"the warm-up failed, nothing was measured: {errors[0]}")
 
 
-def _print(whole: dict[str, Any], results: dict[str, Any]) -> None:
+def _print(full_report: dict[str, Any], results: dict[str, Any]) -> None:
     console = Console(width=100)
-    console.print(_overview(whole, results))
+    console.print(_overview(full_report, results))
     console.print(_latencies(results))
-    for line in _remarks(whole, results):
+    for line in _remarks(full_report, results):
         console.print(line, markup=False, highlight=False)
 
 
-def _overview(whole: dict[str, Any], results: dict[str, Any]) -> Table:
-    settings, environment = whole["settings"], whole["environment"]
-    device = environment["device"] if whole["server"]["is_local"] else "a server elsewhere"
-    table = Table(title=f"{whole['server']['model']} on {device}", show_header=False)
+def _overview(full_report: dict[str, Any], results: dict[str, Any]) -> Table:
+    settings, environment = full_report["settings"], full_report["environment"]
+    device = environment["device"] if full_report["server"]["is_local"] else "another machine"
+    table = Table(title=f"{full_report['server']['model']} on {device}", show_header=False)
     rate = settings["request_rate"]
     prefix = f"{settings['prefix_len']} shared + " if settings["prefix_len"] else ""
     lengths = f"{prefix}{settings['input_len']} in, {settings['output_len']} out"
@@ -166,23 +166,24 @@ def _latencies(results: dict[str, Any]) -> Table:
     return table
 
 
-def _remarks(whole: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    """What a reader must know before believing the tables."""
+def _remarks(full_report: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    """Warnings about the figures of the tables."""
     lines = [f"{f['count']} failed: {f['reason']}" for f in results["failures"]]
     if len(lines) > _MOST_REASONS:
         others = sum(f["count"] for f in results["failures"][_MOST_REASONS:])
         lines[_MOST_REASONS:] = [f"{others} failed for other reasons: see --json"]
-    if whole["settings"]["ignore_eos"] and results["short_replies"]:
+    if full_report["settings"]["ignore_eos"] and results["short_replies"]:
         short = results["short_replies"]
-        lines.append(f"{short} replies are shorter than asked, although --ignore_eos was given")
-    guessed = {k: n for k, n in results["counted_by"].items() if k != "usage"}
-    lines += [
-        f"the server did not count the tokens of {n} replies: {k} did" for k, n in guessed.items()
-    ]
+        lines.append(f"{short} replies are shorter than requested, although --ignore_eos was given")
+    for counter, number in results["counted_by"].items():
+        if counter != "usage":
+            lines.append(f"the server did not count the tokens of {number} replies: {counter} did")
     if results["client_cpu_share"] > _BUSY:
-        lines.append("this process was busy: it may have slowed what it measured")
-    if not whole["server"]["is_local"]:
-        lines.append("the server runs elsewhere: GPU and versions in the JSON are this machine's")
+        lines.append("this process was busy: it may have slowed down the server")
+    if not full_report["server"]["is_local"]:
+        lines.append(
+            "the server runs on another machine: the JSON has GPU and versions of this one"
+        )
     return lines
 
 

@@ -19,8 +19,8 @@ _HIDDEN = "***"
 
 @dataclass(frozen=True)
 class Settings:
-    """What to ask of whom, how fast. Lengths are in tokens; `concurrency` None: no limit;
-    `request_rate` in requests per second, None: as fast as the concurrency lets them."""
+    """The parsed flags. Lengths are in tokens. `concurrency` None: no limit. `request_rate` is in
+    requests per second, None: limited only by the concurrency."""
 
     url: str
     model: str | None
@@ -48,7 +48,7 @@ class Settings:
     json: Path | None
 
     def public(self) -> dict[str, Any]:
-        """The settings as JSON values, without the secret one."""
+        """The settings as JSON values, without the API key."""
         paths = {name: value and str(value) for name, value in self._paths().items()}
         return {**vars(self), **paths, "api_key": self.api_key and _HIDDEN}
 
@@ -62,16 +62,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_settings(argv: Sequence[str], description: str | None) -> Settings:
-    """Parse and check a command line. Raises UsageError naming the flag and what it may be, and
-    SystemExit after --help."""
-    given = _parser(description).parse_args(_with_underscores(argv))
-    settings = Settings(**vars(given))
+    """Parse and check a command line. Raises UsageError naming the flag and its allowed values,
+    and SystemExit after --help."""
+    settings = Settings(**vars(_parser(description).parse_args(_with_underscores(argv))))
     _check(settings)
     return settings
 
 
 def without_secrets(argv: Sequence[str]) -> list[str]:
-    """The arguments, as they may be written into a report."""
+    """The arguments with the API key hidden, for a report."""
     words = _with_underscores(argv)
     for i, word in enumerate(words):
         if word.startswith("--api_key="):
@@ -96,33 +95,33 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
 def _add_load_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="server's base URL (%(default)s)")
-    add("--model", help="name to ask for; default: the first of /v1/models")
+    add("--model", help="name of the model; default: the first of /v1/models")
     add("--route", choices=ROUTES, default="completions", help="default: %(default)s")
-    add("--concurrency", "--max_concurrency", type=int, help="most requests at once; default: all")
+    add("--concurrency", "--max_concurrency", type=int, help="most running requests; default: all")
     add(
         "--request_rate",
         type=float,
-        help="requests per second on average, in a Poisson process; default: no pause between them",
+        help="requests per second on average, in a Poisson process; default: all at once",
     )
     add("--num_prompts", type=int, default=100, help="requests to measure (%(default)s)")
     add(
         "--num_warmups",
         type=int,
         default=1,
-        help="requests before the measured ones, with other prompts (%(default)s)",
+        help="requests before the measured ones, with different prompts (%(default)s)",
     )
-    add("--ignore_eos", action="store_true", help="let every reply have its full length")
+    add("--ignore_eos", action="store_true", help="generate every reply to its full length")
     add("--temperature", type=float, default=0.0, help="default: %(default)s, greedy")
     add("--extra_body", type=_json_object, default={}, help="JSON object added to each request")
-    add("--api_key", help="sent as bearer token; never written into the result")
+    add("--api_key", help="sent as bearer token; never written to the report")
     add(
         "--timeout_s",
         type=float,
         default=600.0,
-        help="a request that gets no byte for so long has failed (%(default)s)",
+        help="a request that receives nothing for this time fails (%(default)s)",
     )
     add("--json", type=Path, metavar="FILE", help="write settings, environment and results")
-    add("--details", action="store_true", help="each request's times in the JSON, too")
+    add("--details", action="store_true", help="also write each request's times to the JSON")
 
 
 def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
@@ -134,33 +133,33 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--prefix_len",
         type=int,
         default=0,
-        help="shared-prefix: tokens that come before --input_len others",
+        help="shared-prefix: shared tokens before the --input_len others",
     )
-    add("--num_prefixes", type=int, default=1, help="shared-prefix: different prefixes")
+    add("--num_prefixes", type=int, default=1, help="shared-prefix: number of different prefixes")
     add(
         "--range_ratio",
         type=float,
         default=0.0,
-        help="lengths are uniform within this part around --input_len and --output_len (0 to <1)",
+        help="lengths vary uniformly by this share around --input_len and --output_len (0 to <1)",
     )
     add(
         "--text_file",
         type=Path,
         metavar="FILE",
-        help="text: what passages are cut from; default: the language reference inside Python",
+        help="text: passages are cut from this file; default: Python's language reference",
     )
     add(
         "--tokenizer",
         default="auto",
         metavar="DIR|demo|auto|none",
-        help="for prompts of exact length; auto: the server's, if its model directory is here; "
-        "none: random ids, completions only",
+        help="makes prompts of exact length; auto: the server's, if its model directory is on this "
+        "machine; none: random ids, for --route completions only",
     )
     add(
         "--vocab_size",
         type=int,
         default=150_000,
-        help="without tokenizer: ids are below this (%(default)s)",
+        help="without tokenizer: random ids are below this (%(default)s)",
     )
     add("--seed", type=int, default=0, help="of prompts, lengths and arrivals (%(default)s)")
 
@@ -183,8 +182,8 @@ def _check(s: Settings) -> None:
     if s.dataset != "text":
         _require(s.text_file is None, "text_file", "left out without --dataset text")
     if s.tokenizer == "none":
-        ids_alone = s.route == "completions" and s.dataset != "text"
-        _require(ids_alone, "tokenizer", "given for texts: --route chat or --dataset text")
+        takes_ids = s.route == "completions" and s.dataset != "text"
+        _require(takes_ids, "tokenizer", "given for --route chat and --dataset text")
     parts = urllib.parse.urlsplit(s.url)
     is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
     _require(is_http, "url", "like http://host:port")
@@ -193,9 +192,9 @@ def _check(s: Settings) -> None:
         _require(s.json.parent.is_dir(), "json", "in a directory that exists")
 
 
-def _require(fine: bool, name: str, what: str) -> None:
-    if not fine:
-        raise UsageError(f"--{name} must be {what}")
+def _require(condition: bool, name: str, requirement: str) -> None:
+    if not condition:
+        raise UsageError(f"--{name} must be {requirement}")
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _with_underscores(argv: Sequence[str]) -> list[str]:
-    """Dashes inside flag names become underscores, as `vllm bench serve` spells them."""
+    """Replace dashes in flag names, which `vllm bench serve` uses, by underscores."""
     words = []
     for word in argv:
         name, equals, value = word.partition("=")

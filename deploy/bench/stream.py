@@ -1,7 +1,7 @@
-"""One streamed reply, seen from the client: when its tokens came, how many they are, how it ended.
+"""One streamed reply as the client sees it: arrival times, number of tokens, how it ended.
 
-Knows the chunks of OpenAI's two streaming routes as Glimmer, vLLM and LightLLM write them; knows
-nothing about sockets. `client.py` feeds it.
+Parses the chunks of OpenAI's two streaming routes as Glimmer, vLLM and LightLLM write them.
+`client.py` feeds it the bytes.
 """
 
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ _MAX_REASON = 300
 
 @dataclass
 class Outcome:
-    """How one request went. Times in seconds; `start_s` and `end_s` on the benchmark's clock."""
+    """The result of one request. `start_s` and `end_s` are times of the benchmark's clock."""
 
     start_s: float
     prompt_tokens: int
@@ -35,7 +35,7 @@ class Outcome:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks that brought tokens."""
+        """Number of chunks with tokens."""
         return len(self.gaps_s) + 1
 
 
@@ -47,7 +47,7 @@ class _Delta(Struct):
     tool_calls: list[Any] | None = None
 
     def text(self) -> str:
-        """Reasoning is under two names with the same text."""
+        """Reasoning may be under either of two names with the same text."""
         return (self.reasoning_content or self.reasoning or "") + (self.content or "")
 
 
@@ -74,8 +74,8 @@ _decode = msgspec.json.Decoder(_Event).decode
 
 
 class StreamReader:
-    """Takes the bytes of one event stream as they come. `keep_text`: for counting tokens when the
-    server does not."""
+    """Reads the bytes of one event stream as they arrive. `keep_text`: keep the text, to count its
+    tokens if the server does not."""
 
     def __init__(self, keep_text: bool) -> None:
         self.arrivals_s: list[float] = []  # of chunks with tokens
@@ -84,22 +84,21 @@ class StreamReader:
         self.finish_reason: str | None = None
         self.prompt_tokens: int | None = None
         self.output_tokens: int | None = None
-        self.pieces: list[str] = []
+        self.texts: list[str] = []
         self._keep_text = keep_text
         self._done = False
         self._tail = b""
 
     def feed(self, data: bytes, now_s: float) -> None:
-        """Take bytes that arrived at `now_s`; an event may be cut anywhere."""
+        """Read bytes that arrived at `now_s`. They may end in the middle of an event."""
         lines = (self._tail + data).split(b"\n")
         self._tail = lines.pop()
         for line in lines:
-            if line.startswith(b"data:"):  # others are comments, event names and blank lines
+            if line.startswith(b"data:"):  # other lines: comments, event names, blank
                 self._take(line[5:].strip(), now_s)
 
     def close(self, now_s: float) -> None:
-        """The stream has ended; the last line may lack its newline. Sets `error` if the reply is
-        not whole."""
+        """The stream ended, perhaps without a newline. Sets `error` if the reply is incomplete."""
         self.feed(b"\n", now_s)
         if self.error is not None:
             return
@@ -129,20 +128,20 @@ class StreamReader:
             self._take_choice(event.choices[0], now_s)
 
     def _take_choice(self, choice: _Choice, now_s: float) -> None:
-        """A chunk brings tokens if it has text or calls. Without any it does, too (a token may be
-        half a character), unless it only opens or ends the reply."""
+        """Count a chunk as tokens unless it only opens or ends the reply. Such a chunk may have no
+        text: a token may be half a character."""
         delta = choice.delta
         text = (choice.text or "") if delta is None else delta.text()
         is_frame = choice.finish_reason is not None or (delta is not None and delta.role)
         if text or (delta is not None and delta.tool_calls) or not is_frame:
             self.arrivals_s.append(now_s)
             if self._keep_text:
-                self.pieces.append(text)
+                self.texts.append(text)
         self.finish_reason = choice.finish_reason or self.finish_reason
 
 
 def message_of(error: Any) -> str:
-    """The text of an error object, in whichever of the common shapes it comes."""
+    """The text of an error object in any of the common formats."""
     for _ in range(4):
         if not isinstance(error, dict):
             break

@@ -1,4 +1,4 @@
-"""What a GPU did during some steps, from the profiler: time by kernel, and how long it idled."""
+"""Profiles a GPU during some steps: time by kernel, and the share of time in which it idled."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,34 +8,34 @@ from typing import Any
 
 @dataclass
 class Trace:
-    """Filled when the `with` of `traced` ends. Times in microseconds."""
+    """A profile, filled when the `with` of `traced` ends. Times in microseconds."""
 
     kernels: dict[str, tuple[int, float]] = field(default_factory=dict)  # name -> launches, time
-    span_us: float = 0.0  # from the first kernel's begin to the last one's end
-    busy_us: float = 0.0  # of it, with at least one kernel or copy running
+    span_us: float = 0.0  # from the begin of the first kernel to the end of the last
+    busy_us: float = 0.0  # time within the span in which a kernel or copy runs
 
     @property
     def idle_share(self) -> float:
-        """Share of the span in which nothing ran."""
+        """Share of the span in which neither a kernel nor a copy runs."""
         return 1 - self.busy_us / self.span_us if self.span_us else 0.0
 
 
 @contextlib.contextmanager
 def traced() -> Iterator[Trace]:
-    """Profile what runs on the GPU inside the `with`, CUDA graphs included."""
+    """Profile the GPU inside the `with`, including CUDA graphs."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    found = Trace()
+    trace = Trace()
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
-        yield found
+        yield trace
         torch.cuda.synchronize()
-    summarise(found, profiler.events())
+    summarise(trace, profiler.events())
 
 
 def summarise(trace: Trace, events: Any) -> None:
-    """Fill a trace from a profiler's events; those of the host do not count."""
+    """Fill a trace from a profiler's events. Events of the host are ignored."""
     spans = []
     for event in events:
         if "CUDA" not in str(event.device_type):

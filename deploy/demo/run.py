@@ -1,4 +1,4 @@
-"""`glimmer demo`: serve the bundled model, ask it something over HTTP, show how to go on."""
+"""`glimmer demo`: serves the bundled model, asks it a question, shows commands to try next."""
 
 import argparse
 import dataclasses
@@ -28,16 +28,17 @@ _ANSWER_TIMEOUT_S = 120.0
 
 
 def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
-    """Serve the demo model until stopped (--once: until the answer is there). All flags of
-    `glimmer serve` are taken too; `modules` are what runs (None: the real ones). Returns the
-    exit code. Raises StartError if the server cannot start or the question got no answer."""
+    """Serve the demo model until stopped, with --once until it has answered. All flags of
+    `glimmer serve` are accepted. `modules` are the programs of the processes (None: the real
+    ones). Returns the exit code. Raises StartError if the server cannot start or the question got
+    no answer."""
     parser = argparse.ArgumentParser(
         prog="glimmer demo",
         description="Serve the bundled model and ask it a first question.",
-        epilog="All flags of glimmer serve work, too.",
+        epilog="All flags of glimmer serve are accepted: see glimmer serve --help.",
     )
     parser.add_argument("--once", action="store_true", help="stop after the answer")
-    parser.add_argument("--prompt", default=_PROMPT, help="what to ask (default: %(default)s)")
+    parser.add_argument("--prompt", default=_PROMPT, help="the question (default: %(default)s)")
     args, rest = parser.parse_known_args(argv)
     flags = ["--model_dir", "demo", "--log_level", "warning", *rest]
     config = _with_free_port(with_model(parse_with_logging(flags)))
@@ -64,8 +65,8 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
 
 
 def demo_config(config: ServeConfig) -> ServeConfig:
-    """`config` with the bundled model: its name unless another was given, its thoughts apart from
-    its answers, and float32 on a CPU, which is faster there and exact."""
+    """`config` with the bundled model. Unless given otherwise: its name, reasoning apart from the
+    answer, and on a CPU float32, which is faster there than bfloat16."""
     name = config.model_name
     on_gpu = config.device == "cuda" or (config.device == "auto" and find_gpus()[0])
     return dataclasses.replace(
@@ -78,22 +79,22 @@ def demo_config(config: ServeConfig) -> ServeConfig:
 
 
 def _with_free_port(config: ServeConfig) -> ServeConfig:
-    """Only the default port may be swapped for a free one: one that was asked for is meant."""
+    """Use a free port if the default port is taken. A port that was given is never changed."""
     if config.port != ServeConfig().port:
         return config
     try:
         bind_port(config.host, config.port).close()
     except PortError as error:
-        print(f"{error}; the demo takes a free one", file=sys.stderr)
+        print(f"{error}; the demo uses a free port", file=sys.stderr)
         return dataclasses.replace(config, port=0)
     return config
 
 
 def _ask(url: str, model: str, prompt: str) -> None:
-    """Stream one chat answer to the terminal, its thought in brackets."""
+    """Stream one chat answer to the terminal, with the reasoning in parentheses."""
     print(f"\n> {prompt}", flush=True)
-    for piece in _answer(url, model, prompt):
-        print(piece, end="", flush=True)
+    for text in _answer(url, model, prompt):
+        print(text, end="", flush=True)
     print(flush=True)
 
 
@@ -112,7 +113,7 @@ def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
         reply = connection.getresponse()
         if reply.status != http.HTTPStatus.OK:
             raise StartError(f"HTTP {reply.status}: {reply.read(500).decode(errors='replace')}")
-        in_thought = False
+        in_reasoning = False
         for line in reply:
             data = line.removeprefix(b"data:").strip()
             if not line.startswith(b"data:") or data == b"[DONE]":
@@ -122,14 +123,14 @@ def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
                 raise StartError(str(event["error"]))
             for choice in event["choices"]:
                 delta = choice["delta"]
-                thought = delta.get("reasoning_content") or ""
+                reasoning = delta.get("reasoning_content") or ""
                 content = delta.get("content") or ""
-                if thought and not in_thought:
+                if reasoning and not in_reasoning:
                     yield "("
-                if in_thought and content:
+                if in_reasoning and content:
                     yield ")\n"
-                in_thought = bool(thought) or (in_thought and not content)
-                yield thought + content
+                in_reasoning = bool(reasoning) or (in_reasoning and not content)
+                yield reasoning + content
     finally:
         connection.close()
 

@@ -1,1 +1,1 @@
-"""`glimmer serve`: checks, starts, watches and ends the processes of one server."""
+"""`glimmer serve`: checks the setup, then starts, watches and stops the processes of one server."""

@@ -1,6 +1,6 @@
-"""What the GPUs of this machine are, from nvidia-smi and the files of the installed packages.
+"""Finds the GPUs of this machine with nvidia-smi and checks that they and the packages suffice.
 
-Imports no torch, which takes seconds; workers do, and find the rest.
+Does not import torch, which takes seconds. Workers import it and find any other problem.
 """
 
 import importlib.util
@@ -20,8 +20,8 @@ _QUERY_TIMEOUT_S = 20.0
 _LEAST_DRIVERS = {11: 450, 12: 525, 13: 580}  # CUDA of torch -> oldest driver that runs it
 _LEAST_CAPABILITY = 8.0  # bfloat16 and Triton
 _TUNED_CAPABILITY = 9.0  # H100, H200
-_HOPPER = 9  # FA3 is compiled for this one alone
-# Backend -> (modules of which one must be there, what to install).
+_HOPPER = 9  # major compute capability; FA3 is compiled only for it
+# Backend -> (modules, one of which must be installed; the package to install).
 _LIBRARIES = {
     "fa3": (("flash_attn_interface", "fa3_fwd_interface"), "fa3-fwd"),
     "flashinfer": (("flashinfer",), "flashinfer-python"),
@@ -42,7 +42,7 @@ class _Gpu:
 
 def find_gpus() -> tuple[tuple[int, ...], tuple[float, ...], str]:
     """(free bytes, compute capabilities, "") of the GPUs that torch can use, in the driver's
-    order; or two empty ones and the reason. A driver that cannot be used is warned about."""
+    order. Without any: two empty tuples and the reason, logged if there is a driver."""
     try:
         gpus = _usable_gpus()
     except LookupError as error:
@@ -54,23 +54,23 @@ def find_gpus() -> tuple[tuple[int, ...], tuple[float, ...], str]:
 
 
 def check_gpus(config: ServeConfig, hardware: Hardware) -> None:
-    """Raise ConfigError if a settled config asks for what its GPUs or the installed packages
-    cannot do; warn if they are of a kind that nothing was tuned for."""
+    """Raise ConfigError if the GPUs or the installed packages do not support a settled config.
+    Warn about GPUs for which no kernel was tuned."""
     if config.device != "cuda":
         return
     for number, capability in enumerate(hardware.gpu_capabilities[: config.tp]):
-        found = f"GPU {number} has compute capability {capability}"
+        gpu = f"GPU {number} has compute capability {capability}"
         if capability < _LEAST_CAPABILITY:
             raise ConfigError(
-                f"{found}, the kernels need {_LEAST_CAPABILITY} (A100) or newer: use another GPU, "
+                f"{gpu}, the kernels need {_LEAST_CAPABILITY} (A100) or newer: use another GPU, "
                 "or --device cpu"
             )
         if capability < _TUNED_CAPABILITY:
-            logger.warning("%s: slower, kernels are tuned for %s", found, _TUNED_CAPABILITY)
+            logger.warning("%s: slower, kernels are tuned for %s", gpu, _TUNED_CAPABILITY)
         for flag, backend in _asked_backends(config):
             if backend == "fa3" and int(capability) != _HOPPER:
                 raise ConfigError(
-                    f"--{flag} fa3 needs compute capability 9.0 (H100, H200), {found}; "
+                    f"--{flag} fa3 needs compute capability 9.0 (H100, H200), {gpu}; "
                     f"use --{flag} auto"
                 )
     for flag, backend in _asked_backends(config):
@@ -86,13 +86,13 @@ def _asked_backends(config: ServeConfig) -> list[tuple[str, str]]:
     decode = config.llm_decode_att_backend[0]
     return [
         ("llm_prefill_att_backend", config.llm_prefill_att_backend[0]),
-        # FA3 does not decode; asked for there it means auto.
+        # FA3 has no decode kernel; LightLLM's scripts ask for it, so it means auto here.
         ("llm_decode_att_backend", "auto" if decode == "fa3" else decode),
     ]
 
 
 def _usable_gpus() -> list[_Gpu]:
-    """Raises LookupError saying why there is none."""
+    """Raises LookupError with the reason if there is none."""
     gpus = _query()
     cuda = _torch_cuda()
     if cuda is None:
@@ -107,19 +107,19 @@ def _usable_gpus() -> list[_Gpu]:
     visible = environment().get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return gpus
-    wanted = [word.strip() for word in visible.split(",") if word.strip()]
-    shown = [g for g in gpus if any(w == g.index or g.uuid.startswith(w) for w in wanted)]
-    if not shown:
+    names = [word.strip() for word in visible.split(",") if word.strip()]
+    usable = [g for g in gpus if any(w == g.index or g.uuid.startswith(w) for w in names)]
+    if not usable:
         raise LookupError(f"CUDA_VISIBLE_DEVICES={visible} hides all {len(gpus)} GPUs: unset it")
-    return shown
+    return usable
 
 
 def _torch_cuda() -> int | None:
-    """Major version of CUDA that the installed torch was built for; read from its files."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    """Major version of CUDA that the installed torch was built for, read from its files."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return None
-    file = Path(found.origin).with_name("version.py")
+    file = Path(spec.origin).with_name("version.py")
     text = file.read_text() if file.is_file() else ""
     version = re.search(r"^cuda\b[^=]*=\s*'(\d+)", text, re.MULTILINE)
     return int(version[1]) if version else None
@@ -151,5 +151,5 @@ def _parse(line: str) -> _Gpu | None:
     try:
         index, uuid, free, capability, driver, _ = (word.strip() for word in line.split(",", 5))
         return _Gpu(index, uuid, int(free) << 20, float(capability), driver)
-    except ValueError:  # such as "[N/A]" of a GPU that is lost
+    except ValueError:  # a lost GPU has "[N/A]" in some columns
         return None

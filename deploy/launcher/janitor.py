@@ -1,8 +1,7 @@
-"""Outlives a launcher that was killed, just long enough to remove what it left behind.
+"""Removes the processes and files that a killed launcher left behind.
 
-`python -m glimmer.deploy.launcher.janitor --watch_fd FD --sweep_dir DIR [--whole]`: waits until the
-pipe behind FD, whose other end only the launcher holds, reaches its end. The standard library is
-all it loads.
+`python -m glimmer.deploy.launcher.janitor --watch_fd FD --sweep_dir DIR [--whole]` waits until the
+pipe behind FD is closed; only the launcher holds its other end. Loads only the standard library.
 """
 
 import argparse
@@ -14,16 +13,16 @@ from pathlib import Path
 
 from .runtime_dir import empty, kill_leftovers, try_lock
 
-_LOCK_WAIT_S = 1.0  # a dying process closes pipe and lock file in any order
+_LOCK_WAIT_S = 1.0  # the launcher may close the pipe before it releases the lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Wait for the launcher's end; then kill its children and remove its files, unless it did so
-    itself or a new server has taken over the directory."""
+    """Wait for the launcher's end, then kill its children and remove its files. Nothing is done if
+    the launcher removed them itself or a new server uses the directory."""
     parser = argparse.ArgumentParser(prog="glimmer janitor", description=__doc__)
     parser.add_argument("--watch_fd", type=int, required=True)
     parser.add_argument("--sweep_dir", type=Path, required=True)
-    parser.add_argument("--whole", action="store_true", help="remove the directory itself, too")
+    parser.add_argument("--whole", action="store_true", help="also remove the directory")
     args = parser.parse_args(argv)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)

@@ -1,6 +1,6 @@
-"""The launcher's way in: settle the configuration, check everything that can be checked, then run.
+"""Settles the configuration, checks everything that can be checked, then runs the launcher.
 
-Nothing is started before the port, the runtime directory and the model are known to be good.
+No process is started before the port, the runtime directory and the model have been checked.
 """
 
 import contextlib
@@ -43,10 +43,10 @@ def launch(
     config = resolve(config, spec, hardware)
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(contextlib.closing(bind_port(config.host, config.port)))
-        wanted = None if config.runtime_dir is None else Path(config.runtime_dir)
-        runtime = claim_runtime_dir(wanted, default_parent())
+        path = None if config.runtime_dir is None else Path(config.runtime_dir)
+        runtime = claim_runtime_dir(path, default_parent())
         janitor = stack.enter_context(contextlib.closing(JanitorKeeper(runtime)))
-        stack.callback(runtime.remove)  # before the janitor looks
+        stack.callback(runtime.remove)  # runs before the janitor is told to look
         check_gpus(config, hardware)
         check_model(config, spec)
         check_memory(config, spec, hardware)
@@ -58,15 +58,15 @@ def launch(
 
 
 def _allow_connections() -> None:
-    """Each connection is a file; the usual limit of 1,024 for a process is too few."""
+    """Raise the limit of open files: each connection is one, and the usual 1,024 are too few."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < limit:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def default_parent() -> Path:
-    """Where runtime directories are made: $XDG_RUNTIME_DIR, else the temporary directory."""
+    """The parent of default runtime directories: $XDG_RUNTIME_DIR, or the temporary directory."""
     parent = Path(environment().get("XDG_RUNTIME_DIR", ""))
     usable = parent.is_absolute() and os.access(parent, os.W_OK | os.X_OK)
     return parent if usable else Path(tempfile.gettempdir())

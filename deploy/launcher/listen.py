@@ -1,7 +1,7 @@
-"""Takes the HTTP port before anything else happens, without listening on it yet.
+"""Binds the HTTP port first of all, without listening on it.
 
-A conflict is known in the first second and names its owner, while clients see "connection
-refused" until a frontend calls listen().
+A port conflict is therefore reported within a second, with the process that owns the port. Clients
+get "connection refused" until a frontend calls listen().
 """
 
 import contextlib
@@ -21,25 +21,24 @@ _LISTEN_STATE = "0A"  # in /proc/net/tcp
 
 @dataclass(frozen=True)
 class HttpPort:
-    """A bound TCP socket and, beside it, our claim on it: a listening abstract unix socket, which
-    tells others who we are while the port itself shows nobody."""
+    """A bound TCP socket, and a listening abstract unix socket named after the port. The kernel
+    shows no owner of a port that is only bound; the unix socket tells other servers who owns it."""
 
     listener: socket.socket
     claim: socket.socket | None
 
     @property
     def number(self) -> int:
-        """The port, also when 0 was asked for."""
+        """The port number, chosen by the kernel if it was given as 0."""
         return int(self.listener.getsockname()[1])
 
     def share_with_successor(self) -> None:
-        """Call before anybody listens: connections that linger after this server's end are then
-        not in the way of the next one. While nobody listens, others could take the port, too:
-        so call it late."""
+        """Let the next server bind this port while old connections are in TIME_WAIT. Call this
+        just before a frontend listens: until then, others could bind the port as well."""
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the port."""
         self.listener.close()
         if self.claim is not None:
             self.claim.close()
@@ -67,8 +66,8 @@ def bind_port(host: str, port: int) -> HttpPort:
 
 
 def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
-    """Only without SO_REUSEADDR is a bound socket safe from others that bind with it; only with it
-    do lingering connections of a server that just stopped not matter."""
+    """Bind without SO_REUSEADDR if possible, since others could bind the same port with it. The
+    option is needed if connections of a server that just stopped are in TIME_WAIT."""
     try:
         listener.bind(address)
     except OSError as error:
@@ -115,7 +114,7 @@ def _claim_owner(name: str) -> int | None:
 
 
 def _listening_pid(port: int) -> int | None:
-    """Who listens on a TCP port, if we may see it."""
+    """The process that listens on a TCP port; None if it cannot be seen."""
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""What can be known before anything starts: the machine, the model directory, the memory.
+"""Checks of the machine, the model directory and the memory before anything starts.
 
-Imports no torch: a broken setup is reported in a second, with what to change.
+Does not import torch, so a broken setup is reported within a second, with the setting to change.
 """
 
 import json
@@ -27,13 +27,13 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def detect_hardware() -> Hardware:
-    """This machine, as far as this process may use it."""
+    """The part of this machine that this process may use."""
     return Hardware(available_memory(), usable_cores(), *find_gpus())
 
 
 def check_model(config: ServeConfig, spec: ModelSpec) -> None:
-    """Raise ModelError unless weights (but for dummy ones), tokenizer and chat template are there
-    and fit together."""
+    """Raise ModelError unless weights, tokenizer and chat template are complete and consistent.
+    Weights are not checked with `--load_format dummy`."""
     directory = Path(config.model_dir)
     if config.load_format == "auto":
         check_weights(directory, spec)
@@ -61,8 +61,9 @@ def _read_table(path: Path) -> dict[str, Any]:
 
 
 def _check_template(config: ServeConfig, built_in: object) -> None:
-    """The file given, else the checkpoint's, else what tokenizer_config.json holds must parse."""
-    import jinja2  # here: `glimmer --help` should be quick
+    """Parse the chat template: --chat_template, else the checkpoint's file, else `built_in` from
+    tokenizer_config.json."""
+    import jinja2  # not at import, so that `glimmer --help` stays quick
 
     kind = ModelError if config.chat_template is None else ConfigError
     path = Path(config.chat_template or f"{config.model_dir}/chat_template.jinja")
@@ -70,7 +71,7 @@ def _check_template(config: ServeConfig, built_in: object) -> None:
         path = path.with_name("tokenizer_config.json")
     try:
         text = str(built_in) if path.suffix == ".json" else path.read_text()
-        # transformers adds this tag to the language.
+        # transformers extends Jinja by this tag.
         text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", text)
         jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(text)
     except FileNotFoundError:
@@ -84,19 +85,19 @@ def _check_template(config: ServeConfig, built_in: object) -> None:
 
 
 def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> None:
-    """Raise ConfigError if weights, or on a GPU weights and the longest request, cannot fit.
-    Lenient: workers measure what is left when the weights are loaded, and look again."""
+    """Raise ConfigError if the weights, or on a GPU the weights and the longest request, cannot
+    fit. This is an estimate from below: workers check again once the weights are loaded."""
     shapes = main_tensor_shapes(spec)
     if config.mtp_mode is not None:
         shapes |= nextn_tensor_shapes(spec)
     item_bytes = _BYTES[config.data_type or ""]
     needed = sum(map(math.prod, shapes.values())) * item_bytes / GIB
     if config.device == "cpu":
-        found = hardware.host_memory / GIB
-        if needed > found:
+        available = hardware.host_memory / GIB
+        if needed > available:
             raise ConfigError(
                 f"the weights need {needed:.1f} GiB in {config.data_type}, this machine has "
-                f"{found:.1f} GiB available; free memory or use a larger machine"
+                f"{available:.1f} GiB available; free memory or use a larger machine"
             )
         return
     usable = min(hardware.gpu_memory[: config.tp]) * config.mem_fraction / GIB
@@ -112,9 +113,10 @@ def check_memory(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> No
         capacity, flag = config.max_total_token_num, "max_total_token_num"
     token_bytes = num_kv_layers(spec, config) * spec.latent_dim * item_bytes
     if capacity * token_bytes > rest * GIB:
-        wanted, fitting = capacity * token_bytes / GIB, int(rest * GIB / token_bytes)
+        kv_gib = capacity * token_bytes / GIB
+        fitting = int(rest * GIB / token_bytes)
         raise ConfigError(
-            f"--{flag} {capacity} needs {wanted:.1f} GiB of KV cache per GPU, {rest:.1f} GiB are "
+            f"--{flag} {capacity} needs {kv_gib:.1f} GiB of KV cache per GPU, {rest:.1f} GiB are "
             f"left beside the weights; lower it to less than {fitting}, or free memory or raise "
             "--tp or --mem_fraction"
         )

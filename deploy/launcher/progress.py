@@ -1,4 +1,4 @@
-"""What a server shows while it starts: a live display on a terminal, plain lines elsewhere."""
+"""Shows the progress of a start: a live display on a terminal, plain lines elsewhere."""
 
 import contextlib
 import sys
@@ -8,8 +8,8 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
-_REPEAT_S = 5.0  # a plain line about the same stage at most so often
-_BYTES = 1e9  # a total from here on can only be bytes; smaller ones are over too soon to tell more
+_REPEAT_S = 5.0  # least time between two plain lines about the same stage
+_BYTES = 1e9  # totals from here on are bytes; smaller ones take too short to show a rate
 
 
 class StartDisplay:
@@ -17,9 +17,10 @@ class StartDisplay:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._last: dict[str, tuple[str, float]] = {}  # process -> stage, time shown
-        self._begun: dict[str, tuple[str, int, float]] = {}  # process -> stage, done then, time
-        self._spent: dict[str, dict[str, float]] = {}  # process -> seconds by stage that is over
+        self._shown: dict[str, tuple[str, float]] = {}  # process -> stage, time of the last line
+        # process -> its stage, and the amount done and the time when the stage began
+        self._current: dict[str, tuple[str, int, float]] = {}
+        self._spent: dict[str, dict[str, float]] = {}  # process -> seconds of each finished stage
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         if self._stream.isatty():
@@ -29,7 +30,7 @@ class StartDisplay:
             self._live.start()
 
     def update(self, process: str, stage: str, done: int = 0, total: int = 0) -> None:
-        """`process` is now at `stage`, with `done` of `total` (0: unknown) of it behind it."""
+        """`process` is at `stage` and has done `done` of `total` (0: unknown)."""
         self._enter(process, stage, done)
         count = self._count(process, done, total)
         if self._live is not None:
@@ -38,41 +39,41 @@ class StartDisplay:
             self._live.update(self._tasks[process], description=f"{process}: {stage}{count}")
             return
         now = time.monotonic()
-        last_stage, shown = self._last.get(process, ("", 0.0))
+        last_stage, shown = self._shown.get(process, ("", 0.0))
         finished = total and done >= total
         if stage != last_stage or finished or now - shown >= _REPEAT_S:
-            self._last[process] = stage, now
-            with contextlib.suppress(OSError):  # a full disk is no reason to stop
+            self._shown[process] = stage, now
+            with contextlib.suppress(OSError):  # stderr may be a file on a full disk
                 self._stream.write(f"{process}: {stage}{count}\n")
                 self._stream.flush()
 
     def spent(self, process: str) -> str:
-        """Seconds by stage that is over, in the order of stages."""
+        """Seconds of each finished stage, in order."""
         stages = self._spent.get(process, {}).items()
         return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages)
 
     def _enter(self, process: str, stage: str, done: int) -> None:
         now = time.monotonic()
-        old, _, since = self._begun.get(process, ("", 0, now))
+        old, _, since = self._current.get(process, ("", 0, now))
         if old == stage:
             return
         if old:
             spent = self._spent.setdefault(process, {})
             spent[old] = spent.get(old, 0.0) + now - since
-        self._begun[process] = stage, done, now
+        self._current[process] = stage, done, now
 
     def _count(self, process: str, done: int, total: int) -> str:
-        """Percent; of bytes also GB and GB/s since the stage began."""
+        """Percent; for bytes also GB, and GB/s since the stage began."""
         if not total:
             return ""
         count = f" {100 * done // total}%"
         if total >= _BYTES:
-            _, done_before, begun = self._begun[process]
+            _, done_before, begun = self._current[process]
             rate = (done - done_before) / max(time.monotonic() - begun, 1e-3)
             count += f" ({done / 1e9:.1f} of {total / 1e9:.1f} GB, {rate / 1e9:.1f} GB/s)"
         return count
 
     def close(self) -> None:
-        """Take the display away; log lines may follow."""
+        """Remove the live display, so that log lines can follow."""
         if self._live is not None:
             self._live.stop()

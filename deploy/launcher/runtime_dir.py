@@ -1,7 +1,8 @@
 """The private directory that holds one server's sockets and settled configuration.
 
-Owned by the live process that holds the lock in it: binding an ipc socket succeeds silently on a
-path that is in use, so the lock is taken first. Standard library only, the janitor needs it too.
+A directory belongs to the live process that holds its lock file. The lock is taken first, because
+binding an ipc socket succeeds silently on a path that is in use. Imports only the standard library
+and shared.errors, because the janitor uses it.
 """
 
 import contextlib
@@ -17,33 +18,34 @@ from pathlib import Path
 from ...shared.errors import ConfigError, PortError
 
 _LOCK = "lock"
-_OURS = ("*.sock", "config.json", "failed-*", "ranks-*", _LOCK)
+_FILES = ("*.sock", "config.json", "failed-*", "ranks-*", _LOCK)
 _PREFIX = "glimmer-"
-_LOCK_WAIT_S = 1.0  # a server that just died may still be swept away by its janitor
+_LOCK_WAIT_S = 1.0  # the janitor of a server that just died may hold the lock
 _KILL_WAIT_S = 10.0
-_SOCKET_PATH_BYTES = 107  # what the kernel takes, less the end mark
+_SOCKET_PATH_BYTES = 107  # limit of the kernel, without the terminating zero
 _LONGEST_NAME = "/worker-999999-1023.sock"
 
 
 @dataclass(frozen=True)
 class RuntimeDir:
-    """A locked runtime directory; the lock goes with this process."""
+    """A locked runtime directory. The lock is released when this process ends."""
 
     path: Path
-    created: bool  # by us: removed at the end, not only emptied
+    created: bool  # by this process, which then removes it at the end instead of emptying it
     lock_fd: int
 
     def remove(self) -> None:
-        """Remove everything that a server puts there."""
+        """Remove all files of a server, and the directory if this process created it."""
         empty(self.path, self.created)
         os.close(self.lock_fd)
 
 
 def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
-    """Lock `path`, or a new directory in `parent` (cleaned of dead servers' first).
+    """Lock `path`. If it is None, remove directories of dead servers from `parent` and lock a new
+    directory there.
 
-    Raises PortError naming the process that holds it, ConfigError for a directory that cannot be
-    private to this user.
+    Raises PortError naming the process that holds the lock, and ConfigError for a directory that
+    is not private to this user.
     """
     created = path is None or not path.exists()
     if path is None:
@@ -56,8 +58,8 @@ def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--runtime_dir {path}: {error.strerror}") from error
-    found = path.stat()
-    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    status = path.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
         raise ConfigError(f"--runtime_dir {path}: must be your own private directory (chmod 700)")
     lock_fd = try_lock(path, _LOCK_WAIT_S)
     if lock_fd is None:
@@ -73,13 +75,15 @@ def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
 
 
 def try_lock(path: Path, wait_s: float) -> int | None:
-    """The open, locked lock file of a directory; None if another process keeps it."""
+    """The open, locked lock file of a directory; None if another process holds it for longer than
+    `wait_s`."""
     deadline = time.monotonic() + wait_s
     while True:
         fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(fd).st_ino == (path / _LOCK).stat().st_ino:  # else removed meanwhile
+            # The lock file may have been removed between open and flock.
+            if os.fstat(fd).st_ino == (path / _LOCK).stat().st_ino:
                 return fd
         os.close(fd)
         if time.monotonic() > deadline:
@@ -88,12 +92,12 @@ def try_lock(path: Path, wait_s: float) -> int | None:
 
 
 def clean_stale(parent: Path) -> None:
-    """Remove default runtime directories of this user whose server is gone."""
+    """Remove this user's default runtime directories whose server has ended."""
     for path in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.geteuid():
                 continue
-            if not (path / _LOCK).exists():  # not one, or just being made
+            if not (path / _LOCK).exists():  # not a runtime directory, or still being created
                 continue
             lock_fd = try_lock(path, 0.0)
             if lock_fd is not None:
@@ -103,8 +107,9 @@ def clean_stale(parent: Path) -> None:
 
 
 def empty(path: Path, whole: bool, keep: str = "") -> None:
-    """Remove a server's files, and the directory itself if `whole` and nothing else is in it."""
-    for pattern in _OURS:
+    """Remove a server's files but `keep`. With `whole`, also remove the directory if it is empty
+    then."""
+    for pattern in _FILES:
         for file in path.glob(pattern):
             if file.name != keep:
                 file.unlink(missing_ok=True)
@@ -114,7 +119,8 @@ def empty(path: Path, whole: bool, keep: str = "") -> None:
 
 
 def kill_leftovers(path: Path) -> None:
-    """SIGKILL processes that a dead launcher started for this directory, and see them gone."""
+    """SIGKILL processes that a dead launcher started for this directory, and wait for their
+    end."""
     deadline = time.monotonic() + _KILL_WAIT_S
     while (pids := list(_children_of(path))) and time.monotonic() < deadline:
         for pid in pids:
@@ -124,7 +130,7 @@ def kill_leftovers(path: Path) -> None:
 
 
 def _children_of(path: Path) -> Iterator[int]:
-    """Recognised by their command line, which a process that reuses a pid does not share."""
+    """Children are recognised by their command line, because their ids may have been reused."""
     mark = b"\0--runtime_dir\0" + os.fsencode(path) + b"\0"
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -141,7 +147,7 @@ def _lock_owner(path: Path) -> int | None:
 
 
 def describe(pid: int | None) -> str:
-    """A process for an error message."""
+    """A process in words, for an error message."""
     if pid is None:
         return "another process"
     with contextlib.suppress(OSError):

@@ -1,6 +1,6 @@
-"""The launcher's child processes: how each is started, watched, and ended for sure.
+"""The launcher's child processes: starts each one, notices its end, and kills it if necessary.
 
-Knows processes, not what they mean for each other: that is `launcher.py`.
+`launcher.py` decides what the end of one process means for the others.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from .runtime_dir import RuntimeDir
 
 logger = logging.getLogger(__name__)
 _EXIT_WAIT_S = 10.0
-_MAX_JANITORS = 10  # more dying ones mean that it cannot run here
+_MAX_JANITORS = 10  # after so many deaths the janitor is given up
 
 
 @dataclass(frozen=True)
 class Modules:
-    """What `python -m` runs for each role."""
+    """The module that `python -m` runs for each role."""
 
     scheduler: str = "glimmer.scheduler"
     worker: str = "glimmer.workers"
@@ -42,21 +42,21 @@ class Process:
     index: int
     epoch: int
     popen: subprocess.Popen[bytes]
-    sender: Sender  # what a dead process has not read goes with it
-    sentinel: int | None  # pidfd: readable once the process ended; None on old kernels
+    sender: Sender  # to this process alone: its unread messages are dropped when it dies
+    sentinel: int | None  # pidfd, readable once the process has ended; None on old kernels
     ready: bool = False
     stage: str = "starting"
     heard: float = field(default_factory=time.monotonic)  # when it last sent anything
 
     @property
     def name(self) -> str:
-        """For people: "worker 0"."""
+        """For logs, such as "worker 0"."""
         return f"{self.role} {self.index}"
 
 
 @dataclass
 class Children:
-    """All live children. The death pipe's write end is held here and nowhere else."""
+    """All live children. Only this process holds the write end of the death pipe."""
 
     runtime_dir: Path
     modules: Modules
@@ -68,8 +68,8 @@ class Children:
         self._death_read, self._death_write = os.pipe()
 
     def spawn(self, role: str, index: int, epoch: int) -> Process:
-        """Start a process. Call from the main thread only: the kernel ties children to the
-        thread that forked them."""
+        """Start a process. Call from the main thread only: the kernel kills a child when the
+        thread that forked it ends."""
         command = [sys.executable, "-P", "-m", getattr(self.modules, role)]
         command += ["--runtime_dir", str(self.runtime_dir), "--index", str(index)]
         command += ["--epoch", str(epoch), "--parent_pid", str(os.getpid())]
@@ -82,7 +82,7 @@ class Children:
             command,
             stdin=subprocess.DEVNULL,
             pass_fds=fds,
-            start_new_session=True,  # Ctrl-C in the terminal is for the launcher alone
+            start_new_session=True,  # Ctrl-C in the terminal must reach only the launcher
             env=child_environment(role, self.worker_threads),
         )
         sender = Sender.connect(_inbox(str(self.runtime_dir), role, index, epoch))
@@ -110,12 +110,12 @@ class Children:
         for process in processes:
             try:
                 process.popen.wait(_EXIT_WAIT_S)
-            except subprocess.TimeoutExpired:  # stuck in the kernel, a driver call perhaps
+            except subprocess.TimeoutExpired:  # stuck in the kernel, perhaps in a driver call
                 logger.error("%s (pid %d) does not die", process.name, process.popen.pid)
             self._bury(process)
 
     def close(self) -> None:
-        """End whatever still lives."""
+        """Kill all children that are alive."""
         self.kill(list(self.alive))
         os.close(self._death_read)
         os.close(self._death_write)
@@ -142,7 +142,7 @@ def _inbox(runtime_dir: str, role: str, index: int, epoch: int) -> str:
 
 
 class JanitorKeeper:
-    """Keeps a janitor waiting for the end of this process (see `janitor.py`)."""
+    """Keeps one janitor running, which waits for the end of this process (see `janitor.py`)."""
 
     def __init__(self, runtime: RuntimeDir) -> None:
         self._runtime = runtime
@@ -168,7 +168,7 @@ class JanitorKeeper:
         self.sentinel = sentinel_of(self._popen.pid)
 
     def check(self) -> None:
-        """Start another if it died."""
+        """Start another janitor if the last one died."""
         if self._popen.poll() is None or self._count > _MAX_JANITORS:
             return
         self._close_sentinel()
@@ -179,7 +179,7 @@ class JanitorKeeper:
             self._spawn()
 
     def close(self) -> None:
-        """Let it end. Call when the runtime directory is gone or may go."""
+        """Let the janitor end. It removes the runtime directory if that still exists."""
         os.close(self._write)
         try:
             self._popen.wait(_EXIT_WAIT_S)

@@ -87,7 +87,7 @@ def test_what_makes_figures_doubtful_is_said(
     assert bench(scripted) == 0
     out = capsys.readouterr().out
     assert "the server did not count the tokens of 12 replies: chunks did" in out
-    assert "12 replies are shorter than asked, although --ignore_eos was given" in out
+    assert "12 replies are shorter than requested, although --ignore_eos was given" in out
 
 
 def test_drafts_bring_several_tokens_per_chunk(

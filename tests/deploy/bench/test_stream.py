@@ -6,12 +6,12 @@ from glimmer.deploy.bench.stream import StreamReader, message_of
 DONE = b"data: [DONE]\n\n"
 
 
-def read(*pieces: bytes, keep_text: bool = True) -> StreamReader:
+def read(*parts: bytes, keep_text: bool = True) -> StreamReader:
     """Piece number i arrives at second i."""
     reader = StreamReader(keep_text)
-    for i, piece in enumerate(pieces):
-        reader.feed(piece, float(i))
-    reader.close(float(len(pieces)))
+    for i, part in enumerate(parts):
+        reader.feed(part, float(i))
+    reader.close(float(len(parts)))
     return reader
 
 
@@ -38,7 +38,7 @@ def test_an_ending_chunk_without_text_is_no_token() -> None:
     assert reader.arrivals_s == [0, 1]
     assert reader.last_s == 2
     assert (reader.prompt_tokens, reader.output_tokens) == (9, 3)
-    assert "".join(reader.pieces) == "ab c"
+    assert "".join(reader.texts) == "ab c"
 
 
 def test_a_last_token_may_come_with_the_end() -> None:
@@ -66,7 +66,7 @@ def test_all_that_chat_generates_counts_and_the_role_does_not(delta: str) -> Non
     first = chat('{"role": "assistant", "content": ""}')
     reader = read(first, chat(delta), chat("{}", '"tool_calls"') + DONE)
     assert (reader.error, reader.arrivals_s) == (None, [1])
-    assert "".join(reader.pieces) in ("x", "")
+    assert "".join(reader.texts) in ("x", "")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50])
@@ -87,7 +87,7 @@ def test_the_last_line_may_lack_its_end_and_done_may_be_missing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "words"),
+    ("parts", "words"),
     [
         ((completion("a"),), "the stream broke off"),
         ((), "the stream broke off"),
@@ -101,8 +101,8 @@ def test_the_last_line_may_lack_its_end_and_done_may_be_missing() -> None:
         ((b"data: \xff\n\n", DONE), "a chunk that is not understood"),
     ],
 )
-def test_what_is_not_a_whole_reply_says_why(pieces: tuple[bytes, ...], words: str) -> None:
-    assert words in str(read(*pieces).error)
+def test_what_is_not_a_whole_reply_says_why(parts: tuple[bytes, ...], words: str) -> None:
+    assert words in str(read(*parts).error)
 
 
 def test_tokens_that_were_only_counted_are_there_when_the_reply_ends() -> None:
@@ -111,7 +111,7 @@ def test_tokens_that_were_only_counted_are_there_when_the_reply_ends() -> None:
 
 
 def test_text_is_kept_only_where_it_is_needed() -> None:
-    assert read(*GLIMMER, keep_text=False).pieces == []
+    assert read(*GLIMMER, keep_text=False).texts == []
 
 
 @pytest.mark.parametrize(

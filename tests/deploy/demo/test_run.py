@@ -45,7 +45,7 @@ def test_the_demo_takes_a_free_port_when_the_usual_one_is_taken(serve: Serve) ->
         server.process.communicate(timeout=30)
     assert server.process.returncode == 0
     assert "port 8000 is in use by " in server.log
-    assert "; the demo takes a free one" in server.log
+    assert "; the demo uses a free port" in server.log
 
 
 def test_a_question_without_answer_is_a_failure(serve: Serve) -> None:
