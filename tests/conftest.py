@@ -33,7 +33,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Sizes of the long runs."""
-    parser.addoption("--soak", type=int, default=150, help="requests in tests/e2e/test_soak.py")
+    parser.addoption("--soak", type=int, default=100, help="requests in tests/e2e/test_soak.py")
     parser.addoption(
         "--parity-prompts", type=int, default=6, help="prompts in tests/e2e/test_exactness.py"
     )

@@ -234,7 +234,7 @@ def test_the_bodies_that_are_mutated_are_good(server: RunningServer) -> None:
 
 
 @settings(
-    max_examples=800,
+    max_examples=500,
     derandomize=True,
     database=None,
     phases=[Phase.generate],
