@@ -13,6 +13,24 @@ if not torch.cuda.is_available():  # read when Triton is imported, which librari
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+E2E_GROUPS = {
+    "servers": (
+        "test_faults.py",
+        "test_lifecycle.py",
+        "test_mtp.py",
+        "test_soak.py",
+        "test_structured.py",
+    ),
+    "one server": ("test_bad_input.py", "test_chat.py", "test_clients.py"),
+}
+LONGEST_GROUPS = (
+    "servers",
+    "e2e/test_demo_clients.py",
+    "e2e/test_exactness.py",
+    "e2e/test_demo_parity.py",
+    "one server",
+)
+
 with contextlib.suppress(ImportError):  # a machine with a card may lack it
     import hypothesis
 
@@ -55,18 +73,36 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if any("mark.gpu" in file.read_text() for file in files) else True
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist hands out groups of tests in our order, not by their number of tests."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What needs a card is skipped where there is none. With `-n 2 --dist loadgroup` the tests of
-    one file run in one process, and those of servers one after another, but for those that
-    neither break anything nor measure time: both processes so have as much to do."""
+    """With `-n 2 --dist loadgroup` the tests of a group run in one process. The longest groups
+    come first, so that both processes end at about the same time. Tests that need a card are
+    skipped where there is none."""
+    items.sort(key=lambda item: _order(_group(item.path)))
     for item in items:
-        patient = item.path.name.startswith("test_demo_")
-        group = "servers" if "e2e" in item.path.parts and not patient else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(_group(item.path)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+def _group(path: Path) -> str:
+    """Tests that kill processes or measure time run one after another. A file is a group
+    otherwise, but for those that share a server."""
+    for group, files in E2E_GROUPS.items():
+        if "e2e" in path.parts and path.name in files:
+            return group
+    return "/".join(path.parts[-2:])
+
+
+def _order(group: str) -> int:
+    return LONGEST_GROUPS.index(group) if group in LONGEST_GROUPS else len(LONGEST_GROUPS)
 
 
 def pytest_unconfigure() -> None:

@@ -15,7 +15,7 @@ from glimmer.shared.sampling import SamplingParams
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-OUTPUT = 64
+OUTPUT = 48
 
 
 def test_greedy_replies_are_those_of_transformers(

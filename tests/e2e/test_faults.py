@@ -119,9 +119,7 @@ def test_a_worker_killed_again_while_it_loads_and_a_janitor_cost_only_time(
         send(server, "worker-0")
 
     survives(server, undisturbed, twice)
-    wait_until(
-        lambda: server.processes().get("janitor-0", janitor) != janitor, 20, "a new janitor"
-    )
+    wait_until(lambda: server.processes().get("janitor-0", janitor) != janitor, 20, "a new janitor")
 
 
 def test_everything_but_the_launcher_can_die_at_once(

@@ -104,7 +104,7 @@ def requests(stream: bool = False) -> list[tuple[str, Any]]:
         chat("What is it", temperature=0.3, seed=3, n=3, logprobs=True, **streamed),
         chat("A name", response_format=form, temperature=0.2, seed=2, **streamed),
         chat("Weather", tools=TOOLS, tool_choice="required", seed=1, **streamed),
-        chat("The end", stop=["e", "the"], ignore_eos=True, max_tokens=200, **streamed),
+        chat("The end", stop=["e", "the"], ignore_eos=True, max_tokens=120, **streamed),
         completion("of the", n=3, temperature=0.4, seed=5, logprobs=1, **streamed),
         completion("to be", temperature=0.0, frequency_penalty=0.7, **streamed),
     ]
@@ -189,7 +189,7 @@ def test_streams_are_those_without_drafts(plain: RunningServer, drafting: Runnin
 
 def test_metrics_tell_of_drafts(drafting: RunningServer) -> None:
     step = json.loads(drafting.get("/get_server_info")[1])["mtp_step"]
-    ask(drafting, generate("Hello", ignore_eos=True, max_new_tokens=200))
+    ask(drafting, generate("Hello", ignore_eos=True, max_new_tokens=120))
     wait_until(lambda: drafting.metric("glimmer_mtp_avg_token_per_step") > 1.2, 10, "a heartbeat")
     assert drafting.metric("glimmer_draft_length") == step
     assert drafting.metric("lightllm_request_mtp_avg_token_per_step_sum") > 0
@@ -205,7 +205,7 @@ def test_metrics_tell_of_drafts(drafting: RunningServer) -> None:
 def test_streams_go_on_after_a_worker_died(plain: RunningServer, drafting: RunningServer) -> None:
     def tokens(server: RunningServer, number: int) -> list[int]:
         values = {"do_sample": number % 2 == 1, "temperature": 0.3, "seed": number}
-        return server.token_ids([number + 1] * 20, max_new_tokens=200, ignore_eos=True, **values)
+        return server.token_ids([number + 1] * 20, max_new_tokens=100, ignore_eos=True, **values)
 
     with ThreadPoolExecutor(6) as pool:
         wanted = list(pool.map(lambda number: tokens(plain, number), range(6)))
