@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from demo_prompts import held_out_prompts
 from engine import Engine
 from glimmer.deploy.demo.run import MODEL_DIR
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
+from models import held_out_prompts
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 

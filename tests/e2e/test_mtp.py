@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guessable import make_guessable
+from models import make_guessable
 from server import RunningServer, running_server, wait_until
 
 KINDS = {

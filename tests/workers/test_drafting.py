@@ -15,7 +15,7 @@ from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.messages import Finished, StepPlan, Submit, TokenLogprob, Tokens
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from grammar_files import GrammarFiles
+from grammars import GrammarFiles
 
 CONFIG: dict[str, Any] = {
     "max_req_total_len": 64,

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from demo_prompts import held_out_prompts
 from glimmer.deploy.demo.run import MODEL_DIR
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
+from models import held_out_prompts
 
 pytestmark = pytest.mark.gpu
 OUTPUTS = 24

@@ -20,8 +20,8 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import AnyMessage, GrammarLoaded, LoadGrammar, Ready, Submit
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from grammar_files import GrammarFiles
-from guessable import make_guessable
+from grammars import GrammarFiles
+from models import make_guessable
 from transformers import AutoTokenizer
 
 LONGEST = 300  # tokens of a prompt: the last ones

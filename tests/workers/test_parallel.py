@@ -20,7 +20,7 @@ from glimmer.shared.messages import (
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.parallel import Ranks, check_split, join_ranks
-from guessable import make_guessable
+from models import make_guessable
 
 PROMPTS = [[(7 * i + n) % 150 for i in range(n)] for n in (1, 30, 75)]
 GREEDY = SamplingParams(max_new_tokens=10, num_logprobs=2, num_prompt_logprobs=1)

@@ -1,7 +1,7 @@
 """One library for all tests of grammars."""
 
 import pytest
-from grammar_walk import Walk, make_walk
+from grammars import Walk, make_walk
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from glimmer.frontend.grammar.ebnf import Rules
 from glimmer.frontend.grammar.json_schema import SchemaWriter
 from glimmer.frontend.grammar.problems import SourceError
-from grammar_walk import Walk
+from grammars import Walk
 from schemas import random_schema
 
 LINKED = {

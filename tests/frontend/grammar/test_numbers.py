@@ -8,7 +8,7 @@ import pytest
 from glimmer.frontend.grammar import numbers
 from glimmer.frontend.grammar.ebnf import Rules
 from glimmer.frontend.grammar.problems import SourceError
-from grammar_walk import Walk
+from grammars import Walk
 
 
 def text(expression: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from glimmer.frontend.grammar.ebnf import Rules, chars
 from glimmer.frontend.grammar.problems import SourceError
 from glimmer.frontend.grammar.regex import PatternWriter
-from grammar_walk import Walk
+from grammars import Walk
 
 PATTERNS = [
     r"^[a-z]{2,5}@[a-z]+\.com$",

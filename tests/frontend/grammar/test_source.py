@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from glimmer.frontend.grammar.source import FieldError, GrammarSource, OutputFormat, to_ebnf
-from grammar_walk import TAG_IDS, Walk
+from grammars import TAG_IDS, Walk
 
 TOOLS = ({"name": "f", "parameters": {}}, {"name": "g", "parameters": {}})
 BROKEN = {"name": "h", "parameters": {"type": "object", "required": 1}, "strict": True}

@@ -12,7 +12,7 @@ import pytest
 from glimmer.frontend.grammar.ebnf import ANY_CHAR, Rules, chars
 from glimmer.frontend.grammar.regex import PatternWriter
 from glimmer.frontend.grammar.strings import FORMATS, dump, string_chars
-from grammar_walk import Walk
+from grammars import Walk
 
 
 def test_every_character_of_a_set_can_be_written_and_no_other(walk: Walk) -> None:

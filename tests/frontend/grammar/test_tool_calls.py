@@ -11,7 +11,7 @@ from glimmer.frontend.grammar.problems import SourceError
 from glimmer.frontend.grammar.tool_calls import CallWriter
 from glimmer.frontend.parsers.schemas import Schemas
 from glimmer.frontend.parsers.values import argument_type
-from grammar_walk import TAG_IDS, Walk
+from grammars import TAG_IDS, Walk
 from schemas import random_schema
 
 PAIR = re.compile(r"<arg_key>(.*?)</arg_key><arg_value>(.*?)</arg_value>", re.DOTALL)

@@ -8,7 +8,7 @@ from glimmer.frontend.grammar.ebnf import Rules
 from glimmer.frontend.grammar.json_schema import SchemaWriter
 from glimmer.frontend.grammar.problems import TooLargeError
 from glimmer.frontend.grammar.widen import widen
-from grammar_walk import Walk
+from grammars import Walk
 from schemas import random_schema
 
 OBJECT = {"type": ["object"], "properties": {"a": {"not": {}}}, "required": ["a"]}

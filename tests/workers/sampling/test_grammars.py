@@ -17,7 +17,7 @@ from glimmer.shared.messages import Grammar, RowAdmit
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.sampling.grammars import GrammarRows
-from grammar_files import GrammarFiles
+from grammars import GrammarFiles
 from schemas import random_schema
 
 jsonschema_rs = pytest.importorskip("jsonschema_rs")  # a machine with a card may lack it

@@ -1,10 +1,17 @@
-"""A library with the bytes and a few longer tokens, and a random walk along a grammar."""
+"""Grammars for tests: compiled to files for tests below the frontend, and walked along at random
+with a library of the bytes and a few longer tokens."""
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import xgrammar
+from glimmer.frontend.grammar.compile_child import Library, Order, Setup
+from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
+from glimmer.frontend.text.detokenize import Vocabulary
+from glimmer.shared.messages import Grammar
 
 TAGS = ("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 WORDS = (b'", "', b'": ', b'", ', b"}}", b"00", b'{"', "é".encode())
@@ -19,6 +26,30 @@ TOKENS = [
 _CLOSING = frozenset(b'"}],')
 
 Walk = Callable[[str, int], str | None]
+
+
+class GrammarFiles:
+    """A directory of compiled grammars for one vocabulary."""
+
+    def __init__(self, directory: Path, vocabulary: Vocabulary, end_ids: tuple[int, ...]) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        tokens, added = vocabulary.token_bytes, vocabulary.added_ids
+        setup = Setup(str(directory), tokens, added, list(end_ids), 1, 4096.0, 256.0, 60.0)
+        self._library = Library(setup)
+        self._count = 0
+
+    def make(self, kind: Any, source: Any = None, **fields: Any) -> Grammar:
+        """A format's grammar; `fields` are those of `Grammar`."""
+        return self.compile(GrammarSource(OutputFormat(kind, source, "field")), **fields)
+
+    def compile(self, source: GrammarSource, **fields: Any) -> Grammar:
+        """Any source's."""
+        self._count += 1
+        name = f"grammar{self._count}"
+        answer = self._library.compile(Order(self._count, name, msgspec.json.encode(source)))
+        assert not answer.error, answer
+        return Grammar(name, str(self._directory / name), **fields)
 
 
 def make_walk() -> Walk:
