@@ -1,8 +1,8 @@
 """Anthropic's request bodies: their schema, and their translation to OpenAI's chat terms.
 
-Blocks become what the chat template knows: tool results are messages of their own, thinking is the
-reasoning of its turn, tool uses are calls. Cache marks, metadata and the signatures of thinking
-blocks are accepted and mean nothing here. Thinking is off unless a request asks for it, as in
+Blocks become messages that the chat template knows: a tool result is a message, thinking is the
+reasoning of its turn, a tool use is a call. Cache marks, metadata and the signatures of thinking
+blocks are accepted and have no effect. Thinking is off unless a request turns it on, as in
 Anthropic's interface.
 """
 
@@ -16,7 +16,7 @@ from ..engine.params import ModelFacts
 from ..wire.schema import Bias, ChatBody, Count, Json, StopString, Temperature, TopP, wrong
 
 Blocks = str | Annotated[list[Json], Meta(max_length=10_000)]
-# Changes with every request of one client, so it would keep every prompt out of the prefix cache.
+# One client sends it with another value in each request, so no prompt would match the cache.
 _VOLATILE_BLOCK = "x-anthropic-billing-header"
 
 
@@ -61,7 +61,7 @@ class OutputConfig(Struct):
 
 
 class CountTokensBody(Struct):
-    """Body of /v1/messages/count_tokens: what makes the prompt."""
+    """Body of /v1/messages/count_tokens: the fields that make the prompt."""
 
     messages: Annotated[list[Turn], Meta(max_length=10_000)]
     model: Annotated[str, Meta(max_length=256)] = "default"
@@ -245,13 +245,13 @@ def _tool_choice(choice: ToolChoice, tools: list[Tool]) -> str | Json:
 
 
 def _response_format(body: CountTokensBody) -> Json | None:
-    given, where = body.output_format, "output_format"
+    form, where = body.output_format, "output_format"
     if body.output_config is not None and body.output_config.format is not None:
-        given, where = body.output_config.format, "output_config.format"
-    if given is None:
+        form, where = body.output_config.format, "output_config.format"
+    if form is None:
         return None
-    if given.get("type") != "json_schema":
+    if form.get("type") != "json_schema":
         raise wrong(f"{where}.type", "must be 'json_schema'")
-    if not isinstance(given.get("schema"), dict):
+    if not isinstance(form.get("schema"), dict):
         raise wrong(f"{where}.schema", "must be an object")
-    return {"type": "json_schema", "json_schema": {"name": "output", "schema": given["schema"]}}
+    return {"type": "json_schema", "json_schema": {"name": "output", "schema": form["schema"]}}

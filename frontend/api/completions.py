@@ -65,9 +65,9 @@ class _CompletionWriter(ChunkWriter):
 
     def __init__(self, body: CompletionBody, job: Job[TextStream], echoes: list[str]) -> None:
         reply_id = f"cmpl-{'batch-' if len(job.prompts) > 1 else ''}{secrets.token_hex(4)}"
-        super().__init__("text_completion", reply_id, body)
+        super().__init__("text_completion", reply_id, body, job)
         self._vocabulary = job.frontend.tokenizer.vocabulary
-        self._body, self._job, self._echoes = body, job, echoes
+        self._body, self._echoes = body, echoes
         self._is_score = body.max_tokens == 0
         self._unopened = {reply.index for reply in job.replies if self._echo(reply)}
 
@@ -88,14 +88,10 @@ class _CompletionWriter(ChunkWriter):
             chunks.append(self.chunk(index, _text(""), finish_reason=reason))
         return b"".join(chunks)
 
-    def end(self) -> bytes:
-        """The end of the stream."""
-        return self.closing(self._usage())
-
     def whole_reply(self) -> Json:
         """The reply of a request that does not stream."""
-        choices = [self._choice(reply) for reply in self._job.replies]
-        return {**self.head, "choices": choices, "usage": self._usage()}
+        choices = [self._choice(reply) for reply in self.job.replies]
+        return {**self.head, "choices": choices, "usage": self.usage()}
 
     def _choice(self, reply: Reply[TextStream]) -> Json:
         text, tokens = reply.stream.take()
@@ -111,19 +107,19 @@ class _CompletionWriter(ChunkWriter):
             choice["prompt_logprobs"] = [None, *entries]
         return choice
 
-    def _usage(self) -> Json:
+    def usage(self) -> Json:
         """The token counts, without the token that is not shown."""
-        usage = self._job.usage()
+        usage = self.job.usage()
         return usage_json(dataclasses.replace(usage, output_tokens=0) if self._is_score else usage)
 
     def _finish_reason(self, reply: Reply[TextStream]) -> str | None:
         return "length" if self._is_score else reply.finish_reason
 
     def _echo(self, reply: Reply[TextStream]) -> str:
-        return self._echoes[reply.index // self._job.spec.n]
+        return self._echoes[reply.index // self.job.spec.n]
 
     def _prompt(self, reply: Reply[TextStream]) -> list[int]:
-        return self._job.prompts[reply.index // self._job.spec.n]
+        return self.job.prompts[reply.index // self.job.spec.n]
 
     def _logprobs(
         self, reply: Reply[TextStream], tokens: list[DecodedToken], with_prompt: bool
@@ -131,7 +127,7 @@ class _CompletionWriter(ChunkWriter):
         if self._body.logprobs is None:
             return None
         start = len(self._echo(reply))
-        hidden = self._job.spec.text.hidden_ids
+        hidden = self.job.spec.text.hidden_ids
         shown = [
             token._replace(offset=token.offset + start)
             for token in tokens

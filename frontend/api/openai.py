@@ -7,6 +7,7 @@ removed. Sampled by default. Every stream ends with `data: [DONE]`, except one t
 
 import secrets
 import time
+from typing import Any
 
 from aiohttp import web
 
@@ -52,7 +53,8 @@ class ChunkWriter:
     opening = b""  # a choice is opened by its first chunk
     keep_alive = KEEP_ALIVE
 
-    def __init__(self, kind: str, reply_id: str, body: OpenAiBody) -> None:
+    def __init__(self, kind: str, reply_id: str, body: OpenAiBody, job: Job[Any]) -> None:
+        self.job = job
         self.head: Json = {
             "id": reply_id,
             "object": kind,
@@ -79,11 +81,16 @@ class ChunkWriter:
         logprobs_json, reason = encode_json(logprobs), encode_json(finish_reason)
         return start + b',"logprobs":%b,"finish_reason":%b' % (logprobs_json, reason) + self._end
 
-    def closing(self, usage: Json) -> bytes:
+    def end(self) -> bytes:
         """The last events: the token counts, if they were requested, and [DONE]."""
         if not self._include_usage:
             return DONE
-        return _PREFIX + encode_json({**self.head, "choices": [], "usage": usage}) + b"\n\n" + DONE
+        last = {**self.head, "choices": [], "usage": self.usage()}
+        return _PREFIX + encode_json(last) + b"\n\n" + DONE
+
+    def usage(self) -> Json:
+        """The token counts of the reply."""
+        return usage_json(self.job.usage())
 
     def fail(self, error: HttpError) -> bytes:
         """The last event of a stream that breaks."""
@@ -92,8 +99,7 @@ class ChunkWriter:
 
 class _ChatWriter(ChunkWriter):
     def __init__(self, body: ChatBody, job: Job[ChatStream]) -> None:
-        super().__init__("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body)
-        self._job = job
+        super().__init__("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body, job)
         self._vocabulary = job.frontend.tokenizer.vocabulary
         self._wants_logprobs = bool(body.logprobs)
         self._opened: set[int] = set()  # choices whose first chunk was written
@@ -118,18 +124,14 @@ class _ChatWriter(ChunkWriter):
             chunks.append(self.chunk(reply.index, _EMPTY, finish_reason=reason))
         return b"".join(chunks)
 
-    def end(self) -> bytes:
-        """The end of the stream."""
-        return self.closing(self._usage())
-
     def whole_reply(self) -> Json:
         """The reply of a request that does not stream."""
-        choices = [self._choice(reply) for reply in self._job.replies]
+        choices = [self._choice(reply) for reply in self.job.replies]
         return {
             **self.head,
             "object": "chat.completion",
             "choices": choices,
-            "usage": self._usage(),
+            "usage": self.usage(),
         }
 
     def _choice(self, reply: Reply[ChatStream]) -> Json:
@@ -141,8 +143,9 @@ class _ChatWriter(ChunkWriter):
             "finish_reason": chat_finish_reason(reply),
         }
 
-    def _usage(self) -> Json:
-        usage = self._job.usage()
+    def usage(self) -> Json:
+        """The token counts, with those of the reasoning."""
+        usage = self.job.usage()
         details = {"reasoning_tokens": usage.reasoning_tokens}
         return {**usage_json(usage), "completion_tokens_details": details}
 

@@ -1,8 +1,8 @@
 """OpenAI's /v1/responses: the schema of its body, and its translation to chat terms.
 
-Nothing is stored, so what refers to earlier responses is refused; `store` itself changes nothing
-that a client could see. Items of a conversation are put together to messages: reasoning, text and
-calls that follow each other are one turn of the assistant's.
+Nothing is stored, so fields that refer to earlier responses are refused; `store` itself has no
+visible effect. The items of a conversation are joined to messages: reasoning, text and calls that
+follow each other are one turn of the assistant.
 """
 
 import dataclasses
@@ -129,8 +129,8 @@ def _refuse_state(body: ResponsesBody) -> None:
 
 
 def _refuse_deep(body: ResponsesBody) -> None:
-    """What replies repeat sits deeper there than in the request; find out now if that is too deep
-    to be written."""
+    """Refuse fields that are nested too deeply to be repeated in the reply, where they are nested
+    deeper than in the request."""
     repeated: Any = [body.metadata, body.tools, body.tool_choice, body.text and body.text.format]
     for _ in range(_SPARE_LEVELS):
         repeated = [repeated]
@@ -148,7 +148,7 @@ def _messages(body: ResponsesBody) -> list[Json]:
         return [*messages, {"role": "user", "content": body.input}]
     if not body.input:
         raise wrong("input", "must not be empty")
-    turn: Json | None = None  # the assistant's, while it can grow
+    turn: Json | None = None  # the assistant's last turn, while items can be added
     for n, item in enumerate(body.input):
         where = f"input[{n}]"
         kind = item.get("type") or ("message" if "role" in item else None)
@@ -163,7 +163,7 @@ def _messages(body: ResponsesBody) -> list[Json]:
 
 
 def _assistant_part(kind: Any, item: Json, where: str) -> Json | None:
-    """What an item adds to a turn of the assistant's; None when it is not the assistant's."""
+    """The part of an assistant turn that an item is; None if it is not the assistant's."""
     match kind:
         case "reasoning":
             parts = item.get("content") or item.get("summary") or []
@@ -179,7 +179,7 @@ def _assistant_part(kind: Any, item: Json, where: str) -> Json | None:
 
 
 def _grow(turn: Json, part: Json) -> bool:
-    """Add a part to a turn, if it comes in the order reasoning, text, calls."""
+    """Add a part to a turn. False if it breaks the order reasoning, text, calls."""
     calls = turn.get("tool_calls")
     if "tool_calls" in part:
         turn["tool_calls"] = [*(calls or []), *part["tool_calls"]]
@@ -214,8 +214,8 @@ def _arguments(item: Json, where: str) -> Json:
 
 
 def _tools(tools: list[Json]) -> list[Json]:
-    """The functions among them. Agents offer tools of other kinds unasked, such as a search that
-    the server would run: the model does not hear of those."""
+    """The functions among the tools. Agents also send tools that the server would have to run,
+    such as a search: they are left out."""
     others = {str(tool.get("type"))[:60] for tool in tools if tool.get("type") != "function"}
     if others:
         logger.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
@@ -240,23 +240,24 @@ def _tool_choice(body: ResponsesBody) -> str | Json | None:
     names = [tool.get("name") for tool in body.tools or []]
     several = choice.get("type") == "allowed_tools"
     chosen = choice.get("tools") if several else [choice]
-    if not isinstance(chosen, list) or not all(_is_function(one, names) for one in chosen):
+    if not isinstance(chosen, list) or not all(_is_function(tool, names) for tool in chosen):
         raise wrong("tool_choice", "must be a mode, or {type: 'function', name: ...} of a tool")
-    functions = [{"type": "function", "function": {"name": one["name"]}} for one in chosen]
+    functions = [{"type": "function", "function": {"name": tool["name"]}} for tool in chosen]
     if not several:
         return functions[0]
     allowed = {"mode": choice.get("mode"), "tools": functions}
     return {"type": "allowed_tools", "allowed_tools": allowed}
 
 
-def _is_function(one: Any, names: list[Any]) -> bool:
-    return isinstance(one, dict) and one.get("type") == "function" and one.get("name") in names
+def _is_function(tool: Any, names: list[Any]) -> bool:
+    is_function = isinstance(tool, dict) and tool.get("type") == "function"
+    return is_function and tool.get("name") in names
 
 
 def _response_format(text: TextConfig | None) -> Json | None:
     """text.format is chat's response_format without the inner object."""
-    given = text.format if text else None
-    if given is None or given.get("type") != "json_schema":
-        return given
-    inner = {key: given[key] for key in ("name", "schema", "strict", "description") if key in given}
+    form = text.format if text else None
+    if form is None or form.get("type") != "json_schema":
+        return form
+    inner = {key: form[key] for key in ("name", "schema", "strict", "description") if key in form}
     return {"type": "json_schema", "json_schema": inner}

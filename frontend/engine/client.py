@@ -135,7 +135,8 @@ class Generation:
 
     def close(self) -> None:
         """Abort what is still open and receive nothing more."""
-        self._client.forget(list(self._open))
+        if self._open:
+            self._client.forget(list(self._open))
 
     def push(self, row: TokenRow) -> None:
         """Add new tokens of one of the sequences."""
@@ -198,10 +199,8 @@ class EngineClient:
         """Maximum of prompt + output in tokens, as the engine settled it. Raises UnavailableError
         before it did."""
         if self.state.ready is None:
-            reason = self.state.why_not_ready()
-            raise UnavailableError(
-                f"the engine is not ready: {reason}", retry_after_s=RETRY_AFTER_S
-            )
+            problem = f"the engine is not ready: {self.state.why_not_ready()}"
+            raise UnavailableError(problem, retry_after_s=RETRY_AFTER_S)
         return self.state.ready.max_req_total_len
 
     async def run(self) -> None:

@@ -123,18 +123,15 @@ class Job(Generic[S]):
         max_total = frontend.client.max_req_total_len
         if len(prompts) * spec.n > MAX_SEQUENCES:
             raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
+        self.replies: list[Reply[S]] = []
+        sequences = []
         for prompt in prompts:
             if not 0 < len(prompt) < max_total:
                 raise _prompt_error(prompt, max_total, prompt_field)
-        sequences = [
-            (prompt, spec.for_sequence(sample, len(prompt), max_total))
-            for prompt in prompts
-            for sample in range(spec.n)
-        ]
-        self.replies = [
-            Reply(index, make_stream(sampling.max_new_tokens))
-            for index, (_, sampling) in enumerate(sequences)
-        ]
+            for sample in range(spec.n):
+                sampling = spec.for_sequence(sample, len(prompt), max_total)
+                sequences.append((prompt, sampling))
+                self.replies.append(Reply(len(self.replies), make_stream(sampling.max_new_tokens)))
         self._generation = frontend.client.submit(
             sequences,
             spec.use_prefix_cache,

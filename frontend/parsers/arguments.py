@@ -1,9 +1,10 @@
-"""The inside of one tool call, after its name: keys and values -> JSON that grows.
+"""The arguments of one tool call: keys and values -> JSON text, part by part.
 
     <arg_key>key</arg_key><arg_value>value</arg_value> ... repeated
 
-String values are passed on as they come, escaped; others when they are complete. All pieces
-together are one JSON object. A key that comes twice is there twice: JSON readers take the last.
+String values are passed on as they arrive, escaped; other values when they are complete. All parts
+together are one JSON object. A key that is written twice is in it twice: JSON readers take the
+last.
 """
 
 import json
@@ -17,17 +18,17 @@ _NULLABLE = frozenset({"string", "null"})
 
 
 class _State(Enum):
-    BETWEEN = auto()  # nothing but whitespace belongs here
+    BETWEEN = auto()  # between two pairs; only whitespace is expected
     KEY = auto()
     AFTER_KEY = auto()
     VALUE = auto()
-    # A value, and an <arg_key> in it: text, or the next pair after a forgotten </arg_value>? That
-    # is clear once </arg_key><arg_value> follow or do not.
+    # An <arg_key> inside a value: either text, or the next pair after a missing </arg_value>. It
+    # is the next pair if </arg_key><arg_value> follow.
     DOUBT = auto()
 
 
 class Arguments:
-    """`text` and `tag` take what the model writes and return the JSON that it adds."""
+    """`text` and `tag` take the model's output in order and return the JSON text that it adds."""
 
     def __init__(self, parameters: Any) -> None:
         self._schemas = Schemas(parameters)
@@ -35,14 +36,14 @@ class Arguments:
         self._is_first = True
         self._key = ""
         self._type = ValueType({}, self._schemas)
-        self._value: list[str] = []  # what has come but cannot be passed on yet
-        self._streams = False  # whether the value is known to be a string, its quote passed on
-        self._doubt = ""  # the text since the <arg_key> in doubt
-        self._doubt_key: str | None = None  # the key in it, once </arg_key> came
+        self._value: list[str] = []  # text that cannot be passed on yet
+        self._streams = False  # the value is a string, and its opening quote was passed on
+        self._doubt = ""  # in state DOUBT: the text since that <arg_key>
+        self._doubt_key: str | None = None  # the key in it, once </arg_key> has followed
 
     @property
     def in_value(self) -> bool:
-        """Whether most tags are plain text here."""
+        """Whether most tags are plain text at this position."""
         return self._state in (_State.VALUE, _State.DOUBT)
 
     def text(self, text: str) -> str:
@@ -50,18 +51,18 @@ class Arguments:
         match self._state:
             case _State.KEY:
                 self._key += text
-            case _State.AFTER_KEY if text.strip():  # a forgotten <arg_value>
+            case _State.AFTER_KEY if text.strip():  # <arg_value> is missing
                 return self._open() + self._add(text.lstrip())
             case _State.VALUE:
                 return self._add(text)
             case _State.DOUBT:
                 self._doubt += text
                 if self._doubt_key is not None and text.strip():
-                    return self._dispel()
+                    return self._resolve_as_text()
         return ""
 
     def tag(self, tag: str) -> str:
-        """One of the tags, all but those that begin or end a call."""
+        """One of the tags, except those that begin or end a call."""
         match self._state, tag:
             case ((_State.BETWEEN | _State.KEY | _State.AFTER_KEY), "<arg_key>"):
                 self._state, self._key = _State.KEY, ""
@@ -80,8 +81,8 @@ class Arguments:
         return ""
 
     def close(self) -> str:
-        """The call is over: what is missing up to the closing brace."""
-        rest = self._dispel() if self._state is _State.DOUBT else ""
+        """The call has ended: the rest of the JSON, up to the closing brace."""
+        rest = self._resolve_as_text() if self._state is _State.DOUBT else ""
         if self._state is _State.VALUE:
             rest += self._end()
         return rest + ("{}" if self._is_first else "}")
@@ -95,10 +96,10 @@ class Arguments:
             ended = self._end()
             self._key = self._doubt_key
             return ended + self._open()
-        return self._dispel() + self.tag(tag)
+        return self._resolve_as_text() + self.tag(tag)
 
-    def _dispel(self) -> str:
-        """It was text."""
+    def _resolve_as_text(self) -> str:
+        """The <arg_key> was text."""
         self._state = _State.VALUE
         return self._add(self._doubt)
 
@@ -119,7 +120,7 @@ class Arguments:
         if self._streams:
             return _escape(text)
         self._value.append(text)
-        if self._type.types == _NULLABLE:  # no need to wait either, once it cannot be null
+        if self._type.types == _NULLABLE:  # passed on as well, once it cannot be null
             value = "".join(self._value)
             if not "null".startswith(value.strip().lower()):
                 self._streams = True

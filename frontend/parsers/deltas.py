@@ -1,7 +1,7 @@
-"""The pieces of an assistant's message, in the order in which they are written.
+"""Deltas: the parts of an assistant's message, in the order in which they are written.
 
-Every chat route is a writer of these. The same pieces come whether a reply streams or not, and
-however the tokens arrive: joined up (`AssistantMessage`), they are the whole message.
+Every chat route writes these in its own format. They do not depend on whether a reply streams or
+how its tokens arrive. Joined (`AssistantMessage`), they are the whole message.
 """
 
 import itertools
@@ -35,8 +35,8 @@ class CallStart:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """More of the arguments of call `index`, as JSON text. All of a call's pieces together are
-    one JSON object, unless the output was cut off inside the call. Never empty."""
+    """More of the arguments of call `index`, as JSON text. Together the deltas of a call are one
+    JSON object, unless the output was cut off inside the call. Never empty."""
 
     index: int
     text: str
@@ -56,7 +56,7 @@ class ToolCall:
 
 @dataclass
 class AssistantMessage:
-    """Deltas joined: one whole assistant message. None where there was nothing of a kind."""
+    """One whole assistant message. None: it has no text of this kind."""
 
     reasoning: str | None = None
     content: str | None = None
@@ -64,17 +64,17 @@ class AssistantMessage:
 
 
 def merge(deltas: list[Delta]) -> list[Delta]:
-    """The same with neighbours of one kind made one: what came together goes out together."""
+    """The same deltas with neighbours of one kind joined, so that they are sent as one."""
     if len(deltas) < 2:
         return deltas
     merged: list[Delta] = []
     for (kind, index), run in itertools.groupby(deltas, _kind):
         first, *others = run
         if others and kind is CallArguments:
-            texts = [one.text for one in (first, *others) if isinstance(one, CallArguments)]
+            texts = [d.text for d in (first, *others) if isinstance(d, CallArguments)]
             merged.append(CallArguments(index, "".join(texts)))
         elif others and (kind is Reasoning or kind is Content):
-            texts = [o.text for o in (first, *others) if isinstance(o, Reasoning | Content)]
+            texts = [d.text for d in (first, *others) if isinstance(d, Reasoning | Content)]
             merged.append(kind("".join(texts)))
         else:
             merged += [first, *others]

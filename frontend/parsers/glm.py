@@ -2,13 +2,14 @@
 
     reasoning</think>content<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>
 
-The tags are single tokens and are known by their ids: the same characters as ordinary tokens are
-text. So nothing depends on how the text is cut up, and nothing but the following waits: newlines
-next to the tags that end reasoning; whitespace that may turn out to stand alone around calls; a
-tool's name until it is whole; values that are not strings until they are whole.
+The tags are single tokens and are recognised by their ids. The same characters in ordinary tokens
+are text, so the result does not depend on how the text is split into tokens. Only this is held
+back: newlines next to the tags that end reasoning; whitespace around calls, which is dropped if
+nothing else follows; a tool's name until it is complete; values other than strings until they are
+complete.
 
-A call is one of a declared tool. Anything else that begins with <tool_call> stays text, where it
-stood. A call inside reasoning ends it.
+Only calls of declared tools count. Other text after <tool_call> stays text at its position. A call
+inside reasoning ends the reasoning.
 """
 
 import logging
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(Enum):
-    """Where in a reply the next token stands."""
+    """The part of a reply that the next token belongs to."""
 
     REASONING = auto()
     CONTENT = auto()
@@ -39,7 +40,7 @@ class State(Enum):
 
 @dataclass(frozen=True)
 class ParserOptions:
-    """How to take a reply apart. `tags`: id -> tag, those of `TAGS` that the tokenizer has."""
+    """How to parse a reply. `tags`: id -> tag, for those of `TAGS` that the tokenizer has."""
 
     tags: Mapping[int, str]
     split_reasoning: bool = True  # False: think tags are text
@@ -47,7 +48,7 @@ class ParserOptions:
     tools: Mapping[str, Any] | None = None  # name -> parameters; None: calls are text
     reasoning_as_content: bool = False  # joined in front of the content, without tags
     drop_reasoning: bool = False
-    repeat_unclosed: bool = False  # a reply that ends by itself in reasoning: again as content
+    repeat_unclosed: bool = False  # repeat reasoning as content if the reply ends in it
 
 
 class GlmParser:
@@ -60,14 +61,14 @@ class GlmParser:
         self._tags = options.tags
         inside = options.split_reasoning and options.starts_in_reasoning
         self.state = State.REASONING if inside else State.CONTENT
-        self._origin = self.state  # of a name: where its text belongs if it is none
+        self._origin = self.state  # the state before NAME; its text belongs there if it is no name
         self._name = ""
         self._arguments: Arguments  # of the open call; set in state CALL only
-        self._held = ""  # whitespace of the present text, which a tag may make vanish
+        self._held = ""  # whitespace that is dropped if a tag follows
         self._has_reasoning = False
         self._has_content = False
         self._skip_newlines = False  # right after </think>
-        self._has_told = False  # of a call that is none; once a reply is enough
+        self._has_logged = False  # a <tool_call> without a declared tool; one line per reply
         self._unclosed: list[str] = []  # all reasoning, with `repeat_unclosed`
 
     @property
@@ -179,7 +180,7 @@ class GlmParser:
         if tag == "<tool_call>" and self._options.tools is not None:
             self._begin_name()
         elif self._options.split_reasoning and not self._has_content and tag == "</think>":
-            self._end_reasoning()  # a second time, or it never began
+            self._end_reasoning()  # a second end tag, or one without a begin tag
             self._skip_newlines = True
         elif self._options.split_reasoning and not self._has_content and tag == "<think>":
             self.state, self._held = State.REASONING, ""
@@ -215,7 +216,7 @@ class GlmParser:
     def _tag_in_name(self, tag: str) -> None:
         name = self._name.strip()
         if tag == "<tool_call>" and not name:
-            return  # twice; one counts
+            return  # written twice; one counts
         if name in (self._options.tools or {}):
             self._start_call()
         else:
@@ -235,10 +236,10 @@ class GlmParser:
         self.state = State.CALL
 
     def _not_a_name(self) -> None:
-        """What looked like a call is text."""
-        if not self._has_told:
+        """The text after <tool_call> names no declared tool: it is ordinary text."""
+        if not self._has_logged:
             logger.info("output has <tool_call> and no declared tool after it: %.64r", self._name)
-        self._has_told = True
+        self._has_logged = True
         self.state = self._origin
         self._on_text("<tool_call>" + self._name)
 
@@ -250,7 +251,7 @@ class GlmParser:
             return
         self._argue(self._arguments.close())
         self.state = State.CONTENT
-        if begins:  # the last one's end was forgotten
+        if begins:  # the end tag of the last call is missing
             self._begin_name()
 
     def _argue(self, text: str) -> None:

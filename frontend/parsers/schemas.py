@@ -1,14 +1,14 @@
-"""What a tool's JSON schema says about the types of its arguments.
+"""The types that a tool's JSON schema declares for its arguments.
 
-For reading values only, so it takes all that a schema mentions: branches are united, and what it
-does not understand says nothing. Never raises, and looks at each part of a schema once.
+Used to read values, not to validate them: the types of all branches are united, and unknown
+keywords are ignored. Never raises, and reads each part of a schema once.
 """
 
 from typing import Any
 
 Json = dict[str, Any]
 _ORDER = ("null", "integer", "number", "boolean", "object", "array", "string")
-_NAMES = {  # what schemas in the wild call the types
+_NAMES = {  # names that tools use for the types
     **{name: name for name in _ORDER},
     **dict.fromkeys(("str", "text", "varchar", "char", "enum", "date", "datetime"), "string"),
     **dict.fromkeys(("int", "int32", "int64", "uint", "uint32", "uint64", "long"), "integer"),
@@ -19,14 +19,15 @@ _NAMES = {  # what schemas in the wild call the types
     **dict.fromkeys(("arr", "list", "tuple", "sequence", "arraylist"), "array"),
     "none": "null",
 }
-_MAX_REFERENCES = 16  # that lead to one another
+_MAX_REFERENCES = 16  # in a chain
 
 
 def usual_types(declared: Any) -> list[str]:
-    """A schema's type or types by their usual names: all if it has another one, such as "any"."""
+    """A schema's type or types by their usual names. All types if a name is unknown, such as
+    "any"."""
     names = declared if isinstance(declared, list) else [declared]
-    found = [_NAMES.get(name.lower(), "") if isinstance(name, str) else "" for name in names]
-    return list(_ORDER if "" in found else dict.fromkeys(found))
+    types = [_NAMES.get(name.lower(), "") if isinstance(name, str) else "" for name in names]
+    return list(_ORDER if "" in types else dict.fromkeys(types))
 
 
 class Schemas:
@@ -34,21 +35,21 @@ class Schemas:
 
     def __init__(self, root: Any) -> None:
         self.root = root
-        # By the id of a schema, which is kept so that no other one gets its id.
+        # By the id of a schema. The schema is kept, so that no other object gets its id.
         self._types: dict[int, tuple[Json, frozenset[str]]] = {}
 
     def types(self, schema: Any) -> frozenset[str]:
-        """All types that a value may have, as far as the schema tells; empty: any."""
+        """All types that a value may have according to the schema; empty: any."""
         schema = self.resolve(schema)
         if not schema:
             return frozenset()
         if id(schema) not in self._types:
-            self._types[id(schema)] = schema, frozenset()  # if it leads back to itself
+            self._types[id(schema)] = schema, frozenset()  # if it refers to itself
             self._types[id(schema)] = schema, self._find_types(schema)
         return self._types[id(schema)][1]
 
     def property(self, schema: Any, key: str) -> Any:
-        """The schema of one property of an object; {} where nothing is known."""
+        """The schema of one property of an object; {} if there is none."""
         try:
             return self._property(schema, key, set())
         except RecursionError:
@@ -71,23 +72,23 @@ class Schemas:
     def _find_types(self, schema: Json) -> frozenset[str]:
         declared = schema.get("type")
         names = declared if isinstance(declared, list) else [declared]
-        found = {_NAMES.get(name.lower(), "") for name in names if isinstance(name, str)}
-        if not any(found):
+        types = {_NAMES.get(name.lower(), "") for name in names if isinstance(name, str)}
+        if not any(types):
             values = schema.get("enum")
-            found = {_type_of(value) for value in values} if isinstance(values, list) else set()
+            types = {_type_of(value) for value in values} if isinstance(values, list) else set()
             if "const" in schema:
-                found.add(_type_of(schema["const"]))
+                types.add(_type_of(schema["const"]))
         try:
             for branch in _branches(schema):
-                found |= self.types(branch)
+                types |= self.types(branch)
         except RecursionError:
-            found = set()
-        found.discard("")
-        if schema.get("nullable") is True and found:
-            found.add("null")
-        if not found:
-            found = {k for k, n in (("object", "properties"), ("array", "items")) if n in schema}
-        return frozenset(found)
+            types = set()
+        types.discard("")
+        if schema.get("nullable") is True and types:
+            types.add("null")
+        if not types:
+            types = {k for k, n in (("object", "properties"), ("array", "items")) if n in schema}
+        return frozenset(types)
 
     def _property(self, schema: Any, key: str, seen: set[int]) -> Any:
         schema = self.resolve(schema)
@@ -98,8 +99,8 @@ class Schemas:
         if isinstance(properties, dict) and key in properties:
             return properties[key]
         for branch in _branches(schema):
-            if found := self._property(branch, key, seen):
-                return found
+            if schema_of_key := self._property(branch, key, seen):
+                return schema_of_key
         return schema.get("additionalProperties", {})
 
 

@@ -1,9 +1,9 @@
-"""The text of one tool argument -> JSON, as the tool's schema says.
+"""The text of one tool argument -> JSON of the type that the tool's schema declares.
 
-GLM writes string arguments bare and all others as JSON, so `10001` alone says nothing about its
-type. The declared types are tried in the order null, integer, number, boolean, object, array,
-string. Without a declared type, JSON that is not a string is taken as such, the rest is text. What
-fits no declared type follows the same rule. Never raises on a schema: a bad one declares nothing.
+GLM writes strings without quotes and other arguments as JSON, so `10001` may be a string or a
+number. The declared types are tried in the order null, integer, number, boolean, object, array,
+string. If no type is declared, or none fits, valid JSON other than a string is taken as JSON and
+everything else is text. Never raises on a schema: an invalid one declares nothing.
 """
 
 import ast
@@ -17,8 +17,8 @@ from .schemas import Schemas
 
 STRING = frozenset({"string"})
 _ORDER = ("null", "integer", "number", "boolean", "object", "array")
-_MAX_LITERAL = 1 << 16  # characters; Python's own parser is not made for more
-_MAX_DEPTH = 16  # of values inside values that are looked at
+_MAX_LITERAL = 1 << 16  # characters; longer ones would take Python's parser too long
+_MAX_DEPTH = 16  # of nested values whose types are corrected
 _INTEGER = re.compile(r"[+-]?[0-9]{1,4000}")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -26,7 +26,7 @@ _MISSING = object()
 
 
 class ValueType:
-    """What a schema says about one argument. `types` is empty when it says nothing."""
+    """The declared type of one argument. `types` is empty if the schema declares none."""
 
     def __init__(self, schema: Any, schemas: Schemas) -> None:
         self._schema, self._schemas = schema, schemas
@@ -37,9 +37,9 @@ class ValueType:
         try:
             value = self._value(text)
             if isinstance(value, float) and _JSON_NUMBER.fullmatch(text.strip()):
-                return text.strip()  # digit for digit
+                return text.strip()  # keeps all digits
             return dump(value)
-        except RecursionError:  # nested too deeply to be written again
+        except RecursionError:  # nested too deeply to be encoded
             return dump(text)
 
     def _value(self, text: str) -> Any:
@@ -47,7 +47,7 @@ class ValueType:
         if value is not _MISSING:
             value = _fit(value, self._schema, self._schemas, 0)
         elif self.types and "string" not in self.types and (inner := _json_string(text)):
-            value = _convert(inner, self.types)  # "42", quotes and all, for a number
+            value = _convert(inner, self.types)  # a number in quotes
         if value is _MISSING:
             value = _untyped(text)
         return value
@@ -63,7 +63,7 @@ def dump(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair is JSON, but not UTF-8
+    except UnicodeEncodeError:  # half of a surrogate pair is valid JSON, but not valid UTF-8
         return json.dumps(value, allow_nan=False)
     return text
 
@@ -123,7 +123,7 @@ def _load(text: str) -> Any:
 
 
 def _finite(text: str) -> float:
-    """1e999 and NaN are numbers to Python, but have no JSON."""
+    """Refuse 1e999 and NaN: Python reads them as numbers, but JSON has none of them."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -131,12 +131,12 @@ def _finite(text: str) -> float:
 
 
 def _python_literal(text: str) -> Any:
-    """{'a': None} as models write it after reading much Python, or _MISSING."""
+    """The value of a Python literal such as {'a': None}, which models also write, or _MISSING."""
     if len(text) > _MAX_LITERAL:
         return _MISSING
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about '\\d' and the like
+            warnings.simplefilter("ignore")  # about escapes such as '\\d'
             value = ast.literal_eval(text)
         if isinstance(value, tuple):
             value = list(value)
@@ -146,8 +146,8 @@ def _python_literal(text: str) -> Any:
 
 
 def _fit(value: Any, schema: Any, schemas: Schemas, depth: int) -> Any:
-    """Values inside objects and arrays, moved to the one type that the schema allows there: a
-    number becomes the string that was asked for, a string the number."""
+    """Values inside objects and arrays, converted to the type that the schema declares there: a
+    number to a string, or a string to a number."""
     if depth > _MAX_DEPTH:
         return value
     if isinstance(value, dict):

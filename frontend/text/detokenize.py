@@ -1,8 +1,8 @@
-"""Token ids to text, one sequence at a time.
+"""Token ids -> text, one sequence at a time.
 
-Never half a character: bytes wait until they complete a character. Stop strings are found across
-token boundaries; text that may be the beginning of one is held back where it would be removed.
-Knows nothing about HTTP. `tokenize.py` makes the `Vocabulary`.
+Bytes are held back until they complete a character. Stop strings are found across token boundaries;
+text that may begin one is held back if a match would be removed. Nothing here knows about HTTP.
+`tokenizer.py` makes the `Vocabulary`.
 """
 
 import codecs
@@ -15,14 +15,14 @@ from ...shared.messages import TokenLogprob
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What each token id is as text."""
+    """The text of each token id."""
 
     token_bytes: list[bytes]  # by id; b"" for padding rows of the embedding
     special_ids: frozenset[int]  # left out under skip_special_tokens
     added_ids: dict[str, int]  # text -> id of the tokens that are not BPE pieces
 
     def text(self, token_id: int) -> str:
-        """One token alone; bytes that are no whole character become U+FFFD."""
+        """The text of one token alone. Incomplete characters become U+FFFD."""
         return self.token_bytes[token_id].decode("utf-8", "replace")
 
 
@@ -34,8 +34,8 @@ class TextOptions:
     hidden_ids: frozenset[int] = frozenset()  # no text for these (the end tokens)
     stop_strings: tuple[str, ...] = ()
     stop_id_sequences: tuple[tuple[int, ...], ...] = ()
-    keep_stop: bool = False  # a matched stop string stays in the text; then nothing is held back
-    min_new_tokens: int = 0  # stop strings and sequences are not looked for before
+    keep_stop: bool = False  # a matched stop string stays in the text, so nothing is held back
+    min_new_tokens: int = 0  # stop strings and sequences are ignored before
     skip_special_tokens: bool = False
     add_spaces_between_special_tokens: bool = False
     record_tokens: bool = False  # keep each token's text and logprob
@@ -51,9 +51,9 @@ class DecodedToken(NamedTuple):
 
 
 class StopStrings:
-    """Finds the first of several strings in a text that arrives in pieces.
+    """Finds the first of several strings in a text that arrives in parts.
 
-    One Knuth-Morris-Pratt automaton per string: constant work per character, whatever the text.
+    One Knuth-Morris-Pratt automaton per string: constant work per character for any text.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
@@ -64,12 +64,12 @@ class StopStrings:
 
     @property
     def num_partial(self) -> int:
-        """Length of the longest end of the text that begins one of the strings."""
+        """Length of the longest suffix of the text that is a prefix of one of the strings."""
         return max(self._matched, default=0)
 
     def feed(self, text: str) -> int:
-        """Add text. When a string is complete: how many characters there are from its beginning
-        to the end of the text; else 0."""
+        """Add text. When a string is complete: the number of characters from its beginning to the
+        end of the text; else 0."""
         if not any(self._matched) and self._first_chars.isdisjoint(text):
             return 0
         for position, char in enumerate(text):
@@ -90,7 +90,7 @@ class StopStrings:
 
 
 def _fallbacks(string: str) -> list[int]:
-    """For each prefix, the length of its longest proper prefix that is also its end."""
+    """For each prefix, the length of its longest proper prefix that is also its suffix."""
     table, matched = [0] * len(string), 0
     for i in range(1, len(string)):
         while matched and string[matched] != string[i]:
@@ -102,7 +102,7 @@ def _fallbacks(string: str) -> list[int]:
 
 
 class Decoder:
-    """Bytes of tokens to whole characters."""
+    """Bytes of tokens -> whole characters."""
 
     def __init__(self, vocabulary: Vocabulary, options: TextOptions) -> None:
         self._bytes = vocabulary.token_bytes
@@ -114,11 +114,11 @@ class Decoder:
         self._last_was_added: bool | None = None
 
     def is_silent(self, token_id: int) -> bool:
-        """Whether a token never has text here."""
+        """Whether the token has no text under these options."""
         return token_id in self._silent or not self._bytes[token_id]
 
     def text(self, token_id: int) -> str:
-        """The text that the next token completes, which may be none."""
+        """The text that the next token completes; may be empty."""
         if token_id in self._silent:
             return ""
         data = self._bytes[token_id]

@@ -86,7 +86,7 @@ class Renderer:
     def _ask(self, message: bytes) -> bytes:
         """The answer; empty if the process has died."""
         try:
-            link = self.start()
+            link = self._link or self.start()
             link.settimeout(self._limit_s)
             send(link, message)
             answer = receive(link)

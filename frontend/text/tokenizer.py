@@ -1,9 +1,9 @@
-"""Text to token ids: the checkpoint's tokenizer and chat template, on threads of their own.
+"""Text -> token ids: the checkpoint's tokenizer and chat template, on their own threads.
 
-`tokenizer.json` is read as it is, by the library that made it: transformers reads it the same way
-and would bring torch in. The template comes from the model directory (or `--chat_template`), never
-from a request, and is rendered in a process of its own (`template.py`); no code of the checkpoint
-is run here.
+`tokenizer.json` is read by the library that wrote it. transformers reads it in the same way, but
+would import torch. The template comes from the model directory (or `--chat_template`), never from a
+request, and is rendered in another process (`template.py`). No code of the checkpoint runs in this
+one.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ _RESERVED = frozenset(
     "max_length return_tensors return_dict tokenizer_kwargs add_generation_prompt "
     "continue_final_message raise_exception strftime_now namespace".split()
 )
-_MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenised
-# Never left out of the text, whatever tokenizer.json flags: parsers and clients look for them.
+_MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenized
+# Never left out of the text, even if tokenizer.json marks them special: parsers need them.
 _ALWAYS_VISIBLE = frozenset(
     f"<{slash}{name}>"
     for name in ("think", "tool_call", "tool_response", "arg_key", "arg_value")
     for slash in ("", "/")
 )
-# Settings whose values templates know by name.
+# Settings that templates use as variables.
 _TOKEN_NAMES = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
 T = TypeVar("T")
 
@@ -44,9 +44,10 @@ class Tokenizer:
     """The checkpoint's tokenizer. Encoding runs in a small thread pool, rendering in another
     process, one prompt at a time.
 
-    Raises ModelError when the tokenizer cannot be loaded or is not a byte-level BPE, ConfigError
-    when `chat_template` (a path that replaces the checkpoint's template) cannot be read; both when
-    the template has an error of syntax. `render_limit_s` is the longest time for one prompt.
+    `chat_template` is a path whose file replaces the checkpoint's template; `render_limit_s` is the
+    time limit for one prompt. Raises ModelError when the tokenizer cannot be loaded or is not a
+    byte-level BPE, ConfigError when `chat_template` cannot be read; one of the two when the
+    template has a syntax error.
     """
 
     def __init__(
@@ -66,13 +67,13 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
-        # One thread, which waits for the process: a template that hangs keeps no text from
-        # being encoded.
+        # A thread of its own waits for the process, so that a template that hangs does not keep
+        # texts from being encoded.
         self._render_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._reserved = _RESERVED | tokens.keys()
 
     def start(self) -> None:
-        """Have the first prompt rendered as quickly as the others."""
+        """Start the rendering process, so that the first prompt need not wait for it."""
         if self._renderer is not None:
             self._render_pool.submit(self._renderer.start)
 
@@ -92,8 +93,8 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn.
 
-        `messages` as `conversation.py` leaves them. Raises RequestError when the template fails
-        on them, or when a keyword would replace one of the template call's own arguments.
+        `messages` come from `normalise_messages`. Raises RequestError when the template fails on
+        them, or when a keyword would replace one of the template call's own arguments.
         """
         for name in template_kwargs:
             if name in self._reserved:
@@ -120,13 +121,13 @@ class Tokenizer:
             raise wrong(field, f"token id {first} is outside 0..{self.vocab_size - 1}")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of whole sequences, special tokens included; for short jobs off the hot path."""
+        """Text of whole sequences, special tokens included. Not for the hot path."""
         return b"".join(self.vocabulary.token_bytes[i] for i in token_ids).decode(
             "utf-8", "replace"
         )
 
     def close(self) -> None:
-        """Stop the threads; running jobs end first."""
+        """Stop the threads after their running jobs."""
         self._render_pool.shutdown(wait=False, cancel_futures=True)
         if self._renderer is not None:
             self._renderer.close()
@@ -143,7 +144,7 @@ class Tokenizer:
 def _load_backend(path: Path) -> Backend:
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
+    except Exception as error:  # the library raises no narrower class
         raise ModelError(f"{path}: cannot load the tokenizer: {error}") from error
     backend.no_truncation()
     backend.no_padding()
@@ -167,15 +168,15 @@ def _special_tokens(settings: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str)}
 
 
-def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | None:
-    """The template's text: that of the file that replaces the checkpoint's, else the checkpoint's
-    file, else `own` from its tokenizer_config.json. None without any."""
+def _load_template(setting: Any, model_dir: Path, replacement: str | None) -> str | None:
+    """The template's text: from the replacement, else from the checkpoint's file, else `setting`
+    from its tokenizer_config.json. None if there is none."""
     path = Path(replacement) if replacement is not None else model_dir / "chat_template.jinja"
     kind: type[StartError] = ModelError
     name = f"{path}"
     if replacement is not None:
         kind, name = ConfigError, f"--chat_template {replacement}"
-    template: str | None = own if isinstance(own, str) else None
+    template: str | None = setting if isinstance(setting, str) else None
     try:
         if replacement is not None or path.exists():
             template = path.read_text()
@@ -187,7 +188,7 @@ def _load_template(own: Any, model_dir: Path, replacement: str | None) -> str | 
 
 
 def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
-    """Raises RequestError for texts that can never fit, at a glance."""
+    """Raises RequestError for texts that are too long to fit, without tokenizing them."""
     limit = _MAX_CHARS_PER_TOKEN * max_tokens
     if num_chars > limit:
         raise wrong(
@@ -207,7 +208,7 @@ def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Voca
             raise ModelError(f"{model_dir}: token id {token_id} exceeds vocab_size {vocab_size}")
         try:
             token_bytes[token_id] = bytes([byte_of_char[char] for char in token])
-        except KeyError:  # an added token with characters that stand for themselves
+        except KeyError:  # an added token, whose characters are plain text
             token_bytes[token_id] = token.encode()
     added = backend.get_added_tokens_decoder()
     return Vocabulary(
@@ -218,8 +219,8 @@ def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Voca
 
 
 def _byte_of_char() -> dict[str, int]:
-    """The alphabet of byte-level BPE: printable Latin-1 bytes stand for themselves, the others
-    for the characters from U+0100 on."""
+    """The alphabet of byte-level BPE: a printable Latin-1 byte is its own character, the others
+    are the characters from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     shifted = [byte for byte in range(0x100) if byte not in plain]
     return {chr(b): b for b in plain} | {chr(0x100 + n): b for n, b in enumerate(shifted)}

@@ -230,11 +230,15 @@ def decode_body(data: bytes, kind: type[Body]) -> Body:
     """JSON -> struct. Raises RequestError naming the field that is wrong."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except msgspec.ValidationError as error:
-        problem, _, location = str(error).partition(" - at ")
-        missing = re.search(r"missing required field `(\w+)`", problem)
-        path = re.search(r"`\$\.?([^`]*)`", location)
-        field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
-        raise RequestError(f"{field or 'body'}: {problem}", field=field or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(f"body is not valid JSON: {error}") from None
+        raise _body_error(error) from None
+
+
+def _body_error(error: Exception) -> RequestError:
+    if not isinstance(error, msgspec.ValidationError):
+        return RequestError(f"body is not valid JSON: {error}")
+    problem, _, location = str(error).partition(" - at ")
+    missing = re.search(r"missing required field `(\w+)`", problem)
+    path = re.search(r"`\$\.?([^`]*)`", location)
+    field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
+    return RequestError(f"{field or 'body'}: {problem}", field=field or None)

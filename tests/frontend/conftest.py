@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 from glimmer.frontend.app import listen, load
 from glimmer.frontend.context import Frontend
 from glimmer.frontend.engine.client import EngineClient
@@ -227,6 +228,13 @@ class Harness:
         await writer.wait_closed()
         return head
 
+    def reset(self) -> "Harness":
+        """Forget what earlier tests did with the engine."""
+        self.engine.submits.clear()
+        self.engine.aborts.clear()
+        self.engine.manual = False
+        return self
+
     def settle(self, condition: Callable[[], bool]) -> Awaitable[None]:
         """Wait until this process has reached a state."""
 
@@ -253,62 +261,77 @@ def text_ids(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
     return lambda text: tokenizer._encode(text, False)
 
 
-@pytest.fixture
-async def fake_engine(tokenizer: Tokenizer, tmp_path: Path) -> AsyncIterator[FakeEngine]:
+@contextlib.asynccontextmanager
+async def played_engine(tokenizer: Tokenizer, directory: Path) -> AsyncIterator[FakeEngine]:
     """A played scheduler that is not ready yet."""
-    engine = FakeEngine(str(tmp_path), [*tokenizer._encode(TEXT, False), 524])
+    engine = FakeEngine(str(directory), [*tokenizer._encode(TEXT, False), 524])
     task = asyncio.create_task(engine.run())
     yield engine
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
 
+@contextlib.asynccontextmanager
+async def serving(
+    model_dir: Path, tokenizer: Tokenizer, engine: FakeEngine, ready: bool = True, **settings: Any
+) -> AsyncIterator[Harness]:
+    """One frontend with these settings, on a port of its own."""
+    base: dict[str, Any] = {
+        "model_dir": str(model_dir),
+        "model_name": "tiny",
+        "eos_id": load_model_spec(model_dir).eos_token_ids,
+        "max_req_total_len": MAX_TOTAL,
+        "running_max_req_size": 8,
+        "max_body_mb": 1.0,
+    }
+    config = ServeConfig(**{**base, **settings})
+    async with contextlib.AsyncExitStack() as stack:
+        client = EngineClient(engine.runtime_dir, 0, Hello("frontend", 0, 1, config.config_hash()))
+        link = asyncio.create_task(client.run())
+
+        async def stop() -> None:
+            link.cancel()
+            await asyncio.gather(link, return_exceptions=True)
+
+        stack.push_async_callback(stop)
+        is_usual = config.model_dir == base["model_dir"] and config.chat_template is None
+        frontend = load(config, client, tokenizer if is_usual else None)
+        stack.push_async_callback(frontend.grammars.close)
+        if not is_usual:
+            stack.callback(frontend.tokenizer.close)
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.setblocking(False)
+        runner = await listen(frontend, listener)
+        stack.push_async_callback(runner.cleanup)
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        harness = Harness(frontend, engine, session, url)
+        if ready:
+            engine.ready()
+            engine.beat()
+            state = client.state
+            await harness.settle(lambda: state.heartbeat is not None and bool(state.ready))
+        yield harness
+
+
+@pytest.fixture
+async def fake_engine(tokenizer: Tokenizer, tmp_path: Path) -> AsyncIterator[FakeEngine]:
+    """A played scheduler that is not ready yet."""
+    async with played_engine(tokenizer, tmp_path) as engine:
+        yield engine
+
+
 @pytest.fixture
 async def start(
-    tiny_model: Path, tokenizer: Tokenizer, fake_engine: FakeEngine, tmp_path: Path
+    tiny_model: Path, tokenizer: Tokenizer, fake_engine: FakeEngine
 ) -> AsyncIterator[Start]:
     """Starts one frontend with the given settings; everything is stopped after the test."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def go(ready: bool = True, **settings: Any) -> Harness:
-            eos = load_model_spec(tiny_model).eos_token_ids
-            base: dict[str, Any] = {
-                "model_dir": str(tiny_model),
-                "model_name": "tiny",
-                "eos_id": eos,
-                "max_req_total_len": MAX_TOTAL,
-                "running_max_req_size": 8,
-                "max_body_mb": 1.0,
-            }
-            config = ServeConfig(**{**base, **settings})
-            engine = fake_engine
-            client = EngineClient(str(tmp_path), 0, Hello("frontend", 0, 1, config.config_hash()))
-            link = asyncio.create_task(client.run())
-
-            async def stop() -> None:
-                link.cancel()
-                await asyncio.gather(link, return_exceptions=True)
-
-            stack.push_async_callback(stop)
-            is_usual = config.model_dir == base["model_dir"] and config.chat_template is None
-            frontend = load(config, client, tokenizer if is_usual else None)
-            stack.push_async_callback(frontend.grammars.close)
-            if not is_usual:
-                stack.callback(frontend.tokenizer.close)
-            listener = socket.socket()
-            listener.bind(("127.0.0.1", 0))
-            listener.setblocking(False)
-            runner = await listen(frontend, listener)
-            stack.push_async_callback(runner.cleanup)
-            session = await stack.enter_async_context(aiohttp.ClientSession())
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            harness = Harness(frontend, engine, session, url)
-            if ready:
-                engine.ready()
-                engine.beat()
-                state = client.state
-                await harness.settle(lambda: state.heartbeat is not None and bool(state.ready))
-            return harness
+            server = serving(tiny_model, tokenizer, fake_engine, ready, **settings)
+            return await stack.enter_async_context(server)
 
         yield go
 
@@ -317,3 +340,15 @@ async def start(
 async def server(start: Start) -> Harness:
     """One with the default settings."""
     return await start()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_server(
+    tiny_model: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Harness]:
+    """One server for all tests of a module, which run on the loop of the module."""
+    async with (
+        played_engine(tokenizer, tmp_path_factory.mktemp("frontend")) as engine,
+        serving(tiny_model, tokenizer, engine) as harness,
+    ):
+        yield harness

@@ -243,32 +243,6 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(
     assert server.engine.aborted_ids == []
 
 
-async def test_a_format_is_enforced_and_its_errors_are_named(server: Any) -> None:
-    def body(schema: Any) -> dict[str, Any]:
-        return {**HELLO, "output_config": {"format": {"type": "json_schema", "schema": schema}}}
-
-    status, _ = await server.post(PATH, body({"type": "object"}))
-    assert status == 200
-    assert server.engine.submits[-1].grammar is not None
-    status, reply = await server.post(PATH, body({"type": "nothing"}))
-    assert status == 400
-    assert reply["error"]["message"].startswith("output_config.format.schema: ")
-    bad = {"name": "f", "strict": True, "input_schema": {"type": "object", "properties": []}}
-    status, reply = await server.post(
-        PATH, {**HELLO, "tools": [bad], "tool_choice": {"type": "any"}}
-    )
-    assert status == 400
-    assert reply["error"]["message"].startswith("tools[0].input_schema: ")
-
-
-async def test_tool_choice_is_enforced(server: Any) -> None:
-    for choice in ({"type": "any"}, {"type": "tool", "name": "noop"}, {"type": "auto"}):
-        await server.post(PATH, {**HELLO, "tools": TOOLS, "tool_choice": choice})
-    grammars = [submit.grammar for submit in server.engine.submits]
-    assert [grammar is None for grammar in grammars] == [False, False, True]
-    assert grammars[0] != grammars[1]
-
-
 async def test_clients_that_ask_for_models_in_anthropics_way(
     server: Any, sdk: anthropic.AsyncAnthropic
 ) -> None:

@@ -242,8 +242,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
     ({"user": 5}, "user"),
     ({"response_format": {"type": "yaml"}}, "response_format.type"),
-    ({"guided_json": {"type": "nothing"}}, "guided_json"),
-    ({"regular_constraint": "("}, "regular_constraint"),
     ({"function_call": "auto"}, "function_call"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),

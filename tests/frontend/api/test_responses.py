@@ -208,20 +208,6 @@ async def test_a_stream_that_breaks_ends_failed(server: Any, sdk: openai.AsyncOp
     assert [item.status for item in last.response.output] == ["incomplete"]
 
 
-async def test_a_format_is_enforced_and_its_errors_are_named(server: Any) -> None:
-    def body(schema: Any) -> dict[str, Any]:
-        return {"input": "x", "text": {"format": {"type": "json_schema", "name": "n", **schema}}}
-
-    status, _ = await server.post(PATH, body({"schema": {"type": "object"}}))
-    assert status == 200
-    assert server.engine.submits[-1].grammar is not None
-    for schema in ({"schema": {"type": "nothing"}}, {"schema": 5}, {}):
-        status, reply = await server.post(PATH, body(schema))
-        assert (status, reply["error"]["param"]) == (400, "text.format.schema"), reply
-    status, reply = await server.post(PATH, {"input": "x", "text": {"format": {"type": "xml"}}})
-    assert (status, reply["error"]["param"]) == (400, "text.format.type"), reply
-
-
 async def test_an_aborted_reply_failed(server: Any) -> None:
     server.engine.manual = True
     asking = asyncio.create_task(server.post(PATH, {"input": "x"}))

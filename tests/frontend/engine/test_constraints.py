@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 THINK, ANSWER, CALL = 545, 546, 547
 PLAIN = {"enable_thinking": False}
 CHAT = "/v1/chat/completions"
@@ -14,6 +15,12 @@ TOOLS = [
     {"type": "function", "function": {"name": "g"}},
 ]
 JSON = {"response_format": {"type": "json_object"}}
+
+
+@pytest.fixture
+def server(module_server: Any) -> Any:
+    """One for all tests: its grammar compiler takes seconds to start."""
+    return module_server.reset()
 
 
 def body(**fields: Any) -> dict[str, Any]:
@@ -144,6 +151,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         },
         "response_format.json_schema.schema",
     ),
+    ({"guided_json": {"type": "nothing"}}, "guided_json"),
+    ({"regular_constraint": "("}, "regular_constraint"),
     ({"guided_regex": "(a{1000}){1000}"}, "guided_regex"),
     ({"guided_json": {"title": "x" * 300_000}}, "guided_json"),
 ]
@@ -207,8 +216,7 @@ async def test_a_model_without_tool_tokens_cannot_be_made_to_call(
     assert (status, reply["error"]["param"]) == (400, "tool_choice")
 
 
-async def test_ends_stay_with_a_format_whatever_ignore_eos_says(start: Any) -> None:
-    server = await start()
+async def test_ends_stay_with_a_format_whatever_ignore_eos_says(server: Any) -> None:
     await server.post(CHAT, body(**JSON, ignore_eos=True))
     assert server.engine.submits[-1].sampling.stop_token_ids == (524, 531, 533)
     await server.post(CHAT, body(ignore_eos=True))
@@ -227,3 +235,50 @@ async def test_a_request_that_fails_lets_its_grammar_go(server: Any) -> None:
     assert server.frontend.grammars.num_held == 1
     task.cancel()
     await server.settle(lambda: server.frontend.grammars.num_held == 0)
+
+
+MESSAGES, RESPONSES = "/v1/messages", "/v1/responses"
+HELLO = {"model": "m", "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+async def test_anthropics_format_is_enforced_and_its_errors_are_named(server: Any) -> None:
+    def formatted(schema: Any) -> dict[str, Any]:
+        return {**HELLO, "output_config": {"format": {"type": "json_schema", "schema": schema}}}
+
+    status, _ = await server.post(MESSAGES, formatted({"type": "object"}))
+    assert status == 200
+    assert server.engine.submits[-1].grammar is not None
+    status, reply = await server.post(MESSAGES, formatted({"type": "nothing"}))
+    assert status == 400
+    assert reply["error"]["message"].startswith("output_config.format.schema: ")
+    bad = {"name": "f", "strict": True, "input_schema": {"type": "object", "properties": []}}
+    status, reply = await server.post(
+        MESSAGES, {**HELLO, "tools": [bad], "tool_choice": {"type": "any"}}
+    )
+    assert status == 400
+    assert reply["error"]["message"].startswith("tools[0].input_schema: ")
+
+
+async def test_anthropics_tool_choice_is_enforced(server: Any) -> None:
+    flat = [{"name": name, "input_schema": TOOL} for name in ("weather", "noop")]
+    for choice in ({"type": "any"}, {"type": "tool", "name": "noop"}, {"type": "auto"}):
+        await server.post(MESSAGES, {**HELLO, "tools": flat, "tool_choice": choice})
+    grammars = [submit.grammar for submit in server.engine.submits]
+    assert [grammar is None for grammar in grammars] == [False, False, True]
+    assert grammars[0] != grammars[1]
+
+
+async def test_the_format_of_responses_is_enforced_and_its_errors_are_named(server: Any) -> None:
+    def formatted(schema: Any) -> dict[str, Any]:
+        return {"input": "x", "text": {"format": {"type": "json_schema", "name": "n", **schema}}}
+
+    status, _ = await server.post(RESPONSES, formatted({"schema": {"type": "object"}}))
+    assert status == 200
+    assert server.engine.submits[-1].grammar is not None
+    for schema in ({"schema": {"type": "nothing"}}, {"schema": 5}, {}):
+        status, reply = await server.post(RESPONSES, formatted(schema))
+        assert (status, reply["error"]["param"]) == (400, "text.format.schema"), reply
+    status, reply = await server.post(
+        RESPONSES, {"input": "x", "text": {"format": {"type": "xml"}}}
+    )
+    assert (status, reply["error"]["param"]) == (400, "text.format.type"), reply

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from glimmer.frontend.parsers.deltas import CallArguments, CallStart, Content, Reasoning, merge
 from glimmer.frontend.parsers.glm import GlmParser, ParserOptions
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from model_text import TAG_IDS, Plain, characters, lex, parse, simple, write_call
 
@@ -302,10 +302,11 @@ def tools_of(calls: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-@settings(max_examples=150)
-@given(TEXTS, TEXTS, CALLS, st.integers(0, 1000))
+@settings(max_examples=60)
+@example("why\n\n", "\n\nfirst \n", [{"a": 'x\n"</arg_value>', "b": 10001}, {}, {"c": "京👍🏽 "}])
+@given(TEXTS, TEXTS, CALLS)
 def test_every_cut_gives_the_same_and_arguments_are_read_back(
-    reasoning: str, content: str, calls: list[dict[str, Any]], seed: int
+    reasoning: str, content: str, calls: list[dict[str, Any]]
 ) -> None:
     tools = tools_of(calls)
     options: dict[str, Any] = {"tools": tools or None, "starts_in_reasoning": True}
@@ -367,7 +368,7 @@ NOISE = st.lists(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(NOISE, st.booleans(), st.booleans(), st.booleans())
 def test_whatever_the_order_of_tags_nothing_breaks_and_no_call_is_half(
     parts: list[str], inside: bool, split: bool, by_itself: bool
