@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = sources(ROOT)
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 DOCS = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted(ROOT.glob("*/README.md")),
 ]
