@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..shared.config import ServeConfig
 from ..shared.errors import StartError
-from ..shared.model_spec import load_model_spec
+from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.resolve import resolve
 from .launcher.gpus import check_gpus
 from .launcher.launch import default_parent
@@ -14,9 +14,9 @@ from .launcher.preflight import check_memory, check_model, detect_hardware
 from .launcher.runtime_dir import claim_runtime_dir
 
 
-def check(config: ServeConfig) -> int:
+def check(config: ServeConfig, with_reference: bool = False) -> int:
     """Print one line per check. Returns the exit code of `glimmer serve` for the first problem,
-    or 0."""
+    or 0. With `with_reference`, tokenizer and template are compared with those of transformers."""
     hardware = detect_hardware()
     codes: list[int] = []
 
@@ -47,9 +47,17 @@ def check(config: ServeConfig) -> int:
             if settled[0].device == "cuda":
                 aspect("GPUs and backends", lambda: check_gpus(settled[0], hardware))
             aspect("memory", lambda: check_memory(settled[0], spec, hardware))
+        if with_reference:
+            aspect("tokenizer and template, as in transformers", lambda: _compare(config, spec))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0
+
+
+def _compare(config: ServeConfig, spec: ModelSpec) -> None:
+    from .reference import compare_with_transformers
+
+    compare_with_transformers(Path(config.model_dir), spec.vocab_size, config.chat_template)
 
 
 def _try_runtime_dir(config: ServeConfig) -> None:

@@ -51,6 +51,7 @@ glimmer bench BENCHMARK --help lists a benchmark's options.
 """
 _CHECK_DESCRIPTION = (
     "Report everything that would stop `glimmer serve` with the same options, without starting it."
+    " With --reference, also compare the tokenizer and chat template with those of transformers."
 )
 _HELP_FLAGS = ("-h", "--help")
 
@@ -164,10 +165,11 @@ def _check(argv: Sequence[str]) -> int:
         if any(flag in argv for flag in _HELP_FLAGS):
             serve_parser("glimmer check", _CHECK_DESCRIPTION).print_help()
             return 0
-        config = with_model(parse_with_logging(argv))
+        flags = [word for word in argv if word != "--reference"]
+        config = with_model(parse_with_logging(flags))
         from .check import check
 
-        return check(config)
+        return check(config, with_reference=len(flags) < len(argv))
 
     return guarded(run)
 
