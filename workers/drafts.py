@@ -68,7 +68,7 @@ class Drafter:
         self._forced = to_device(forced, torch.float64, table.device) if forced else None
 
     def accept(self, rows: Tensor, ids: Tensor, num_drafts: int) -> Tensor:
-        """`accept` of what was sampled: ids [n * (num_drafts + 1)] for rows [n]."""
+        """`accept` of sampled ids [n * (num_drafts + 1)] for rows [n]."""
         return accept(self._table, rows, ids.view(-1, num_drafts + 1), self._forced)
 
     def finish(
@@ -81,12 +81,7 @@ class Drafter:
         packed, points = batch.packed, batch.points.rows
         if packed is None:
             rows = points.view(-1, num_drafts + 1)[:, 0]
-            num_tokens = self.accept(rows, ids, num_drafts)
-            if num_drafts:
-                last = _last_accepted(num_tokens, num_drafts)
-                inputs = dataclasses.replace(batch.inputs, token_ids=ids)
-                self.draft(inputs, hidden, kv, rows, last, num_drafts)
-            return num_tokens
+            return self.finish_decode(rows, batch.inputs, hidden, kv, ids, num_drafts)
         assert batch.sampling_index is not None
         count = packed.num_chunk_points
         chunk_rows, rows = points[:count], points[count:].view(-1, num_drafts + 1)[:, 0]
@@ -105,6 +100,24 @@ class Drafter:
             rows, last = rows[:0], last[:0]
         inputs = dataclasses.replace(inputs, token_ids=next_ids)
         self.draft(inputs, hidden, kv, rows, last, num_drafts)
+        return num_tokens
+
+    def finish_decode(
+        self,
+        rows: Tensor,
+        inputs: StepInputs,
+        hidden: Tensor,
+        kv: Tensor,
+        ids: Tensor,
+        num_drafts: int,
+    ) -> Tensor:
+        """`finish` of a step that only decodes `rows` [n] with drafts; a CUDA graph can capture it.
+        Their inputs are from before the step."""
+        num_tokens = self.accept(rows, ids, num_drafts)
+        if num_drafts:
+            last = _last_accepted(num_tokens, num_drafts)
+            inputs = dataclasses.replace(inputs, token_ids=ids)
+            self.draft(inputs, hidden, kv, rows, last, num_drafts)
         return num_tokens
 
     def draft(

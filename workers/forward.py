@@ -16,7 +16,15 @@ from ..shared.config import ServeConfig
 from ..shared.messages import StepPlan
 from .drafts import Drafter
 from .graphs import DecodeGraphs, capturing
-from .inputs import Backends, SamplingPoints, StepBatch, StepInputs, build_batch, decode_batch
+from .inputs import (
+    Backends,
+    SamplingPoints,
+    StepBatch,
+    StepInputs,
+    build_batch,
+    decode_batch,
+    decode_inputs,
+)
 from .layer_graphs import LayerGraphs
 from .memory.kv_cache import allocate_kv, graph_allowance, measure_peak
 from .model.glm4_moe_lite import ModelWeights, compute_logits, hidden_states
@@ -82,7 +90,8 @@ class Forward:
             if padded is not None:
                 return self._replay(self.decode_graphs, plan, padded)
         batch = build_batch(plan, self.table, self._backends)
-        self._plan_attention(plan.decode)
+        if self._backends.planned is not None:
+            self._plan_attention(plan.decode)
         normed, raw = self._hidden_states(batch.inputs)
         logits, index = None, batch.sampling_index
         if len(batch.points.rows):
@@ -197,5 +206,5 @@ class Forward:
         assert self.drafter is not None
         if not num_drafts:
             return self.drafter.accept(rows, ids, 0)
-        batch = decode_batch(self.table, rows, num_drafts, self._backends)
-        return self.drafter.finish(batch, hidden, self.kv, ids, num_drafts)
+        inputs = decode_inputs(self.table, rows, num_drafts, self._backends)
+        return self.drafter.finish_decode(rows, inputs, hidden, self.kv, ids, num_drafts)

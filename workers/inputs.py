@@ -2,7 +2,7 @@
 does nothing else, so it is easy to test."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
@@ -79,7 +79,7 @@ class PackedRows:
     added: Tensor  # [2, num_rows] int64: tokens with KV and outputs that each of them gains
     chunk_spans: Sequence[slice]  # of the flat batch, parallel to plan.prefill
     num_chunk_points: int  # chunks that sample
-    next_ids: Tensor  # [chunk tokens] int64, with drafts: the token after each
+    next_ids: Tensor  # [chunk tokens] int64, with drafts: the token after each chunk token
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,26 @@ def _batch_with_drafts(plan: StepPlan, table: RowTable, backends: Backends) -> S
 def decode_batch(
     table: RowTable, rows: Tensor, num_drafts: int = 0, backends: Backends = AUTO
 ) -> StepBatch:
-    """The last token and `num_drafts` drafts of each row [n] int64, from the device's state alone:
-    a CUDA graph can capture it."""
-    begins, outputs = table.lengths[rows], table.num_outputs[rows]
-    tokens = table.last_token[rows][:, None]
+    """A batch of decode rows [n] int64 with `num_drafts` drafts each, from the device's state
+    alone: a CUDA graph can capture it."""
+    inputs, outputs = decode_inputs(table, rows, num_drafts, backends), table.num_outputs[rows]
     if not num_drafts:
-        inputs = row_inputs(table, rows, tokens, begins, backends)
         return StepBatch(inputs, SamplingPoints(rows, outputs))
-    drafts = table.drafts[rows, :num_drafts]
-    tokens = torch.cat((tokens, drafts), dim=1)
     offsets = torch.arange(num_drafts + 1, device=rows.device)
     points = SamplingPoints(
         rows[:, None].expand(-1, num_drafts + 1).flatten(),
         (outputs[:, None] + offsets).flatten(),
-        drafts_before(drafts),
+        drafts_before(table.drafts[rows, :num_drafts]),
     )
-    return StepBatch(row_inputs(table, rows, tokens, begins, backends), points)
+    return StepBatch(inputs, points)
+
+
+def decode_inputs(table: RowTable, rows: Tensor, num_drafts: int, backends: Backends) -> StepInputs:
+    """The last token and `num_drafts` drafts of each of `rows` [n] int64."""
+    tokens = table.last_token[rows][:, None]
+    if num_drafts:
+        tokens = torch.cat((tokens, table.drafts[rows, :num_drafts]), dim=1)
+    return row_inputs(table, rows, tokens, table.lengths[rows], backends)
 
 
 def row_inputs(
@@ -167,125 +171,78 @@ def row_inputs(
     return StepInputs(tokens.flatten(), positions.flatten(), slots.flatten(), [group])
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where the rows of a packed batch are. All lists but the last are parallel to `rows`."""
-
-    num_long: int  # chunks whose attention is up-projected; they come first
-    num_chunks: int  # the other rows decode one token each
-    rows: list[int]
-    begins: list[int]  # tokens with KV before the step
-    counts: list[int]  # new tokens
-    starts: list[int]  # of the new tokens in the flat batch, and the end of the batch
-    order: list[int]  # of the chunks: numbers in plan.prefill
-
-
-def _lay_out(prefill: Sequence[PrefillChunk], decode: list[int], table: RowTable) -> _Layout:
-    order = sorted(range(len(prefill)), key=lambda number: _is_absorbed(prefill[number]))
-    chunks = [prefill[number] for number in order]
+def _pack(
+    prefill: Sequence[PrefillChunk], decode: list[int], table: RowTable, backends: Backends
+) -> StepBatch:
+    """Chunks, and decode rows of one token each, whose lengths the host knows. One copy to the
+    device holds everything."""
+    chunks = sorted(prefill, key=_is_absorbed)
     rows = [chunk.row for chunk in chunks] + decode
+    begins = [table.min_tokens[row] for row in rows]
     counts = [len(chunk.token_ids) for chunk in chunks] + [1] * len(decode)
-    return _Layout(
-        num_long=sum(not _is_absorbed(chunk) for chunk in chunks),
-        num_chunks=len(chunks),
-        rows=rows,
-        begins=[table.min_tokens[row] for row in rows],
-        counts=counts,
-        starts=list(accumulate(counts, initial=0)),
-        order=order,
+    lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
+    starts = list(accumulate(counts, initial=0))
+    spans = {row: slice(*bounds) for row, bounds in zip(rows, pairwise(starts), strict=True)}
+    sampled_rows = [chunk.row for chunk in prefill if chunk.sample] + decode
+    parts: list[Sequence[int]] = [
+        _flat([row] * count for row, count in zip(rows, counts, strict=True)),
+        _flat(map(range, begins, lengths)),
+        _flat([*(chunk.token_ids for chunk in chunks), decode]),  # decode rows: see below
+        rows,
+        lengths,
+        starts,
+        [*counts, *(chunk.sample for chunk in chunks), *[1] * len(decode)],
+        [spans[row].stop - 1 for row in sampled_rows],
+        sampled_rows,
+        _flat(map(_next_ids, chunks)) if table.max_drafts else [],
+    ]
+    packed = ints_to_device(_flat(parts), table.device)
+    of_token, at, tokens, row, length, start, added, index, sampled, next_ids = packed.split(
+        [len(part) for part in parts]
     )
+    if decode:  # only the device knows their tokens
+        tokens[-len(decode) :] = table.last_token[row[len(chunks) :]]
+    size = table.page_size
+    slots = table.page_table[of_token, at // size].long() * size + at % size
+
+    def group(a: int, b: int, kind: int) -> AttentionGroup:
+        longest = max(lengths[a:b])
+        paged = PagedRows(
+            page_table=table.page_table[row[a:b], : -(-longest // size)],
+            query_starts=start[a : b + 1] - starts[a],
+            lengths=length[a:b],
+            max_query_len=max(counts[a:b]),
+            max_length=longest,
+            query_lens=tuple(counts[a:b]),
+            prefix_lens=tuple(begins[a:b]),
+        )
+        backend = backends.decode if kind else backends.prefill
+        planned = backends.planned if kind == 2 else None
+        return AttentionGroup(slice(starts[a], starts[b]), kind > 0, paged, backend, planned)
+
+    bounds = (0, sum(not _is_absorbed(chunk) for chunk in chunks), len(chunks), len(rows))
+    groups = [group(a, b, kind) for kind, (a, b) in enumerate(pairwise(bounds)) if a < b]
+    chunk_spans = [spans[chunk.row] for chunk in prefill]
+    num_chunk_points = len(sampled_rows) - len(decode)
+    return StepBatch(
+        StepInputs(tokens, at, slots, groups),
+        SamplingPoints(sampled, table.num_outputs[sampled]),
+        index,
+        PackedRows(row, added.view(2, -1), chunk_spans, num_chunk_points, next_ids),
+    )
+
+
+def _flat(parts: Iterable[Iterable[int]]) -> list[int]:
+    return list(chain.from_iterable(parts))
 
 
 def _is_absorbed(chunk: PrefillChunk) -> bool:
     return chunk.start > 0 and len(chunk.token_ids) <= ABSORBED_MAX_NEW_TOKENS
 
 
-def _pack(
-    prefill: Sequence[PrefillChunk], decode: list[int], table: RowTable, backends: Backends
-) -> StepBatch:
-    """Chunks, and decode rows of one token each, whose lengths the host knows. One copy to the
-    device holds everything."""
-    layout = _lay_out(prefill, decode, table)
-    rows, begins, counts, starts = layout.rows, layout.begins, layout.counts, layout.starts
-    lengths = [begin + count for begin, count in zip(begins, counts, strict=True)]
-    chunks = [prefill[number] for number in layout.order]
-    spans = {number: slice(*starts[i : i + 2]) for i, number in enumerate(layout.order)}
-    sampling = [number for number, chunk in enumerate(prefill) if chunk.sample]
-    parts: list[Sequence[int]] = [
-        [row for row, count in zip(rows, counts, strict=True) for _ in range(count)],
-        list(chain.from_iterable(map(range, begins, lengths))),
-        list(chain.from_iterable(chunk.token_ids for chunk in chunks)),
-        decode,
-        rows,
-        lengths,
-        starts,
-        [*counts, *(chunk.sample for chunk in chunks), *[1] * len(decode)],
-        [*(spans[number].stop - 1 for number in sampling), *starts[len(chunks) : -1]],
-        [*(prefill[number].row for number in sampling), *decode],
-        _next_ids(chunks) if table.max_drafts else [],
-    ]
-    packed = ints_to_device(list(chain.from_iterable(parts)), table.device)
-    of_token, at, tokens, decoded, row, length, start, added, index, sampled, next_ids = (
-        packed.split([len(part) for part in parts])
-    )
-    if decode:
-        tokens = torch.cat((tokens, table.last_token[decoded]))
-    size = table.page_size
-    inputs = StepInputs(
-        token_ids=tokens,
-        positions=at,
-        slots=table.page_table[of_token, at // size].long() * size + at % size,
-        groups=_packed_groups(layout, table, row, start, length, backends),
-    )
-    chunk_spans = [spans[number] for number in range(len(prefill))]
-    return StepBatch(
-        inputs,
-        SamplingPoints(sampled, table.num_outputs[sampled]),
-        index,
-        PackedRows(row, added.view(2, -1), chunk_spans, len(sampling), next_ids),
-    )
-
-
-def _packed_groups(
-    layout: _Layout, table: RowTable, row: Tensor, start: Tensor, length: Tensor, backends: Backends
-) -> list[AttentionGroup]:
-    """Up-projected chunks, absorbed chunks, decode rows. row, length [num_rows], start
-    [num_rows + 1]: rows, lengths and starts of the layout, on the device."""
-    groups = []
-    bounds = (0, layout.num_long, layout.num_chunks, len(layout.rows))
-    for kind, (a, b) in enumerate(pairwise(bounds)):
-        if a == b:
-            continue
-        begins, counts = layout.begins[a:b], layout.counts[a:b]
-        longest = max(begin + count for begin, count in zip(begins, counts, strict=True))
-        paged = PagedRows(
-            page_table=table.page_table[row[a:b], : -(-longest // table.page_size)],
-            query_starts=start[a : b + 1] - layout.starts[a],
-            lengths=length[a:b],
-            max_query_len=max(counts),
-            max_length=longest,
-            query_lens=tuple(counts),
-            prefix_lens=tuple(begins),
-        )
-        groups.append(
-            AttentionGroup(
-                span=slice(layout.starts[a], layout.starts[b]),
-                absorbed=kind > 0,
-                rows=paged,
-                backend=backends.decode if kind else backends.prefill,
-                planned=backends.planned if kind == 2 else None,
-            )
-        )
-    return groups
-
-
-def _next_ids(chunks: Sequence[PrefillChunk]) -> list[int]:
-    """The token after each token of the chunks; 0 where it will be sampled."""
-    following: list[int] = []
-    for chunk in chunks:
-        following += chunk.token_ids[1:]
-        following.append(max(0, chunk.next_id))
-    return following
+def _next_ids(chunk: PrefillChunk) -> list[int]:
+    """The token after each token of the chunk; 0 if it will be sampled."""
+    return [*chunk.token_ids[1:], max(0, chunk.next_id)]
 
 
 def _join(chunks: StepBatch, decode: StepBatch) -> StepBatch:
@@ -299,7 +256,7 @@ def _join(chunks: StepBatch, decode: StepBatch) -> StepBatch:
         for g in second.groups
     ]
     if drafts is not None:  # there are none before the points of chunks
-        none = drafts.new_full((chunks.packed.num_chunk_points, drafts.shape[1]), -1)
+        none = drafts.new_full((len(chunks.points.rows), drafts.shape[1]), -1)
         drafts = torch.cat((none, drafts))
     inputs = StepInputs(
         token_ids=torch.cat((first.token_ids, second.token_ids)),

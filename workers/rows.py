@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from ..shared.messages import PagesAppended, RowAdmit, StepPlan
-from ..shared.sampling import SamplingParams
 from .memory.device import to_device
 from .sampling.rules import RowRules
 
-_NO_PARAMS = SamplingParams(max_new_tokens=1)
 _FLOATS = (  # fields of SamplingParams that have a column on the device
     "temperature",
     "top_p",
@@ -73,7 +71,6 @@ class RowTable:
         self.rules = RowRules(total, vocab_size, self.device)
         # Host side. `last_hidden` carries a prompt's last state to its next chunk, for the
         # log-probability of that chunk's first token; empty unless a request asked for those.
-        self.params = [_NO_PARAMS] * num_rows
         self.num_pages = [0] * num_rows
         self.min_tokens = [0] * num_rows  # exact without drafts
         self.min_outputs = [0] * num_rows  # exact without drafts
@@ -121,7 +118,6 @@ class RowTable:
 
     def _admit_on_host(self, admit: RowAdmit) -> None:
         row, params = admit.row, admit.sampling
-        self.params[row] = params
         self.min_tokens[row] = admit.num_cached_tokens
         self.min_outputs[row] = admit.num_output_tokens
         self.num_pages[row] = 0

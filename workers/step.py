@@ -24,6 +24,7 @@ from ..shared.messages import (
     TokenLogprob,
 )
 from .forward import Forward, Forwarded
+from .inputs import SamplingPoints
 from .memory.device import HostCopy, is_out_of_memory
 from .memory.kv_cache import pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits
@@ -47,17 +48,12 @@ class PendingStep:
     results: list[RowResult] = field(default_factory=list)  # once read
     error: str = ""  # it produced nothing
 
-    @property
-    def chunk_rows(self) -> list[int]:
-        """Rows of the chunks that sample."""
-        return [chunk.row for chunk in self.plan.prefill if chunk.sample]
-
-    @property
-    def point_rows(self) -> list[int]:
-        """The row of each sampling point: chunks that sample, then decode rows, k + 1 points each,
-        the last token's and each draft's."""
-        width = self.plan.num_drafts + 1
-        return self.chunk_rows + [row for row in self.plan.decode for _ in range(width)]
+    def __post_init__(self) -> None:
+        plan, width = self.plan, self.plan.num_drafts + 1
+        self.chunk_rows = [chunk.row for chunk in plan.prefill if chunk.sample]
+        # The row of each sampling point: chunks that sample, then the last token and the drafts of
+        # each decode row.
+        self.rows = self.chunk_rows + [row for row in plan.decode for _ in range(width)]
 
     @property
     def is_done(self) -> bool:
@@ -68,7 +64,7 @@ class PendingStep:
         """Start the copy to the host: on rank 0 sampled tokens and how many of them count;
         elsewhere nothing, it only tells when the step is done."""
         tensors = [] if self.sampled is None else self.sampled.tensors()
-        if self.num_tokens is not None:
+        if tensors and self.num_tokens is not None:
             tensors.append(self.num_tokens)
         self.copy = HostCopy(tensors, device)
 
@@ -147,30 +143,36 @@ class ModelRunner:
             for row in plan.freed:
                 self.grammars.free(row)
             for admit in plan.admitted:
-                self.grammars.admit(admit)
+                self.grammars.free(admit.row)
+                if admit.grammar is not None:
+                    self.grammars.admit(admit)
         step = PendingStep(plan)
-        ran_out = False
         try:
             self.table.apply(plan)
             if plan.prefill or plan.decode:
                 self._compute(step)
             step.start_copy(self.table.device)
-        except RuntimeError as error:
-            if self.ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
-                raise
-            ran_out = True
-            step.error = f"the GPU ran out of memory: {str(error).splitlines()[0]}"
-        except ValueError:
-            if not self._ran_out:
-                raise
-            step.error = "the step before failed"  # this plan was made without knowing
-        self._ran_out = ran_out
-        if step.error:
+            self._ran_out = False
+        except (RuntimeError, ValueError) as error:
+            step.error = self._explain(error)
             logger.error("step %d: %s", plan.step, step.error)
-            if self.table.device.type == "cuda":
-                torch.cuda.empty_cache()  # the frames of the traceback hold no tensors any more
+        if step.error and self.table.device.type == "cuda":
+            torch.cuda.empty_cache()  # the frames of the traceback hold no tensors any more
         self._pending.append(step)
         return step
+
+    def _explain(self, error: RuntimeError | ValueError) -> str:
+        """Why a step has no result. Raises the error again if it is none of memory, nor follows
+        one."""
+        ran_out, self._ran_out = self._ran_out, False
+        if isinstance(error, ValueError):
+            if not ran_out:
+                raise error
+            return "the step before failed"  # this plan was made without knowing
+        if self.ranks.size > 1 or not is_out_of_memory(error):  # the others wait for this one
+            raise error
+        self._ran_out = True
+        return f"the GPU ran out of memory: {str(error).splitlines()[0]}"
 
     def finish(self, step: PendingStep) -> StepResult:
         """Wait for a launched step. Raises FloatingPointError naming a row whose logits are not
@@ -188,63 +190,60 @@ class ModelRunner:
                 raise ValueError(f"row {part.row}: pages {part.pages} of {self.num_pages}")
 
     def _compute(self, step: PendingStep) -> None:
-        plan, table = step.plan, self.table
+        plan, rows, table = step.plan, step.rows, self.table
         forwarded = self.forward.before_sampling(plan)
-        for chunk, hidden in zip(plan.prefill, forwarded.chunk_states(), strict=True):
-            is_asked = table.params[chunk.row].num_prompt_logprobs >= 0
-            found = prompt_logprobs(table, chunk, hidden, self._logits_of) if is_asked else []
-            step.prompt_logprobs.append(found)
-        rows, ids = step.point_rows, forwarded.points.rows  # which are none if nothing samples
-        if rows:
-            ids = self._sample(step, rows, forwarded)
+        step.prompt_logprobs = [[] for _ in plan.prefill]
+        if not table.rules.prompt_logprobs.keys().isdisjoint(chunk.row for chunk in plan.prefill):
+            step.prompt_logprobs = self._prompt_logprobs(plan, forwarded)
+        ids = self._sample(step, forwarded) if rows else forwarded.points.rows
         step.num_tokens = self.forward.after_sampling(plan, forwarded, ids)
         if table.rules.penalties.concerns(rows):
-            self._count_for_penalties(step, rows, forwarded.points.rows, ids)
+            self._count_for_penalties(step, forwarded.points.rows, ids)
         table.count(plan)  # not before: rules of the first outputs look at the host's count
 
-    def _sample(self, step: PendingStep, rows: list[int], forwarded: Forwarded) -> Tensor:
-        """-> ids [num_points] int64 on every rank."""
-        ids = torch.empty(len(rows), dtype=torch.int64, device=self.table.device)
-        if forwarded.logits is not None:
-            masks = self._masks(step, rows, forwarded)
-            num_ids = self.spec.num_token_ids
-            step.sampled = sample(
-                forwarded.logits, rows, forwarded.points, self.table, num_ids, masks
-            )
-            ids = step.sampled.ids
-        return self.ranks.broadcast(ids)
+    def _prompt_logprobs(self, plan: StepPlan, forwarded: Forwarded) -> list[list[TokenLogprob]]:
+        """For each chunk, empty where not asked for."""
+        pairs = zip(plan.prefill, forwarded.chunk_states(), strict=True)
+        return [prompt_logprobs(self.table, *pair, self._logits_of) for pair in pairs]
 
-    def _masks(self, step: PendingStep, rows: list[int], forwarded: Forwarded) -> Masks | None:
+    def _sample(self, step: PendingStep, forwarded: Forwarded) -> Tensor:
+        """-> ids [num_points] int64 on every rank."""
+        logits, points = forwarded.logits, forwarded.points
+        if logits is None:
+            return self.ranks.broadcast(torch.empty_like(points.rows))
+        masks = None
+        if self.grammars is not None and not self.grammars.rows.isdisjoint(step.rows):
+            masks = self._masks(self.grammars, step, points)
+        num_ids = self.spec.num_token_ids
+        step.sampled = sample(logits, step.rows, points, self.table, num_ids, masks)
+        return self.ranks.broadcast(step.sampled.ids)
+
+    def _masks(self, grammars: GrammarRows, step: PendingStep, points: SamplingPoints) -> Masks:
         """Grammar masks of all points, which need the tokens of the steps before on the host; those
         after a draft need the drafts too."""
-        grammars, plan = self.grammars, step.plan
-        if grammars is None or grammars.rows.isdisjoint(rows):
-            return None
         if self._pending:
             self._read(self._pending[-1])
-        width, count = plan.num_drafts + 1, len(step.chunk_rows)
-        if width == 1:
-            return grammars.masks(rows)
-        points, chunk_masks = grammars.masks(rows[:count])
-        masks = [chunk_masks]
-        decode = forwarded.points.rows[count::width]
-        drafts = self.table.drafts[decode, : plan.num_drafts].tolist()
+        plan, count = step.plan, len(step.chunk_rows)
+        if not plan.num_drafts:
+            return grammars.masks(step.rows)
+        width = plan.num_drafts + 1
+        masked, masks = grammars.masks(step.chunk_rows)
+        all_masks = [masks]
+        drafts = self.table.drafts[points.rows[count::width], : plan.num_drafts].tolist()
         for number, row in enumerate(plan.decode):
             if row in grammars.rows:
                 begin = count + number * width
-                points += range(begin, begin + width)
-                masks.append(grammars.look_ahead(row, drafts[number]))
-        return points, torch.cat(masks)
+                masked += range(begin, begin + width)
+                all_masks.append(grammars.look_ahead(row, drafts[number]))
+        return masked, torch.cat(all_masks)
 
-    def _count_for_penalties(
-        self, step: PendingStep, rows: list[int], index: Tensor, ids: Tensor
-    ) -> None:
+    def _count_for_penalties(self, step: PendingStep, index: Tensor, ids: Tensor) -> None:
         """Count the tokens ids [num_points] of the rows `index`, without drafts not accepted."""
         if step.num_tokens is not None:
             count, width = len(step.chunk_rows), step.plan.num_drafts + 1
             accepted = kept(ids[count:].view(-1, width), step.num_tokens)
             ids = torch.cat((ids[:count], accepted.flatten()))
-        self.table.rules.penalties.record(rows, index, ids)
+        self.table.rules.penalties.record(step.rows, index, ids)
 
     def _read(self, step: PendingStep) -> None:
         """Wait for a step's tokens and tell the grammars; once, in the order of steps."""

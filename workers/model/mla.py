@@ -84,9 +84,8 @@ def project(
     kv_norm = weights.kv_norm
     if absorb:
         w_uk, _ = weights.halves()
-        return Projected(
-            rope_absorb(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, w_uk)
-        )
+        queries = rope_absorb(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, w_uk)
+        return Projected(queries)
     if out is None or out.latents is None:
         out = Projected(queries, stream.new_empty(len(stream), spec.latent_dim))
     rope_write(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, out.latents)
@@ -125,33 +124,16 @@ def _attend_group(
 ) -> Tensor:
     spec, queries = weights.spec, tokens.queries
     if not group.absorbed:
-        assert tokens.latents is not None, "absorbed queries cannot attend up-projected"
         backend = prefill_backend(group.backend, queries, spec.v_head_dim)
-        new_tokens: Tensor | tuple[Tensor, Tensor] = tokens.latents
-        if tokens.keys_values is not None and backend != "torch":
-            new_tokens = tokens.keys_values
-        return mla_prefill(
-            queries,
-            new_tokens,
-            kv,
-            group.rows,
-            weights.kv_b,
-            spec.softmax_scale,
-            backend,
-            out,
-        )
+        new_tokens = tokens.latents if backend == "torch" else tokens.keys_values or tokens.latents
+        assert new_tokens is not None, "absorbed queries cannot attend up-projected"
+        scale, kv_b = spec.softmax_scale, weights.kv_b
+        return mla_prefill(queries, new_tokens, kv, group.rows, kv_b, scale, backend, out)
     w_uk, w_uv = weights.halves()
     if tokens.latents is not None:
         queries = absorb_queries(queries, w_uk)
     if group.planned is not None:
         return expand_values(group.planned.run(queries, kv), w_uv, out)
-    return mla_decode(
-        queries,
-        kv,
-        group.rows,
-        spec.kv_lora_rank,
-        spec.softmax_scale,
-        decode_backend(group.backend, queries),
-        w_uv,
-        out,
-    )
+    backend = decode_backend(group.backend, queries)
+    value_dim, scale = spec.kv_lora_rank, spec.softmax_scale
+    return mla_decode(queries, kv, group.rows, value_dim, scale, backend, w_uv, out)

@@ -46,8 +46,8 @@ def prompt_logprobs(
     hidden [num_tokens, hidden] are the chunk's states, `logits_of` gives the logits of some (None
     on ranks that do not sample). Waits for the device.
     """
-    num_top = table.params[chunk.row].num_prompt_logprobs
-    if num_top < 0:
+    num_top = table.rules.prompt_logprobs.get(chunk.row)
+    if num_top is None:
         return []
     before, targets = hidden[:-1], chunk.token_ids[1:]
     found: list[TokenLogprob] = []

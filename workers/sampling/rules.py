@@ -129,7 +129,9 @@ class RowRules:
         self.boosts: dict[int, Boost] = {}
         self.biases: dict[int, Biases] = {}
         self.allowed: dict[int, Tensor] = {}  # [vocab] bool on the device
-        self.logprobs: dict[int, int] = {}  # how many of the likeliest tokens to name
+        # How many of the likeliest tokens to name, beside output tokens and prompt tokens.
+        self.logprobs: dict[int, int] = {}
+        self.prompt_logprobs: dict[int, int] = {}
         self._drawing: set[int] = set()
         self._truncating: set[int] = set()
 
@@ -154,10 +156,12 @@ class RowRules:
             self.allowed[row] = allowed.index_fill_(0, ids, True)
         if params.num_logprobs >= 0:
             self.logprobs[row] = params.num_logprobs
+        if params.num_prompt_logprobs >= 0:
+            self.prompt_logprobs[row] = params.num_prompt_logprobs
 
     def free(self, row: int) -> None:
         """Drop the row's rules."""
-        for rules in (self.boosts, self.biases, self.allowed, self.logprobs):
+        for rules in (self.boosts, self.biases, self.allowed, self.logprobs, self.prompt_logprobs):
             rules.pop(row, None)
         self._drawing.discard(row)
         self._truncating.discard(row)
