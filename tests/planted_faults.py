@@ -1,7 +1,7 @@
 """Plants faults in a copy of the code, one at a time, and runs the tests that should find each.
 
-`python tests/planted_faults.py [--only NAME] [--jobs N] [--results FILE] [--checkout ROOT]` prints
-one line per fault and a summary. `planted_faults.toml` lists the faults. Verdicts:
+`python tests/planted_faults.py [--only NAME] [--jobs N] [--results FILE] [--before ROOT]` prints one
+line per fault and a summary. `planted_faults.toml` lists the faults. Verdicts:
 
 - found: a test failed, or did not end in time.
 - SURVIVED: all tests passed.
@@ -9,9 +9,8 @@ one line per fault and a summary. `planted_faults.toml` lists the faults. Verdic
 
 `--results` keeps the verdicts in a JSON file. The next run with that file skips faults that have a
 verdict and have not changed since. `--unharmed` runs the named tests without any fault first, and
-stops if one fails. `--checkout` plants the faults in another checkout, such as an older one: files
-that have moved since are found by Git's rename detection, and a fault may have a `before` table
-with what differs there.
+stops if one fails. `--before` plants the faults in a checkout of commit c27d334 instead: the table
+`before` of a fault says what differs there.
 """
 
 import argparse
@@ -29,7 +28,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -62,32 +61,17 @@ class Verdict:
     seconds: float
 
 
-def load_faults(path: Path = LIST) -> dict[str, tuple[Fault, dict[str, Any]]]:
-    """The faults by name, each with its `before` table."""
+def load_faults(is_before: bool = False) -> dict[str, Fault]:
+    """The faults by name, as they are planted here or in the older checkout."""
     faults = {}
-    for entry in tomllib.loads(path.read_text())["fault"]:
+    for entry in tomllib.loads(LIST.read_text())["fault"]:
         before = entry.pop("before", {})
+        if is_before:
+            entry |= before
         fault = Fault(**{**entry, "tests": tuple(entry["tests"])})
         assert fault.name not in faults, f"two faults are named {fault.name}"
-        faults[fault.name] = (fault, before)
+        faults[fault.name] = fault
     return faults
-
-
-def fault_for(checkout: Path, fault: Fault, before: dict[str, Any], moved: dict[str, str]) -> Fault:
-    """The fault as it is planted in a checkout."""
-    if checkout == ROOT:
-        return fault
-    tests = before.get("tests", [moved.get(test, test) for test in fault.tests])
-    values = {"file": moved.get(fault.file, fault.file), **before, "tests": tuple(tests)}
-    return replace(fault, **values)
-
-
-def moved_files(checkout: Path) -> dict[str, str]:
-    """Path here -> path there, of files that moved between the two commits."""
-    there = _git(checkout, "rev-parse", "HEAD").strip()
-    lines = _git(ROOT, "diff", "-M40%", "--name-status", there, "HEAD").splitlines()
-    renames = [line.split("\t") for line in lines if line.startswith("R")]
-    return {here: before for _, before, here in renames}
 
 
 def _git(directory: Path, *command: str) -> str:
@@ -161,10 +145,10 @@ class Copy:
             return Verdict("found", "not within the time", seconds)
         if code == _PASSED:
             return Verdict("SURVIVED", "", seconds)
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
-        if code != _FAILED or failed is None:
+        if code != _FAILED:
             return Verdict("BROKEN", "\n".join(text.splitlines()[-15:]), seconds)
-        return Verdict("found", failed[1], seconds)
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", text, re.MULTILINE)
+        return Verdict("found", failed[1] if failed else "", seconds)
 
 
 def _wait(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
@@ -257,7 +241,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", help="this fault; may be repeated")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
     parser.add_argument("--results", type=Path, help="JSON file to keep verdicts in")
-    parser.add_argument("--checkout", type=Path, default=ROOT, help="plant them there")
+    parser.add_argument("--before", type=Path, help="plant them in this older checkout")
     parser.add_argument("--timeout", type=float, default=TIMEOUT_S, help="seconds for one fault")
     parser.add_argument("--unharmed", action="store_true", help="first without any fault")
     return parser.parse_args(argv)
@@ -266,11 +250,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """0 if all were found."""
     args = parse(argv)
-    checkout = args.checkout.resolve()
-    moved = {} if checkout == ROOT else moved_files(checkout)
-    pairs = load_faults()
-    names = args.only or list(pairs)
-    faults = [fault_for(checkout, *pairs[name], moved) for name in names]
+    checkout = ROOT if args.before is None else args.before.resolve()
+    every = load_faults(is_before=args.before is not None)
+    faults = [every[name] for name in args.only or every]
     if args.unharmed:
         check_unharmed(faults, checkout, args.timeout)
     results = Results(args.results)
