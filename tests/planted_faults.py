@@ -1,7 +1,7 @@
 """Plants faults in a copy of the code, one at a time, and runs the tests that should find each.
 
-`python tests/planted_faults.py [--only NAME] [--jobs N] [--results FILE] [--before ROOT]` prints one
-line per fault and a summary. `planted_faults.toml` lists the faults. Verdicts:
+`python tests/planted_faults.py [--only NAME] [--jobs N] [--results FILE] [--before ROOT]` prints
+one line per fault and a summary. `planted_faults.toml` lists the faults. Verdicts:
 
 - found: a test failed, or did not end in time.
 - SURVIVED: all tests passed.

@@ -132,7 +132,7 @@ def test_openai_takes_every_parameter(facts: ModelFacts) -> None:
         min_tokens=3,
         n=2,
         best_of=2,
-        stop=["a", "", "<|user|>"],
+        stop=["a", "", "<|user|>", "<think>"],
         stop_token_ids=[9],
         logit_bias={1: 5.0},
         seed=1,
@@ -142,9 +142,10 @@ def test_openai_takes_every_parameter(facts: ModelFacts) -> None:
     assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (-2, 2, 0.9)
     assert (s.temperature, s.top_p, s.top_k, s.min_p) == (0.5, 0.9, 0, 0.2)
     assert (s.max_new_tokens, s.min_new_tokens, s.num_logprobs) == (7, 3, 5)
-    assert s.stop_token_ids == (*EOS, 9)
-    assert spec.text.hidden_ids == {*EOS, 9}
-    assert spec.text.stop_strings == ("a", "<|user|>")
+    think = facts.added_ids["<think>"]
+    assert s.stop_token_ids == (*EOS, 9, think)
+    assert spec.text.hidden_ids == {*EOS, 9, think}
+    assert spec.text.stop_strings == ("a", "<|user|>", "<think>")
     assert (spec.n, spec.cache_salt) == (2, "s")
 
 
