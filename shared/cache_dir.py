@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again."""
+"""The directory for files that can be made again."""
 
 import os
 import tempfile
@@ -8,10 +8,10 @@ from .config import environment
 
 
 def user_cache_dir() -> Path:
-    """The user's cache directory, or a temporary one where that cannot be written."""
-    wanted = environment().get("XDG_CACHE_HOME", "")
+    """The user's cache directory, or a temporary one if that is not writable."""
+    xdg_cache = environment().get("XDG_CACHE_HOME", "")
     try:
-        base = Path(wanted) if wanted.startswith("/") else Path("~/.cache").expanduser()
+        base = Path(xdg_cache) if xdg_cache.startswith("/") else Path("~/.cache").expanduser()
         cache = base / "glimmer"
         cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK | os.X_OK):

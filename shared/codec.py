@@ -1,7 +1,7 @@
 """Messages to bytes and back: MessagePack on the wire, types checked on arrival.
 
-`msgpack` does the bytes, `msgspec` the typing. Nothing that arrives is trusted: sizes are limited
-before memory is allocated, every field is checked, and the only failure is `CodecError`.
+`msgpack` reads and writes bytes, `msgspec` checks types. Bytes from a socket are not trusted: sizes
+are limited before memory is allocated, every field is checked, and `CodecError` is the only error.
 """
 
 import msgpack
@@ -28,13 +28,13 @@ _LIMITS = {
 
 
 def encode(message: Message) -> bytes:
-    """Message -> MessagePack bytes."""
+    """The MessagePack bytes of a message."""
     return msgpack.packb(msgspec.to_builtins(message))  # type: ignore[no-any-return]
 
 
 def decode(data: bytes) -> AnyMessage:
-    """MessagePack bytes -> message. Raises CodecError on anything that is not exactly one
-    well-formed message of a known type."""
+    """The message in `data`. Raises CodecError unless that is exactly one well-formed message of a
+    known type."""
     if len(data) > MAX_MESSAGE_BYTES:
         raise CodecError(f"message of {len(data)} bytes, limit {MAX_MESSAGE_BYTES}")
     try:

@@ -1,19 +1,19 @@
 """LightLLM's flags and environment variables that have no field in `ServeConfig`.
 
-Each is accepted with one warning when ignoring it changes no answer, or refused with the reason
-when it asks for something that the server would silently not do.
+A flag is accepted with a warning if ignoring it changes no answer. It is refused, with the reason,
+if it asks for something that the server does not do.
 """
 
 from typing import Any, NamedTuple
 
 
 class CompatFlag(NamedTuple):
-    """One flag: `kind` is flag, int, float, str or append; `default` is LightLLM's."""
+    """One flag. `kind` is flag, int, float, str or append. `default` is LightLLM's default."""
 
     name: str
     kind: str
     default: Any
-    refused: bool  # if given with another value than the default; else accepted with a warning
+    refused: bool  # if the value is not the default; other flags are accepted with a warning
     reason: str
     choices: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -34,7 +34,7 @@ _RUN_MODES = (
     *("nixl_prefill", "nixl_decode", "visual_only"),
 )
 _ONE_NODE = "the server runs on one node"
-_OWN_SCHEDULER = "the scheduler shares every step between prompts and running requests by itself"
+_OWN_SCHEDULER = "the scheduler divides every step between prompts and running requests"
 _OWN_COLLECTIVES = "the collective operations are chosen by the server"
 _NO_DISAGGREGATION = "prefill and decode run in one server"
 _NO_TRAINING = "there are no endpoints for training"
@@ -44,7 +44,7 @@ _GRAPHS = "the server decides which batches to capture"
 _MULTIMODAL = "the model is text-only"
 _STATS = "throughput figures are in /metrics"
 _NO_LINEAR = "the model has no linear attention"
-_OVERLAP = "the model is served without this overlap"
+_OVERLAP = "the server does not use this overlap"
 
 FLAGS: tuple[CompatFlag, ...] = (
     # processes and nodes
@@ -53,7 +53,7 @@ FLAGS: tuple[CompatFlag, ...] = (
         "str",
         "normal",
         True,
-        "only 'normal' is, prefill and decode run in one server",
+        "only 'normal' is: prefill and decode run in one server",
         _RUN_MODES,
     ),
     CompatFlag("dp", "int", 1, True, "use --tp for several GPUs"),
@@ -64,8 +64,8 @@ FLAGS: tuple[CompatFlag, ...] = (
         "dp_balancer", "str", None, False, "--dp is always 1", ("round_robin", "bs_balancer")
     ),
     *_ignored(_ONE_NODE, "int", "multinode_httpmanager_port", "multinode_router_gloo_port"),
-    *_ignored("ranks meet on the loopback interface", "str", "nccl_host"),
-    *_ignored("ranks meet on a private address", "int", "nccl_port"),
+    *_ignored("ranks connect over the loopback interface", "str", "nccl_host"),
+    *_ignored("ranks connect over a private address", "int", "nccl_port"),
     *_ignored(_ONE_NODE, "flag", "use_config_server_to_init_nccl"),
     *_ignored("the HTTP server needs no file", "str", "hypercorn_config"),
     *_ignored("links are private ipc sockets", "str", "zmq_mode"),
@@ -83,8 +83,8 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored("no shared memory is used", "flag", "disable_shm_warning"),
     *_refused("prompts are run as they are", "flag", "token_healing_mode"),
     *_refused("use the request's allowed_token_ids", "flag", "first_token_constraint_mode"),
-    *_refused("the model generates text, it gives no scores", "flag", "use_reward_model"),
-    *_refused("replies do not hold expert ids", "flag", "enable_return_routed_experts"),
+    *_refused("the model generates text; it gives no scores", "flag", "use_reward_model"),
+    *_refused("replies do not contain expert ids", "flag", "enable_return_routed_experts"),
     CompatFlag(
         "long_truncation_mode",
         "str",
@@ -96,7 +96,7 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_refused(_NO_TRAINING, "flag", "enable_rl"),
     *_refused(_NO_TRAINING, "flag", "enable_torch_memory_saver", "enable_weight_cpu_backup"),
     # scheduling
-    *_ignored("admission looks at expected lengths", "float", "router_token_ratio"),
+    *_ignored("admission uses expected lengths", "float", "router_token_ratio"),
     *_ignored(_OWN_SCHEDULER, "int", "router_max_wait_tokens", "router_max_new_token_len"),
     *_ignored(_OWN_SCHEDULER, "flag", "disable_aggressive_schedule"),
     *_ignored(_OWN_SCHEDULER, "flag", "enable_prefill_decode_mixed"),
@@ -108,7 +108,7 @@ FLAGS: tuple[CompatFlag, ...] = (
         "str",
         None,
         False,
-        "each request says what it wants constrained",
+        "each request names its own constraint",
         ("outlines", "xgrammar", "none"),
     ),
     CompatFlag(
@@ -158,7 +158,7 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored(_CACHE, "str", "disk_cache_dir"),
     *_ignored(_MOE, "flag", "enable_ep_moe", "auto_update_redundancy_expert"),
     *_ignored(_MOE, "str", "ep_redundancy_expert_config_path"),
-    *_ignored("the server chooses how to run them", "flag", "enable_fused_shared_experts"),
+    *_ignored("the server decides this", "flag", "enable_fused_shared_experts"),
     *_ignored(_OVERLAP, "flag", "enable_tpsp_mix_mode", "enable_dp_prefill_balance"),
     *_ignored(_OVERLAP, "flag", "enable_prefill_microbatch_overlap"),
     *_ignored(_OVERLAP, "flag", "enable_decode_microbatch_overlap"),
@@ -190,7 +190,8 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored(_MULTIMODAL, "float", "cache_reserved_ratio", "embed_cache_storage_size"),
 )
 
-# Any flag that begins so is accepted, with any number of values, and ignored.
+# All flags with these prefixes are accepted, with any number of values, and ignored: LightLLM keeps
+# adding such flags.
 FAMILIES = {
     "visual_": _MULTIMODAL,
     "audio_": _MULTIMODAL,
@@ -202,15 +203,15 @@ FAMILIES = {
     "config_server_": _NO_DISAGGREGATION,
 }
 
-_NO_CAP = "request fields have no such small caps"
-_INTERNAL = "it tuned LightLLM's internals"
+_NO_CAP = "request fields have no such small limits"
+_INTERNAL = "it tunes code of LightLLM that does not exist here"
 
-# Environment variables that are accepted and ignored: name -> reason.
+# Environment variables that are accepted and ignored, with the reason.
 VARIABLES = {
     "LIGHTLLM_LOG_DIR": "logs go to stderr only",
     "HEALTH_FAILURE_THRESHOLD": "the launcher watches processes, not /health",
     "HEALTH_CHECK_INTERVAL_SECONDS": "the launcher watches processes, not /health",
-    "DEBUG_HEALTHCHECK_RETURN_FAIL": "/health always tells the truth",
+    "DEBUG_HEALTHCHECK_RETURN_FAIL": "/health always reports the real state",
     "LIGHTLLM_ENABLE_TOOL_NAME_CHECK": "calls of undeclared tools are always dropped",
     "LIGHTLLM_STOP_SEQUENCE_MAX_LENGTH": _NO_CAP,
     "LIGHTLLM_STOP_SEQUENCE_STR_MAX_LENGTH": _NO_CAP,

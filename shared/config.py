@@ -1,8 +1,9 @@
-"""The one configuration object. Flags, YAML keys, environment names (all read by `flags.py`) and
-`docs/configuration.md` are generated from its fields; no other file reads the environment.
+"""The configuration of a server. Flags, YAML keys and environment names (read by `flags.py`) and
+`docs/configuration.md` are generated from the fields of `ServeConfig`. Only this file reads the
+environment.
 
-`ServeConfig` holds what the user said; `None` or "auto" mean "decide for me" and are settled once
-by `resolve.py`. LightLLM's flags that have no field here are listed in `compat_flags.py`.
+`ServeConfig` holds the user's values. `None` and "auto" mean that the server chooses: `resolve.py`
+replaces them once. LightLLM's flags that have no field here are listed in `compat_flags.py`.
 """
 
 import dataclasses
@@ -29,14 +30,14 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def _option(default: Any, help: str, **meta: Any) -> Any:  # noqa: A002 - argparse's own word
-    """A field with its help text; `meta` may hold choices, env (environment name), alias,
-    bounds (least and most, checked by `resolve`)."""
+    """A field with its help text. `meta` may hold choices, env (an environment name), alias,
+    repeatable, and bounds (least and most, checked by `resolve`)."""
     return dataclasses.field(default=default, metadata={"help": help, **meta})
 
 
 @dataclass(frozen=True)
 class ServeConfig:
-    """Everything a process needs to know. Names and defaults follow LightLLM's flags."""
+    """All settings of a server. Names and defaults follow LightLLM's flags."""
 
     # model
     model_dir: str = _option("", "checkpoint directory, or 'demo' for the bundled model")
@@ -61,7 +62,9 @@ class ServeConfig:
         None, "KV capacity in tokens; default: from memory", bounds=(1, 1 << 40)
     )
     mem_fraction: float = _option(
-        0.99, "share of device memory to use; steps always get what they need", bounds=(0.01, 0.99)
+        0.99,
+        "share of device memory to use; what steps need is set aside first",
+        bounds=(0.01, 0.99),
     )
     page_size: int = _option(64, "tokens per KV page", bounds=(1, 4096))
     running_max_req_size: int | None = _option(
@@ -70,14 +73,18 @@ class ServeConfig:
         bounds=(1, 1 << 16),
     )
     max_queued_requests: int = _option(
-        4096, "more waiting requests are refused with 429", bounds=(1, 1 << 30)
+        4096, "most requests in the queue; more are refused with 429", bounds=(1, 1 << 30)
     )
-    max_queued_tokens: int = _option(32_000_000, "the same, in prompt tokens", bounds=(1, 1 << 40))
+    max_queued_tokens: int = _option(
+        32_000_000,
+        "most prompt tokens in the queue; more are refused with 429",
+        bounds=(1, 1 << 40),
+    )
     queue_timeout_s: float = _option(
         600.0, "longest wait in the queue; 0: no limit", bounds=(0, 1e9)
     )
     max_body_mb: float = _option(
-        32.0, "larger request bodies are refused with 413", bounds=(0.001, 1024)
+        32.0, "largest request body; larger ones are refused with 413", bounds=(0.001, 1024)
     )
     # scheduling
     batch_max_tokens: int | None = _option(
@@ -95,31 +102,31 @@ class ServeConfig:
     graph_max_batch_size: int = _option(
         256, "largest decode batch captured as a CUDA graph", bounds=(1, 1 << 16)
     )
-    disable_cudagraph: bool = _option(False, "launch each kernel of a decode step by itself")
+    disable_cudagraph: bool = _option(False, "run decode steps without CUDA graphs")
     performance_mode: str | None = _option(
         None, "'personal': limits for one user", choices=("personal",), alias="p_mode"
     )
     # kernels and speculative decoding
     llm_prefill_att_backend: tuple[str, ...] = _option(
-        ("auto",), "prefill attention; the first one counts", choices=_PREFILL_BACKENDS
+        ("auto",), "backend of prefill attention; only the first is used", choices=_PREFILL_BACKENDS
     )
     llm_decode_att_backend: tuple[str, ...] = _option(
-        ("auto",), "decode attention; the first one counts", choices=_DECODE_BACKENDS
+        ("auto",), "backend of decode attention; only the first is used", choices=_DECODE_BACKENDS
     )
     triton_autotune_level: int = _option(
         0,
-        "0: kernel tiles as stored, 1: tune those that are not, 2: tune all anew, 3: built-in ones",
+        "kernel tiles: 0 stored ones, 1 tune missing ones, 2 tune all again, 3 built-in ones",
         choices=(0, 1, 2, 3),
         env="LIGHTLLM_TRITON_AUTOTUNE_LEVEL",
     )
     mtp_mode: str | None = _option(None, "speculative decoding mode", choices=_MTP_MODES)
     mtp_step: int = _option(0, "draft tokens per decode step", bounds=(0, 7))
     mtp_fixed_step: bool = _option(
-        False, "always mtp_step drafts, instead of as many as pay at the moment"
+        False, "always make mtp_step drafts; default: the fastest number at the moment"
     )
     mtp_hidden_states: tuple[str, ...] = _option(
         ("after_norm",),
-        "which states the draft layer is fed: the main model's, then its own; one for both",
+        "hidden states given to the draft layer: of the main model, then its own; or one for both",
         choices=_HIDDEN_STATES,
     )
     mtp_draft_model_dir: tuple[str, ...] | None = _option(
@@ -127,7 +134,7 @@ class ServeConfig:
     )
     mtp_forced_acceptance: tuple[float, ...] = _option(
         (),
-        "for benchmarks with load_format dummy: shares of drafts taken for right, one per place",
+        "for benchmarks with load_format dummy: share of drafts accepted, one per position",
     )
     # HTTP
     host: str = _option("127.0.0.1", "address to listen on")
@@ -137,14 +144,14 @@ class ServeConfig:
         60.0, "time for running requests to finish after SIGTERM", bounds=(0, 1e6)
     )
     start_timeout_s: float = _option(
-        600.0, "give up when no process reports progress for so long at start", bounds=(1, 1e6)
+        600.0, "give up starting when no process reports progress for this time", bounds=(1, 1e6)
     )
     step_timeout_s: float = _option(
-        300.0, "a step without a result for so long: restart workers", bounds=(1, 1e6)
+        300.0, "restart the workers when a step has no result after this time", bounds=(1, 1e6)
     )
     health_timeout_s: float = _option(
         200.0,
-        "/health fails after so long without a token while busy",
+        "/health fails when requests run and no token came for this time",
         env="HEALTH_TIMEOUT",
         bounds=(0.001, 1e6),
     )
@@ -160,34 +167,34 @@ class ServeConfig:
         False, "keep the reasoning of earlier turns in prompts (default of clear_thinking: false)"
     )
     repeat_unclosed_reasoning: bool = _option(
-        False, "a reply that ends by itself inside its reasoning has that as content, too"
+        False, "if a reply ends inside its reasoning, send the reasoning as content, too"
     )
     grammar_timeout_s: float = _option(
-        15.0, "longest time to compile a schema or grammar of a request", bounds=(0.1, 3600)
+        15.0, "longest time to compile a schema or grammar", bounds=(0.1, 3600)
     )
-    grammar_memory_mb: float = _option(2048.0, "most memory for that, in MB", bounds=(16, 1 << 20))
+    grammar_memory_mb: float = _option(
+        2048.0, "most memory to compile a schema or grammar, in MB", bounds=(16, 1 << 20)
+    )
     grammar_source_kb: float = _option(
-        256.0, "larger schemas and grammars are refused, in kB", bounds=(1, 1 << 20)
+        256.0, "largest schema or grammar of a request, in kB", bounds=(1, 1 << 20)
     )
-    grammar_compiled_mb: float = _option(
-        64.0, "the same for compiled ones, in MB", bounds=(1, 4096)
-    )
+    grammar_compiled_mb: float = _option(64.0, "largest compiled grammar, in MB", bounds=(1, 4096))
     check_model_name: bool = _option(
-        False, "404 for requests that name another model; default: the name is echoed"
+        False, "answer 404 if a request names another model; default: any name is accepted"
     )
     enable_prompt_logprobs: bool = _option(
         False, "allow prompt_logprobs", alias="return_all_prompt_logprobs"
     )
     use_tgi_api: bool = _option(False, "/generate and /generate_stream speak TGI's format")
     return_list: bool = _option(
-        False, "with use_tgi_api: replies are lists of one", env="RETURN_LIST"
+        False, "with use_tgi_api: a reply is a list of one element", env="RETURN_LIST"
     )
     enable_admin_api: bool = _option(
         False, "allow /flush_cache and the abort_all of /abort_request"
     )
     # monitoring
     metric_gateway: str | None = _option(None, "push metrics to this Prometheus push gateway")
-    job_name: str = _option("lightllm", "job of pushed metrics")
+    job_name: str = _option("lightllm", "job name of pushed metrics")
     grouping_key: tuple[str, ...] = _option(
         (), "key=value that groups pushed metrics; may be repeated", repeatable=True
     )
@@ -196,11 +203,11 @@ class ServeConfig:
         False, "push with basic auth: environment variables USERNAME and PASSWORD"
     )
     # operation
-    runtime_dir: str | None = _option(None, "private directory for sockets; default: made anew")
+    runtime_dir: str | None = _option(None, "private directory for sockets; default: a new one")
     log_level: str = _option("info", "log level", choices=_LOG_LEVELS, env="LIGHTLLM_LOG_LEVEL")
 
     def config_hash(self) -> str:
-        """16 hex digits that all processes of one server agree on."""
+        """16 hex digits. Processes with equal digits have equal configurations."""
         text = json.dumps(dataclasses.asdict(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -234,20 +241,21 @@ def environment() -> dict[str, str]:
 
 
 def monitor_credentials() -> tuple[str, str]:
-    """User and password for the push gateway. Not in ServeConfig, which is written to a file and
-    shown by /get_server_info."""
+    """User and password for the push gateway. They are not in ServeConfig, because that is written
+    to a file and shown by /get_server_info."""
     return os.environ.get("USERNAME", ""), os.environ.get("PASSWORD", "")
 
 
 def child_environment(role: str, threads: int) -> dict[str, str]:
-    """Environment of a child process: this one's, with defaults for libraries. `threads` is for
-    OpenMP and alike; whatever the user set stays."""
+    """Environment of a child process: that of this process, with defaults for libraries. `threads`
+    is the number for OpenMP in a worker. Variables that the user has set are kept."""
     defaults = {
         "OMP_NUM_THREADS": str(threads if role == "worker" else 1),
-        # Idle threads sleep: spinning ones starve whoever shares the cores, and then us, 20-fold.
+        # Idle threads sleep. Spinning threads take the cores from other processes, and then from
+        # this one: a step took 20 times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GLOO_SOCKET_IFNAME": "lo",
-        "TOKENIZERS_PARALLELISM": "false",  # its thread pool and our processes do not mix
+        "TOKENIZERS_PARALLELISM": "false",  # its thread pool does not work with child processes
         "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded
     }
     return defaults | environment()

@@ -1,9 +1,9 @@
-"""Everything that can go wrong, as a tree; each leaf knows its exit code or HTTP status.
+"""The errors of Glimmer, as a tree. Each leaf has an exit code or an HTTP status.
 
 GlimmerError
-  StartError            the server cannot start; `exit_code` says why to the caller
+  StartError            the server cannot start; `exit_code` tells the caller why
     UsageError    2     bad command line
-    ConfigError   3     values that do not fit together or this machine
+    ConfigError   3     values that contradict each other or do not fit this machine
     ModelError    4     checkpoint missing, truncated, inconsistent
     PortError     5     address or runtime directory already in use
     GpuError      6     GPU lost or unusable
@@ -12,8 +12,8 @@ GlimmerError
     NotFoundError 404   no such model
   OverloadedError 429   queue full; `retry_after_s`
   UnavailableError 503  draining, starting or engine lost; `retry_after_s`
-  EngineError    500    ours
-  CodecError            a malformed message from a peer: counted and dropped
+  EngineError    500    the server's fault
+  CodecError            a malformed message from another process: counted and dropped
 """
 
 
@@ -22,7 +22,7 @@ class GlimmerError(Exception):
 
 
 class StartError(GlimmerError):
-    """Cannot start. One line saying what was found and what to change."""
+    """The server cannot start. The text is one line: the problem, and what to change."""
 
     exit_code = 1
 
@@ -48,7 +48,7 @@ class GpuError(StartError):
 
 
 class HttpError(GlimmerError):
-    """An error that becomes an HTTP reply (or a last SSE event)."""
+    """An error that becomes an HTTP reply, or the last SSE event of a stream."""
 
     status = 500
     type = "InternalServerError"
@@ -90,4 +90,4 @@ class EngineError(HttpError):
 
 
 class CodecError(GlimmerError):
-    """A malformed message from a peer."""
+    """A malformed message from another process."""

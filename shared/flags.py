@@ -1,5 +1,5 @@
-"""From what the user gives, flags, a YAML file and environment variables, to a `ServeConfig`. All
-names are those of its fields; LightLLM's others are in `compat_flags.py`."""
+"""Reads flags, a YAML file and environment variables into a `ServeConfig`. All names are those of
+its fields. LightLLM's other flags are in `compat_flags.py`."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from .compat_flags import FAMILIES, FLAGS, VARIABLES, CompatFlag
 from .config import FIELD_GROUPS, ServeConfig, environment
 from .errors import ConfigError, UsageError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
     ("false", "0", "no", "off", ""), False
@@ -22,40 +22,43 @@ _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
 
 
 def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeConfig:
-    """Flags over the `--config` YAML file over environment variables (None: this process's) over
-    defaults. Warns once about each accepted flag that has no effect. Raises UsageError for what
-    does not parse and ConfigError for refused flags, bad files and bad variables."""
+    """Flags win over the `--config` YAML file, this over environment variables (None: those of this
+    process), these over defaults. Warns about each accepted flag that has no effect. Raises
+    UsageError for flags that do not parse, and ConfigError for refused flags, bad files and bad
+    variables."""
     environ = environment() if environ is None else environ
     values = _from_environment(environ)
     parser = serve_parser()
-    given = _parse(parser, _canonical(argv))
-    config_file = given.pop("config", None)
+    flags = _parse(parser, _canonical(argv))
+    config_file = flags.pop("config", None)
     if config_file is not None:
         try:
-            given = _parse(parser, _yaml_flags(parser, Path(config_file))) | given
+            flags = _parse(parser, _yaml_flags(parser, Path(config_file))) | flags
         except UsageError as error:
             raise ConfigError(f"--config {config_file}: {error}") from error
-    for name in _fields().keys() & given.keys():
-        value = given.pop(name)
+    for name in _fields().keys() & flags.keys():
+        value = flags.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
-    _judge_compat_flags(given)
+    _check_compat_flags(flags)
     return ServeConfig(**values)
 
 
 def serve_parser(
     command: str = "glimmer serve", description: str = "Serve a GLM-4.7-Flash checkpoint over HTTP."
 ) -> argparse.ArgumentParser:
-    """Parser for all flags. Values that are not given are absent from its namespace. `command` and
-    `description` are for its help."""
+    """Parser for all flags. Flags that are not given are absent from its namespace. `command` and
+    `description` appear in its help."""
     parser = _Parser(
         prog=command,
         usage=f"{command} DIR [options], or {command} --model_dir DIR [options]",
         description=description,
-        epilog="Dashes work as well as underscores. LightLLM's other flags are accepted where "
-        "ignoring them changes no answer: see docs/configuration.md.",
+        epilog="Flags may be written with dashes or underscores. LightLLM's other flags are "
+        "accepted if ignoring them changes no answer: see docs/configuration.md.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE", help="YAML file of flags; flags given win")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML file of flags; flags on the command line win"
+    )
     group: argparse._ActionsContainer = parser
     for field in _fields().values():
         if field.name in FIELD_GROUPS:
@@ -76,7 +79,7 @@ def _fields() -> dict[str, "dataclasses.Field[Any]"]:
 
 
 def field_type(name: str) -> tuple[type, bool]:
-    """Type of one value of a ServeConfig field, and whether the field holds several."""
+    """Type of one value of a ServeConfig field, and whether the field holds several values."""
     hint = typing.get_type_hints(ServeConfig)[name]
     options = [t for t in typing.get_args(hint) if t is not type(None)]
     if typing.get_origin(hint) is tuple:
@@ -89,7 +92,7 @@ def field_type(name: str) -> tuple[type, bool]:
 
 def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]") -> None:
     names = [f"--{n}" for n in (field.name, field.metadata.get("alias")) if n]
-    kind, many = field_type(field.name)
+    kind, has_many = field_type(field.name)
     text = field.metadata["help"]
     if kind is bool:
         group.add_argument(*names, dest=field.name, action="store_true", help=text)
@@ -103,7 +106,7 @@ def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]
         action="extend" if field.metadata.get("repeatable") else "store",
         type=str.lower if field.name == "log_level" else kind,
         choices=choices,
-        nargs="+" if many else None,
+        nargs="+" if has_many else None,
         metavar=None if choices else kind.__name__.upper(),
         help=text.replace("%", "%%"),
     )
@@ -122,7 +125,7 @@ def _add_compat_flag(parser: argparse.ArgumentParser, flag: CompatFlag) -> None:
 
 
 def _canonical(argv: Sequence[str]) -> list[str]:
-    """Dashes inside flag names become underscores."""
+    """Replace dashes in flag names by underscores."""
     result = []
     for word in argv:
         name, equals, value = word.partition("=")
@@ -146,7 +149,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> dict[str, Any]:
 
 
 def _admit_families(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Make known the flags in `argv` that belong to families which LightLLM keeps adding to."""
+    """Add the flags in `argv` that belong to FAMILIES to the parser."""
     for word in argv:
         name = word.partition("=")[0]
         known = name in parser._option_string_actions
@@ -154,30 +157,30 @@ def _admit_families(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Non
             parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
 
 
-def _judge_compat_flags(given: dict[str, Any]) -> None:
-    """Warn about ignored flags; raise ConfigError naming all that are refused."""
+def _check_compat_flags(values: dict[str, Any]) -> None:
+    """Warn about ignored flags. Raise ConfigError naming all refused ones."""
     table = {flag.name: flag for flag in FLAGS}
     refused = []
-    for name, value in given.items():
+    for name, value in values.items():
         flag = table.get(name)
         if flag is not None and flag.refused:
             if value != flag.default:
-                shown = f"--{name}" if value is True else f"--{name} {value}"
-                refused.append(f"{shown} is not supported: {flag.reason}")
+                text = f"--{name}" if value is True else f"--{name} {value}"
+                refused.append(f"{text} is not supported: {flag.reason}")
         else:
             reason = (
                 flag.reason
                 if flag
-                else next(why for prefix, why in FAMILIES.items() if name.startswith(prefix))
+                else next(text for prefix, text in FAMILIES.items() if name.startswith(prefix))
             )
-            _log.warning("--%s has no effect: %s", name, reason)
+            logger.warning("--%s has no effect: %s", name, reason)
     if refused:
         raise ConfigError("\n  ".join(refused))
 
 
 def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    """A YAML mapping as the flags that it stands for. Raises ConfigError."""
-    import yaml  # here: most starts have no file, and `--help` should be quick
+    """Convert a YAML mapping to flags. Raises ConfigError."""
+    import yaml  # slow to import, and most starts have no file
 
     try:
         mapping = yaml.safe_load(path.read_text())
@@ -196,8 +199,8 @@ def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
             raise ConfigError(f"--config {path}: unknown key {key!r}{hint}")
         takes_value = action.nargs != 0
         if takes_value == isinstance(value, bool) or isinstance(value, dict):
-            wanted = "a value" if takes_value else "true or false"
-            raise ConfigError(f"--config {path}: {key} is {value!r}, needs {wanted}")
+            expected = "a value" if takes_value else "true or false"
+            raise ConfigError(f"--config {path}: {key} is {value!r}, needs {expected}")
         if isinstance(value, list):
             flags += [name, *map(str, value)]
         elif value is True:
@@ -208,7 +211,7 @@ def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Fields set by variables. Raises ConfigError naming the variable that does not parse."""
+    """Fields set by environment variables. Raises ConfigError naming one that does not parse."""
     values: dict[str, Any] = {}
     for name, field in _fields().items():
         variable = field.metadata.get("env")
@@ -229,5 +232,5 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
         values[name] = value
     for variable, reason in VARIABLES.items():
         if variable in environ:
-            _log.warning("environment variable %s has no effect: %s", variable, reason)
+            logger.warning("environment variable %s has no effect: %s", variable, reason)
     return values

@@ -1,8 +1,8 @@
-"""How a process starts as somebody's child, and how it makes sure to die with its parent.
+"""How a child process of the launcher starts, and how it makes sure to die with the launcher.
 
-Two independent ways, because each has a hole: the kernel's parent-death signal reaches a process
-that is stuck in a CUDA call, and the death pipe (its write end is open in the launcher alone)
-tells a process that was re-parented before it could ask for the signal.
+There are two ways, because neither is enough. The kernel's parent-death signal also ends a process
+that is stuck in a CUDA call. The death pipe, whose write end only the launcher has open, ends a
+process whose parent died before the process could ask for that signal.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CONFIG_FILE = "config.json"  # in the runtime directory; written by the launcher
 
 @dataclass(frozen=True)
 class Child:
-    """What a frontend, scheduler or worker process knows when it starts."""
+    """What a frontend, scheduler or worker process is given when it starts."""
 
     role: str
     index: int
@@ -40,13 +40,13 @@ class Child:
     launcher: Sender
 
     def hello(self) -> Hello:
-        """The first message to every peer."""
+        """The first message to every other process."""
         return Hello(self.role, self.index, os.getpid(), self.config.config_hash())
 
 
 def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
-    """First call in `python -m glimmer.<process>`: tie this process to its parent, read the
-    settled configuration, set up logging, connect to the launcher and greet it."""
+    """The first call in `python -m glimmer.<process>`. Makes this process die with its parent,
+    reads the configuration, sets up logging, connects to the launcher and sends Hello."""
     args = _parser(role).parse_args(argv)
     if args.parent_pid is not None:
         die_with_parent(args.parent_pid, args.death_fd)
@@ -62,7 +62,9 @@ def _parser(role: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"glimmer {role}")
     parser.add_argument("--runtime_dir", required=True, help="holds config.json and the sockets")
     parser.add_argument("--index", type=int, default=0, help="frontend number or TP rank")
-    parser.add_argument("--epoch", type=int, default=0, help="incarnation of the worker group")
+    parser.add_argument(
+        "--epoch", type=int, default=0, help="number of this incarnation of the worker group"
+    )
     parser.add_argument("--parent_pid", type=int, help="die with this process")
     parser.add_argument("--death_fd", type=int, help="die when this inherited pipe closes")
     parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
@@ -70,8 +72,8 @@ def _parser(role: str) -> argparse.ArgumentParser:
 
 
 def run_child(main: Callable[[], int], argv: Sequence[str] | None = None) -> int:
-    """`sys.exit(run_child(main))` is all that a process's `__main__` does: run `main` and turn
-    what it raises into one log line, a note for the launcher, and an exit code."""
+    """Run `main` and return its exit code. If it raises, log the error and write it to
+    `failure_file` for the launcher. A process's `__main__` calls `sys.exit(run_child(main))`."""
     try:
         return main()
     except StartError as error:
@@ -87,16 +89,16 @@ def run_child(main: Callable[[], int], argv: Sequence[str] | None = None) -> int
 
 
 def failure_file(runtime_dir: str, pid: int) -> Path:
-    """Where a process leaves the reason of its failure; the launcher reads and removes it."""
+    """The file with the reason of a process's failure. The launcher reads and removes it."""
     return Path(runtime_dir) / f"failed-{pid}"
 
 
 def die_with_parent(parent_pid: int, death_fd: int | None) -> None:
-    """SIGKILL this process once its parent `parent_pid` is gone, or once the pipe behind
-    `death_fd` (an inherited read end) reaches its end. The parent must have forked from a thread
-    that lives as long as it does: the kernel signals at the death of the forking *thread*."""
+    """SIGKILL this process when its parent `parent_pid` is gone, or when the pipe whose read end is
+    `death_fd` closes. The parent must fork from a thread that lives as long as the parent: the
+    kernel sends the signal when the forking *thread* dies."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent_pid:  # it died before prctl took effect
+    if os.getppid() != parent_pid:  # the parent died before prctl took effect
         os.kill(os.getpid(), signal.SIGKILL)
     if death_fd is not None:
         threading.Thread(target=_wait_for_death, args=(death_fd,), daemon=True).start()

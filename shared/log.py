@@ -1,11 +1,11 @@
-"""Log lines: LightLLM's shape, to stderr, with the process's name. Never to files of our own."""
+"""Log lines in LightLLM's format, with the name of the process. They go to stderr only."""
 
 import logging
 import sys
 
 
 def setup_logging(process: str, level: str) -> None:
-    """Configure the root logger of this process, e.g. process="worker-0"."""
+    """Configure the root logger of this process. `process` is a name such as "worker-0"."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         logging.Formatter(

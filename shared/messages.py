@@ -1,16 +1,17 @@
-"""Every message between processes, in the order in which a request meets them.
+"""Every message between processes: first those of a request, in the order in which it meets them,
+then those about the processes themselves.
 
-All are frozen array-like structs: on the wire a message is a MessagePack array whose first item
-is the type's name (see `codec.py`). A field is only ever appended; a change of meaning raises
-`PROTOCOL_VERSION`. Each docstring says sender -> receiver and when.
+On the wire a message is a MessagePack array. Its first item is the name of the type (see
+`codec.py`). New fields are appended at the end, with a default. A change of meaning raises
+`PROTOCOL_VERSION`. Each docstring says sender -> receiver, and when the message is sent.
 
     launcher    frontend            scheduler              worker ranks
-       <- Hello, Progress, Ready, Heartbeat from all
                    -- Submit, Abort ->
                                        -- LoadGrammar -> <- GrammarLoaded -- (rank 0)
                                        -- StepPlan (same bytes to every rank) ->
                                        <- StepResult (rank 0) --
                    <- Tokens, Finished --
+       <- Hello, Progress, Ready, Heartbeat from all
        PeerLost, Shutdown to all ->
 """
 
@@ -22,22 +23,22 @@ PROTOCOL_VERSION = 1
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
-    """Base of everything that may be a whole message on a socket."""
+    """Base of all messages."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Base of a piece inside a message."""
+    """Base of structs that are fields of messages."""
 
 
-# --- a request's way in ---------------------------------------------------------------------
+# --- a request arrives ----------------------------------------------------------------------
 
 
 class Grammar(Part, frozen=True):
-    """What the output of a sequence must match. Made by a frontend, loaded by worker rank 0.
+    """A grammar that an output must match. Compiled by a frontend, loaded by worker rank 0.
 
-    `path` is the compiled grammar, a file in the runtime directory that stays while a request of
-    the frontend uses it; beside it lies the vocabulary it was compiled for. The output is free
-    until token `start_id` came (-1: it must match from the first token on); while it is free the
+    `path` is the file of the compiled grammar, in the runtime directory. It exists as long as a
+    request of the frontend uses it; the vocabulary that it was compiled for is beside it. The
+    output must match after token `start_id` has come (-1: from its first token). Before that, the
     tokens of `banned_ids` and the stop tokens are not allowed.
     """
 
@@ -48,44 +49,62 @@ class Grammar(Part, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """Frontend -> scheduler: one sequence to generate. Answered by exactly one `Finished`."""
+    """Frontend -> scheduler: generate one sequence. Answered by exactly one `Finished`."""
 
-    request_id: int  # random 62 bits: unique over frontend restarts
-    frontend: int  # where Tokens and Finished go
+    request_id: int  # 62 random bits, so unique even when a frontend restarts
+    frontend: int  # index of the frontend that gets Tokens and Finished
     prompt_ids: list[int]
     sampling: SamplingParams
     use_prefix_cache: bool = True
     cache_salt: str = ""  # prefixes are shared only between equal salts
-    priority: int = 0  # lower runs earlier; equal is first come, first served
+    priority: int = 0  # lower runs earlier; equal priorities run in order of arrival
     timeout_s: float = 0.0  # longest time in the queue; 0: the server's default
     grammar: Grammar | None = None
 
 
 class Abort(Message, frozen=True):
-    """Frontend -> scheduler: end these now (client gone, stop string seen). Unknown ids are fine:
-    the request may just have finished."""
+    """Frontend -> scheduler: end these requests now (the client left, or a stop string was seen).
+    Unknown ids are ignored: the request may just have finished."""
 
     request_ids: list[int]
 
 
 class AbortNamed(Message, frozen=True):
-    """Frontend -> the other frontends: end the HTTP request whose X-Request-Id is `name`."""
+    """Frontend -> other frontends: end the HTTP request whose X-Request-Id is `name`."""
 
     name: str  # "": all requests
 
 
 class FlushCache(Message, frozen=True):
-    """Frontend -> scheduler: forget the prefixes that no running request uses."""
+    """Frontend -> scheduler: drop all cached prefixes that no running request uses."""
 
 
 # --- one step -------------------------------------------------------------------------------
 
 
-class RowAdmit(Part, frozen=True):
-    """A request takes row `row` of the worker's tables. Overwrites whatever the row held.
+class LoadGrammar(Message, frozen=True):
+    """Scheduler -> worker rank 0, before a row with `grammar` is admitted: load it while steps go
+    on, then send `GrammarLoaded`. Forget the grammars named in `dropped`: no row has them."""
 
-    `pages` is the whole page table so far; the first `num_cached_tokens` positions already hold
-    KV. `num_output_tokens` > 0 on a resumed request: then `counted_ids` includes those outputs.
+    epoch: int
+    grammar: Grammar | None
+    dropped: list[str] = []
+
+
+class GrammarLoaded(Message, frozen=True):
+    """Worker rank 0 -> scheduler: rows with this grammar may be admitted now. With an `error` they
+    cannot be admitted."""
+
+    epoch: int
+    name: str
+    error: str = ""
+
+
+class RowAdmit(Part, frozen=True):
+    """A request takes row `row` of the worker's tables. Old contents of the row are overwritten.
+
+    `pages` is the page table so far. The first `num_cached_tokens` positions already hold KV. A
+    resumed request has `num_output_tokens` > 0, and `counted_ids` includes these outputs.
     """
 
     row: int
@@ -94,40 +113,22 @@ class RowAdmit(Part, frozen=True):
     num_cached_tokens: int
     num_output_tokens: int
     counted_ids: list[int]  # tokens that penalties count; empty unless sampling.uses_penalties
-    grammar: Grammar | None = None  # loaded before (see LoadGrammar)
+    grammar: Grammar | None = None  # already loaded (see LoadGrammar)
     matched_ids: list[int] = []  # with a grammar: the outputs so far
 
 
-class LoadGrammar(Message, frozen=True):
-    """Scheduler -> worker rank 0, before any row with `grammar` is admitted: load it beside the
-    steps, then say `GrammarLoaded`. Forget those named in `dropped`: no row has them."""
-
-    epoch: int
-    grammar: Grammar | None
-    dropped: list[str] = []
-
-
-class GrammarLoaded(Message, frozen=True):
-    """Worker rank 0 -> scheduler: rows with this grammar may be admitted now, or, with an
-    `error`, cannot be."""
-
-    epoch: int
-    name: str
-    error: str = ""
-
-
 class PagesAppended(Part, frozen=True):
-    """Pages to add at the end of a row's page table."""
+    """Pages to append to a row's page table."""
 
     row: int
     pages: list[int]
 
 
 class PrefillChunk(Part, frozen=True):
-    """Consecutive known tokens of one row to run this step: KV is written for each.
+    """Consecutive known tokens of one row. The step writes the KV of each.
 
-    `sample`: the chunk ends at the last known token, so a next token is sampled.
-    `next_id` is the known token after the chunk (-1 when sampling): draft layers need it.
+    `sample`: the chunk ends at the last known token, so the next token is sampled.
+    `next_id` is the known token after the chunk (-1 if `sample`); draft layers need it.
     """
 
     row: int
@@ -137,21 +138,22 @@ class PrefillChunk(Part, frozen=True):
     next_id: int = -1
 
 
-# Tokens of a step with drafts, rows x (drafts + 1): the logits of all are kept, 620 KB each at full
-# size, and CUDA graphs are captured up to here.
+# Most tokens of a step with drafts: rows x (drafts + 1). The logits of all are kept, 620 KB each at
+# full size, and CUDA graphs are captured up to this number.
 MAX_DRAFT_TOKENS = 1024
 
 
 class StepPlan(Message, frozen=True):
-    """Scheduler -> every worker rank: what to run next, as changes to the row tables.
+    """Scheduler -> every worker rank: the next step, as changes to the row tables.
 
-    Apply in this order: freed, admitted, appended; then run prefill chunks and decode rows in one
-    forward pass. A decode row's input is the row's own last sampled token at the row's length.
-    Plans are run strictly in order; the next one may arrive before this one's result is read.
+    Apply `freed`, `admitted` and `appended` in this order. Then run prefill chunks and decode rows
+    in one forward pass. The input of a decode row is the last token sampled for the row, at the
+    row's length. Plans are run strictly in order. The next plan may arrive before the result of
+    this one was read.
 
-    `num_drafts` > 0: each decode row verifies so many drafts of its own behind that token, and each
-    sampling row makes so many for its next step. A row never accepts a draft whose position lies
-    behind its pages, so its length (tokens with KV) stays within them.
+    With `num_drafts` > 0, each decode row verifies that many drafts of its own after its last
+    token, and each sampling row makes that many drafts for its next step. A draft whose position
+    has no page is never accepted, so the row's length (tokens with KV) stays within its pages.
     """
 
     epoch: int
@@ -165,9 +167,9 @@ class StepPlan(Message, frozen=True):
 
 
 class TokenLogprob(Part, frozen=True):
-    """Log-probability of a token and its rank (1 = likeliest); `top` holds (id, logprob) pairs,
-    likeliest first. Values are after penalties and temperature, before top-k/top-p, as LightLLM
-    reports them; -inf is sent as -9999.0."""
+    """Log-probability of a token and its rank (1: the likeliest). `top` holds (id, logprob) pairs,
+    likeliest first. As in LightLLM, values are after penalties and temperature and before top-k and
+    top-p. -inf is sent as -9999.0."""
 
     token_id: int
     logprob: float
@@ -176,7 +178,7 @@ class TokenLogprob(Part, frozen=True):
 
 
 class RowResult(Part, frozen=True):
-    """What one sampling row produced. More than one token only with accepted drafts.
+    """The tokens that one sampling row produced: one, and the drafts that were accepted.
     `logprobs` is parallel to `token_ids`, or empty if none were asked for."""
 
     token_ids: list[int]
@@ -186,14 +188,14 @@ class RowResult(Part, frozen=True):
 class StepResult(Message, frozen=True):
     """Worker rank 0 -> scheduler, after each plan, in order.
 
-    `rows` is parallel to the plan's sampling rows: first `prefill` chunks with `sample`, in order,
-    then `decode` rows, in order. `prompt_logprobs` is parallel to the plan's `prefill` list (empty
-    lists where not asked): entry i of a chunk's list is about the token at chunk start + i, given
-    all before it; position 0 has no entry.
+    `rows` is parallel to the plan's sampling rows: the `prefill` chunks with `sample`, then the
+    `decode` rows. `prompt_logprobs` is parallel to the plan's `prefill`, with empty lists where
+    none were asked for. Entry i of a chunk's list is about the token at chunk start + i, given all
+    tokens before it; position 0 has no entry.
 
-    With an `error` the step's row changes were applied, but it ran nothing (no memory, say), and
-    `rows` is empty. A plan that was sent before the scheduler heard of it is to be answered in any
-    way: nobody reads that.
+    With an `error`, the row changes were applied but nothing ran (for lack of memory, for example),
+    and `rows` is empty. Plans that were sent before the scheduler knew of the error are answered
+    too, but these answers are not read.
     """
 
     epoch: int
@@ -203,17 +205,7 @@ class StepResult(Message, frozen=True):
     error: str = ""
 
 
-class WorkerFailed(Message, frozen=True):
-    """Worker -> launcher: this rank cannot go on (it exits right after). Scheduler -> launcher:
-    the group has not answered a plan within `step_timeout_s`. The launcher restarts the group and
-    tells the scheduler with `PeerLost`."""
-
-    epoch: int
-    rank: int
-    reason: str
-
-
-# --- a request's way out --------------------------------------------------------------------
+# --- tokens go back -------------------------------------------------------------------------
 
 
 class TokenRow(Part, frozen=True):
@@ -226,7 +218,7 @@ class TokenRow(Part, frozen=True):
 
 
 class Tokens(Message, frozen=True):
-    """Scheduler -> frontend: everything new for this frontend's requests after one step."""
+    """Scheduler -> frontend: all new tokens of this frontend's requests after one step."""
 
     rows: list[TokenRow]
 
@@ -234,9 +226,10 @@ class Tokens(Message, frozen=True):
 class Finished(Message, frozen=True):
     """Scheduler -> frontend: exactly one per Submit, after its last Tokens.
 
-    `reason`: "stop" (a stop token, which is the last token sent), "length", "abort", "error"
-    (ours: HTTP 500), "overloaded" (queue full or draining: 429/503, `retry_after_s` set),
-    "invalid" (can never fit: 400; `field` names the parameter), "unavailable" (worker lost: 503).
+    `reason`: "stop" (a stop token, which is the last token sent), "length", "abort", "error" (the
+    server's fault: HTTP 500), "overloaded" (queue full or draining: 429 or 503, `retry_after_s` is
+    set), "invalid" (can never run: 400, `field` names the parameter), "unavailable" (the workers
+    died: 503).
     """
 
     request_id: int
@@ -247,15 +240,16 @@ class Finished(Message, frozen=True):
     message: str = ""
     field: str = ""
     retry_after_s: float = 0.0
-    queue_s: float = 0.0  # time from Submit to first being scheduled
+    queue_s: float = 0.0  # time from Submit until the request started first
     mtp_accepted_tokens: int = 0  # outputs that were accepted drafts
 
 
-# --- the processes themselves: starting, being well, ending -----------------------------------
+# --- processes start, run and end -----------------------------------------------------------
 
 
 class Hello(Message, frozen=True):
-    """Every process -> launcher and scheduler, first of all. A mismatch refuses to start."""
+    """Every process -> launcher and scheduler, as its first message. A process of another
+    configuration or protocol version is refused."""
 
     role: str  # "frontend" | "scheduler" | "worker"
     index: int  # frontend number or TP rank; 0 for the scheduler
@@ -265,8 +259,8 @@ class Hello(Message, frozen=True):
 
 
 class Progress(Message, frozen=True):
-    """Any process -> launcher while starting: what it is doing, for the progress display. Then
-    from a frontend every second: its event loop runs."""
+    """Any process -> launcher while it starts: what it is doing, for the progress display. Later
+    from a frontend every second, to show that its event loop runs."""
 
     role: str
     index: int
@@ -279,9 +273,9 @@ class Ready(Message, frozen=True):
     """Worker -> scheduler and launcher when it can run plans; scheduler -> frontends and launcher
     when all workers can; frontend -> launcher when the port is open.
 
-    `num_pages` is what this worker can hold (the scheduler uses the smallest); from the scheduler
-    it is the settled capacity, and `max_req_total_len` the settled longest request in tokens.
-    `epoch` numbers the incarnation of the worker group.
+    `num_pages` is how many pages this worker can hold; the scheduler uses the smallest number.
+    From the scheduler, `num_pages` and `max_req_total_len` (in tokens) are the limits that are in
+    force. `epoch` numbers the incarnations of the worker group.
     """
 
     role: str
@@ -296,17 +290,17 @@ BATCH_SIZES = tuple(range(1, 129))  # bounds of Heartbeat.batch_sizes
 
 
 class StepTimes(Part, frozen=True):
-    """How long the steps of one kind took, since the scheduler started."""
+    """Durations of all steps of one kind since the scheduler started."""
 
     counts: list[int] = []  # steps per bucket, one more bucket than STEP_SECONDS; empty: none
     total_s: float = 0.0
 
 
 class Heartbeat(Message, frozen=True):
-    """Scheduler -> frontends and launcher, every second and never from a timer thread.
+    """Scheduler -> frontends and launcher, every second, from its main loop.
 
-    `steps` is a progress counter: work in flight with an unchanged counter means a stall.
-    The rest is what `/token_load`, `/health` and `/metrics` show.
+    `steps` shows progress: requests are running and it stays unchanged if the workers hang. The
+    other fields are shown by `/token_load`, `/health` and `/metrics`.
     """
 
     steps: int
@@ -335,11 +329,11 @@ class Heartbeat(Message, frozen=True):
 
 
 class PeerLost(Message, frozen=True):
-    """Launcher -> the others when a process died: its requests must end or wait.
+    """Launcher -> the other processes when one died.
 
-    frontend `index` lost: the scheduler aborts its requests. worker group lost: the scheduler
-    forgets all KV and replays running requests once the next epoch is ready. scheduler lost:
-    frontends end all their streams with an error.
+    A frontend: the scheduler aborts its requests. The worker group: the scheduler forgets all KV,
+    and replays running requests when the next group is ready. The scheduler: frontends end all
+    their streams with an error.
     """
 
     role: str
@@ -348,21 +342,25 @@ class PeerLost(Message, frozen=True):
     epoch: int = -1  # of the lost worker group; -1: the one in use
 
 
+class WorkerFailed(Message, frozen=True):
+    """Worker -> launcher: this rank cannot go on, and exits. Scheduler -> launcher: the group has
+    not answered within `step_timeout_s`, or its answer does not fit. The launcher restarts the
+    group and sends `PeerLost` to the scheduler."""
+
+    epoch: int
+    rank: int
+    reason: str
+
+
 class Shutdown(Message, frozen=True):
-    """Launcher -> all. `drain_s` > 0: refuse new requests, finish running ones within that time.
-    `drain_s` == 0: stop now."""
+    """Launcher -> all processes. `drain_s` > 0: refuse new requests and finish running ones within
+    that time. `drain_s` == 0: stop now."""
 
     drain_s: float
 
 
 AnyMessage = (
-    Hello
-    | Progress
-    | Ready
-    | Heartbeat
-    | PeerLost
-    | Shutdown
-    | Submit
+    Submit
     | Abort
     | AbortNamed
     | FlushCache
@@ -370,7 +368,13 @@ AnyMessage = (
     | GrammarLoaded
     | StepPlan
     | StepResult
-    | WorkerFailed
     | Tokens
     | Finished
+    | Hello
+    | Progress
+    | Ready
+    | Heartbeat
+    | PeerLost
+    | WorkerFailed
+    | Shutdown
 )

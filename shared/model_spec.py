@@ -1,7 +1,7 @@
 """Dimensions of the model, read from a checkpoint's `config.json`.
 
-The single place that knows the Hugging Face key names of `glm4_moe_lite`. Source of the formats:
-transformers `configuration_glm4_moe_lite.py`; values of GLM-4.7-Flash in the docstring below.
+Only this file knows the Hugging Face key names of `glm4_moe_lite`. They are defined in
+`configuration_glm4_moe_lite.py` of transformers.
 """
 
 import json
@@ -16,13 +16,13 @@ from .errors import ModelError
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Dimensions of one `Glm4MoeLiteForCausalLM` (in brackets: GLM-4.7-Flash)."""
+    """Dimensions of one `Glm4MoeLiteForCausalLM`. In brackets: the values of GLM-4.7-Flash."""
 
     vocab_size: int  # rows of embedding and head [154880]
     num_token_ids: int  # ids the tokenizer knows; rows above are padding, never sampled [154856]
     hidden_size: int  # [2048]
     num_layers: int  # without NextN layers [47]
-    num_nextn_layers: int  # MTP layers behind the main ones [1]
+    num_nextn_layers: int  # MTP layers after the main ones [1]
     num_heads: int  # [20]
     q_lora_rank: int  # [768]
     kv_lora_rank: int  # [512]
@@ -63,8 +63,8 @@ class ModelSpec:
 
 
 def num_kv_layers(spec: ModelSpec, config: ServeConfig) -> int:
-    """Layers whose latents a page holds: the main ones, and one for the draft layer, or one for
-    each draft with vanilla_with_att."""
+    """Layers whose latents a page holds: the main ones, and one for the draft layer. With
+    vanilla_with_att there is one for each draft."""
     if config.mtp_mode is None:
         return spec.num_layers
     return spec.num_layers + (config.mtp_step if config.mtp_mode == "vanilla_with_att" else 1)
@@ -80,8 +80,10 @@ def load_model_spec(model_dir: Path) -> ModelSpec:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
     if not isinstance(raw, dict) or raw.get("model_type") != "glm4_moe_lite":
-        found = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise ModelError(f"{path}: model_type is {found!r}; this server runs 'glm4_moe_lite' only")
+        model_type = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise ModelError(
+            f"{path}: model_type is {model_type!r}; this server runs 'glm4_moe_lite' only"
+        )
     return _spec_from_config(raw, path)
 
 
@@ -98,16 +100,16 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
             raise ModelError(f"{path}: {key} is {value!r}, needs a number > 0")
         return float(value)
 
-    rope = raw.get("rope_parameters") or {}  # transformers 5 moved rope_theta in there
+    rope = raw.get("rope_parameters") or {}  # transformers 5 moved rope_theta there
     for value in (rope, raw.get("rope_scaling") or {}):
         if not isinstance(value, dict) or value.get("rope_type", "default") != "default":
             raise ModelError(f"{path}: rope scaling {value} is not supported")
     if number("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ModelError(f"{path}: partial_rotary_factor must be 1.0")
     fixed = {"hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}
-    for key, wanted in fixed.items():
-        if raw.get(key, wanted) != wanted:
-            raise ModelError(f"{path}: {key} is {raw[key]!r}, only {wanted!r} is supported")
+    for key, expected in fixed.items():
+        if raw.get(key, expected) != expected:
+            raise ModelError(f"{path}: {key} is {raw[key]!r}, only {expected!r} is supported")
     eos = raw.get("eos_token_id", [])
     eos_ids = tuple(eos if isinstance(eos, list) else [eos] if eos is not None else [])
     spec = ModelSpec(
@@ -144,7 +146,7 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
 
 
 def _check(spec: ModelSpec, path: Path) -> None:
-    """Raise ModelError for dimensions that do not fit each other."""
+    """Raise ModelError for dimensions that contradict each other."""
     if spec.num_experts % spec.num_expert_groups:
         raise ModelError(f"{path}: n_group does not divide n_routed_experts")
     if spec.num_groups_per_token > spec.num_expert_groups:
@@ -158,7 +160,8 @@ def _check(spec: ModelSpec, path: Path) -> None:
 
 
 def _count_dense_layers(raw: dict[str, Any], path: Path) -> int:
-    """transformers writes `mlp_layer_types`, the published checkpoint `first_k_dense_replace`."""
+    """From `mlp_layer_types`, which transformers writes, or from `first_k_dense_replace`, which the
+    published checkpoint has."""
     kinds = raw.get("mlp_layer_types")
     if kinds is None:
         count = raw.get("first_k_dense_replace", 1)
@@ -172,7 +175,7 @@ def _count_dense_layers(raw: dict[str, Any], path: Path) -> int:
 
 
 def _count_token_ids(model_dir: Path) -> int:
-    """Largest id in `tokenizer.json` + 1; a checkpoint without one pads nothing."""
+    """Largest id in `tokenizer.json` + 1. Without that file no row is padding: a huge number."""
     path = model_dir / "tokenizer.json"
     if not path.exists():
         return 1 << 62

@@ -1,7 +1,6 @@
-"""Settles a `ServeConfig`: every None and "auto" becomes a value, once, and everything is checked.
+"""Settles a `ServeConfig`: replaces each None and "auto" by a value, and checks all values.
 
-Knows rules, not machines: what this host has is passed in as `Hardware`. All problems are found
-before any is reported.
+This file does not look at the machine: `Hardware` describes it. All problems are reported together.
 """
 
 import dataclasses
@@ -13,7 +12,7 @@ from .config import ServeConfig
 from .errors import ConfigError
 from .model_spec import ModelSpec
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _DEFAULT_NAME = "default_model_name"
@@ -29,27 +28,29 @@ _PERSONAL = {
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this host offers. Memory in bytes, as free or available at the moment."""
+    """Resources of this host. Memory is in bytes, as free or available at the moment."""
 
     host_memory: int
     num_cpus: int
-    gpu_memory: tuple[int, ...] = ()  # of each GPU that torch can use
-    gpu_capabilities: tuple[float, ...] = ()  # compute capabilities of the same, such as 9.0
-    no_gpu_reason: str = ""  # if there is none: why, and what to change
+    gpu_memory: tuple[int, ...] = ()  # free, of each GPU that torch can use
+    gpu_capabilities: tuple[float, ...] = ()  # compute capabilities of these GPUs, such as 9.0
+    no_gpu_reason: str = ""  # why there is no GPU, and what to change
 
 
 def resolve(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeConfig:
-    """A config without open questions, logged as one table. Raises ConfigError listing every
-    problem, each with the flag and what to change."""
+    """The config with all values set. Logs the values that were chosen. Raises ConfigError listing
+    every problem, each with the flag and the change that is needed."""
     problems = _range_problems(config)
     if not problems:
         problems = _mtp_problems(config)
         settled = _settle(config, spec, hardware)
         problems += _model_problems(settled, spec) + _size_problems(settled, spec)
         if settled.device == "cuda" and len(hardware.gpu_memory) < settled.tp:
-            found = len(hardware.gpu_memory)
-            why = f": {hardware.no_gpu_reason}" if hardware.no_gpu_reason else ""
-            problems.append(f"--tp {settled.tp} needs as many GPUs, {found} can be used here{why}")
+            num_gpus = len(hardware.gpu_memory)
+            reason = f": {hardware.no_gpu_reason}" if hardware.no_gpu_reason else ""
+            problems.append(
+                f"--tp {settled.tp} needs as many GPUs, {num_gpus} can be used here{reason}"
+            )
     if problems:
         raise ConfigError("\n  ".join(problems))
     _report(config, settled)
@@ -70,13 +71,13 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         chunk = longest
         batch = config.batch_max_tokens or longest
     else:
-        # On a GPU, a whole chunk beside all decode rows: what is more costs memory, not time.
-        wanted = (config.chunked_prefill_size or _CHUNK_TOKENS) + rows
+        # On a GPU, a whole chunk and all decode rows fit one step. More would only cost memory.
+        default = (config.chunked_prefill_size or _CHUNK_TOKENS) + rows
         if device == "cpu":
-            wanted = max(_CPU_BATCH_TOKENS, config.chunked_prefill_size or 0)
+            default = max(_CPU_BATCH_TOKENS, config.chunked_prefill_size or 0)
         if config.max_total_token_num is not None and config.chunked_prefill_size is None:
-            wanted = min(wanted, config.max_total_token_num)
-        batch = config.batch_max_tokens or wanted
+            default = min(default, config.max_total_token_num)
+        batch = config.batch_max_tokens or default
         chunk = config.chunked_prefill_size or min(_CHUNK_TOKENS, batch)
     model_dir = Path(config.model_dir).absolute()
     name = config.model_name if config.model_name != _DEFAULT_NAME else model_dir.name
@@ -96,9 +97,10 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
     )
 
 
-def _attention(asked: tuple[str, ...], device: str) -> tuple[str, ...]:
-    """The first one counts. "auto" stays on a GPU: the kernels choose by type and head width."""
-    return asked[:1] if device == "cuda" else ("torch",)
+def _attention(backends: tuple[str, ...], device: str) -> tuple[str, ...]:
+    """Only the first one is used. On a GPU "auto" stays: the kernels choose by type and head
+    width."""
+    return backends[:1] if device == "cuda" else ("torch",)
 
 
 def _range_problems(config: ServeConfig) -> list[str]:
@@ -108,8 +110,11 @@ def _range_problems(config: ServeConfig) -> list[str]:
         least, most = field.metadata.get("bounds", (None, None))
         if least is not None and value is not None and not least <= value <= most:
             problems.append(f"--{field.name} {value}: needs to be from {least} to {most}")
-    wrong = [pair for pair in config.grouping_key if not pair.partition("=")[0] or "=" not in pair]
-    return problems + [f"--grouping_key {pair}: needs key=value" for pair in wrong]
+    for pair in config.grouping_key:
+        key, equals, _ = pair.partition("=")
+        if not key or not equals:
+            problems.append(f"--grouping_key {pair}: needs key=value")
+    return problems
 
 
 def _mtp_problems(config: ServeConfig) -> list[str]:
@@ -132,12 +137,12 @@ def _mtp_problems(config: ServeConfig) -> list[str]:
         return [f"--mtp_draft_model_dir names {dirs} directories; give 1 or {config.mtp_step}"]
     forced = config.mtp_forced_acceptance
     if forced and config.load_format != "dummy":
-        return ["--mtp_forced_acceptance makes wrong text: it is for --load_format dummy alone"]
+        return ["--mtp_forced_acceptance makes wrong text: use it only with --load_format dummy"]
     shares = [1.0, *forced, 0.0]
     if forced and (len(forced) != config.mtp_step or shares != sorted(shares, reverse=True)):
         return [
-            f"--mtp_forced_acceptance needs {config.mtp_step} shares, one per place, from 1 to 0 "
-            "and none above the one before it"
+            f"--mtp_forced_acceptance needs {config.mtp_step} shares, one per position, from 1 "
+            "to 0, none above the one before it"
         ]
     return []
 
@@ -145,14 +150,14 @@ def _mtp_problems(config: ServeConfig) -> list[str]:
 def _model_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
     problems = []
     if spec.num_heads % config.tp:
-        fitting = [str(n) for n in range(1, spec.num_heads + 1) if spec.num_heads % n == 0]
+        divisors = [str(n) for n in range(1, spec.num_heads + 1) if spec.num_heads % n == 0]
         problems.append(
             f"--tp {config.tp} does not divide the {spec.num_heads} attention heads; "
-            f"use one of {', '.join(fitting)}"
+            f"use one of {', '.join(divisors)}"
         )
     if config.data_type not in ("bfloat16", "float16", "float32"):
         problems.append(
-            f"config.json: dtype {config.data_type!r} cannot be computed in; give --data_type"
+            f"config.json: dtype {config.data_type!r} is not supported; use --data_type"
         )
     if config.tool_call_parser not in (None, "glm47"):
         problems.append(
@@ -164,9 +169,11 @@ def _model_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
             f"--reasoning_parser {config.reasoning_parser}: this model marks its reasoning in "
             "another format; use glm45"
         )
-    wrong = [i for i in config.eos_id or () if not 0 <= i < spec.num_token_ids]
-    if wrong:
-        problems.append(f"--eos_id {wrong[0]}: the tokenizer has ids 0 to {spec.num_token_ids - 1}")
+    invalid_ids = [i for i in config.eos_id or () if not 0 <= i < spec.num_token_ids]
+    if invalid_ids:
+        problems.append(
+            f"--eos_id {invalid_ids[0]}: the tokenizer has ids 0 to {spec.num_token_ids - 1}"
+        )
     if config.chat_template is not None and not Path(config.chat_template).is_file():
         problems.append(f"--chat_template {config.chat_template}: no such file")
     return problems
@@ -181,7 +188,7 @@ def _size_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
     problems = []
     if longest > spec.max_position_embeddings:
         problems.append(
-            f"--max_req_total_len {longest}: the model handles {spec.max_position_embeddings}"
+            f"--max_req_total_len {longest}: the model supports {spec.max_position_embeddings}"
         )
     if chunk > batch:
         flag = "chunked_prefill_size"
@@ -203,14 +210,14 @@ def _size_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
     return problems
 
 
-def _report(asked: ServeConfig, settled: ServeConfig) -> None:
-    asked_backends = (*asked.llm_prefill_att_backend[:1], *asked.llm_decode_att_backend[:1])
-    other = [name for name in asked_backends if name not in ("auto", "torch")]
-    if other and settled.device == "cpu":
-        _log.warning("attention runs on the torch reference instead of %s", " and ".join(other))
+def _report(config: ServeConfig, settled: ServeConfig) -> None:
+    backends = (*config.llm_prefill_att_backend[:1], *config.llm_decode_att_backend[:1])
+    unused = [name for name in backends if name not in ("auto", "torch")]
+    if unused and settled.device == "cpu":
+        logger.warning("attention runs on the torch reference instead of %s", " and ".join(unused))
     rows = [
         f"  {field.name:24} {getattr(settled, field.name)}"
         for field in dataclasses.fields(settled)
-        if getattr(settled, field.name) != getattr(asked, field.name)
+        if getattr(settled, field.name) != getattr(config, field.name)
     ]
-    _log.info("settled by default:\n%s", "\n".join(rows))
+    logger.info("chosen by the server:\n%s", "\n".join(rows))

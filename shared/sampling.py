@@ -1,23 +1,24 @@
-"""How one request wants its tokens chosen.
+"""Sampling parameters of one request.
 
-Made by the frontend from a validated body, carried unchanged by the scheduler, read by the
-worker's sampler. Every value is final here: defaults applied, seed drawn, ids checked against
-the model's vocabulary, lists bounded. Formulas live in `kernels/sampling/sampling.py`.
+The frontend makes them from a validated body, the scheduler passes them on, the worker's sampler
+reads them. All values are final: defaults are applied, the seed is drawn, ids are checked against
+the model's vocabulary, lists have a limited length. The formulas are in
+`kernels/sampling/sampling.py`.
 """
 
 import msgspec
 
 
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """Sampling parameters of one sequence (a request with n > 1 is n submits).
+    """Sampling parameters of one sequence. A request with n > 1 is n submits.
 
-    `temperature` 0 means greedy: top_k, top_p and min_p are then ignored, penalties are not.
-    `seed` is always set (the frontend draws one), so a replayed request repeats its tokens:
-    the random number for output position i depends on (seed, i) alone.
+    With `temperature` 0 decoding is greedy: top_k, top_p and min_p are ignored, penalties are not.
+    `seed` is always set: the frontend draws one if needed. The random number for output position i
+    depends only on (seed, i), so a replayed request repeats its tokens.
     """
 
     max_new_tokens: int
-    min_new_tokens: int = 0  # stop ids are masked until so many tokens came out
+    min_new_tokens: int = 0  # stop ids are masked until this many tokens were sampled
     temperature: float = 0.0
     top_k: int = 0  # 0: all
     top_p: float = 1.0
@@ -32,8 +33,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
     stop_token_ids: tuple[int, ...] = ()  # end the request; the model's EOS ids unless ignore_eos
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, bias); <= -100 bans the id
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
-    num_logprobs: int = -1  # -1 none; 0 the chosen token's; k also the k likeliest
-    num_prompt_logprobs: int = -1  # the same for prompt tokens; turns prefix reuse off
+    num_logprobs: int = -1  # -1: none; 0: of the chosen token; k: also of the k likeliest
+    num_prompt_logprobs: int = -1  # the same for prompt tokens; turns the prefix cache off
 
     @property
     def uses_penalties(self) -> bool:

@@ -1,8 +1,9 @@
 """Links between the processes of one node: ZeroMQ PUSH -> PULL over private ipc sockets.
 
 Every process binds one inbox in the runtime directory (mode 0700) and connects to the inboxes of
-those it talks to. One direction, in order, no loss while both sides live; what was queued for a
-dead peer is dropped with its socket. No TCP, no pickle.
+the processes it sends to. A link has one direction. Messages arrive in order, and none is lost
+while both processes live. Closing a link drops what is queued for a dead process. There is no TCP
+and no pickle.
 """
 
 import os
@@ -19,7 +20,7 @@ from .errors import CodecError, PortError
 from .messages import AnyMessage, Message
 
 _HIGH_WATER = 100_000  # messages; queues are bounded above this layer
-_LINGER_MS = 200  # that a closed link may take to send what is queued
+_LINGER_MS = 200  # a closed link has this time to send what is queued
 
 
 def launcher_address(runtime_dir: str) -> str:
@@ -38,12 +39,12 @@ def frontend_address(runtime_dir: str, index: int) -> str:
 
 
 def worker_address(runtime_dir: str, epoch: int, rank: int) -> str:
-    """Inbox of one rank of one incarnation: a plan for a dead group never reaches the next."""
+    """Inbox of one rank of one worker group: a plan for a dead group never reaches the next one."""
     return f"ipc://{runtime_dir}/worker-{epoch}-{rank}.sock"
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process without what the interpreter does at its end, but with what was sent."""
+    """Send queued messages, then end this process without the interpreter's clean-up."""
     zmq.Context.instance().destroy(linger=_LINGER_MS)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -51,7 +52,7 @@ def end_process(code: int) -> NoReturn:
 
 
 class Receiver:
-    """An inbox. `malformed` counts messages that were dropped."""
+    """An inbox. `malformed` counts malformed messages, which are dropped."""
 
     def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
         self._socket = socket
@@ -76,7 +77,7 @@ class Receiver:
         return cls(socket, address)
 
     def receive(self, timeout_s: float | None) -> list[AnyMessage]:
-        """All messages that are there; waits up to `timeout_s` (None: for ever) for the first.
+        """All messages that have arrived. Waits up to `timeout_s` (None: for ever) for the first.
         Malformed ones are counted and left out, so the list may be empty."""
         messages: list[AnyMessage] = []
         if self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
@@ -89,8 +90,8 @@ class Receiver:
         return messages
 
     def wait(self, fds: Iterable[int], timeout_s: float) -> list[int]:
-        """Wait until a message is there, one of `fds` is readable or the time is over. Returns
-        the readable ones."""
+        """Wait until a message has arrived, one of `fds` is readable, or the time is over. Returns
+        the readable `fds`."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         for fd in fds:
@@ -120,7 +121,7 @@ class AsyncReceiver(Receiver):
     """The same inbox for an asyncio process."""
 
     async def receive_async(self) -> list[AnyMessage]:
-        """All messages that are there, at least one unless malformed. Cancel-safe."""
+        """Wait for a message, then return all that have arrived. Cancelling it loses no message."""
         poller = zmq.asyncio.Poller()
         poller.register(self._socket, zmq.POLLIN)
         await poller.poll()
@@ -128,8 +129,8 @@ class AsyncReceiver(Receiver):
 
 
 class Sender:
-    """The way to one peer's inbox. Sending never blocks: a peer that stopped reading loses
-    messages only after `_HIGH_WATER` of them, and `dropped` counts these."""
+    """A link to the inbox of another process. Sending never blocks. If `_HIGH_WATER` messages wait
+    because the other process does not read, further ones are dropped, and `dropped` counts them."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self._socket = socket
@@ -137,7 +138,7 @@ class Sender:
 
     @classmethod
     def connect(cls, address: str) -> "Sender":
-        """Connect; the peer may bind later. Messages wait until it does."""
+        """Connect to an address. Messages wait until the other process binds it."""
         socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -157,5 +158,5 @@ class Sender:
             self.dropped += 1
 
     def close(self) -> None:
-        """Close; what is queued gets 200 ms to leave."""
+        """Close. Queued messages have 200 ms to leave."""
         self._socket.close()

@@ -97,7 +97,7 @@ def test_personal_mode_sets_only_what_was_left_open() -> None:
     ("line", "words"),
     [
         ("--tp 3", "--tp 3 does not divide the 20 attention heads; use one of 1, 2, 4, 5, 10, 20"),
-        ("--max_req_total_len 202753", "--max_req_total_len 202753: the model handles 202752"),
+        ("--max_req_total_len 202753", "--max_req_total_len 202753: the model supports 202752"),
         ("--chunked_prefill_size 9 --batch_max_tokens 8", "raise --batch_max_tokens to 9"),
         ("--disable_chunked_prefill --batch_max_tokens 8", "raise --batch_max_tokens to 202752"),
         ("--max_total_token_num 8 --batch_max_tokens 9", "--max_total_token_num 8 is below"),
@@ -116,7 +116,7 @@ def test_personal_mode_sets_only_what_was_left_open() -> None:
         ("--mtp_mode eagle_no_att --mtp_step 1", "use eagle_with_att"),
         ("--mtp_mode vanilla_with_att --mtp_step 3 --mtp_draft_model_dir a b", "give 1 or 3"),
         ("--mtp_forced_acceptance 0.5 --load_format dummy", "needs --mtp_mode"),
-        (f"{EAGLE} --mtp_forced_acceptance 0.7 0.5", "is for --load_format dummy alone"),
+        (f"{EAGLE} --mtp_forced_acceptance 0.7 0.5", "use it only with --load_format dummy"),
         (f"{EAGLE} --mtp_forced_acceptance 0.7 --load_format dummy", "needs 2 shares"),
         (f"{EAGLE} --mtp_forced_acceptance 0.5 0.7 --load_format dummy", "none above the one"),
         (f"{EAGLE} --mtp_forced_acceptance 1.5 0.7 --load_format dummy", "from 1 to 0"),
@@ -143,7 +143,7 @@ def test_more_ranks_than_gpus_are_refused() -> None:
 
 def test_a_checkpoint_type_that_cannot_be_computed_in_is_refused() -> None:
     spec = dataclasses.replace(FLASH, dtype="float8_e4m3fn")
-    with pytest.raises(ConfigError, match="give --data_type"):
+    with pytest.raises(ConfigError, match="use --data_type"):
         settle(spec=spec)
     assert settle("--data_type bf16", spec=spec).data_type == "bfloat16"
 
