@@ -1,7 +1,12 @@
 """How decode rows are cut: every batch gets a plan that the kernels have room for."""
 
 import pytest
-from glimmer.kernels.attention.mla_decode_split import plan_splits
+import torch
+import triton
+import triton.language as tl
+from glimmer.kernels.attention.mla_decode_split import find_item, plan_splits, row_work
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 32, 133, 256, 512, 2000])
@@ -20,3 +25,36 @@ def test_plans_bound_what_partial_results_need(num_rows: int, max_query_len: int
 )
 def test_chunks_fill_the_multiprocessors(num_rows: int, chunks: int) -> None:
     assert plan_splits(num_rows, 1, 20, 202752, 132).least_chunks == chunks
+
+
+@triton.jit
+def _item_kernel(query_starts, lengths, out, num_rows, num_heads, least_chunks, most_chunks):
+    """Store (row, block, first token, end) of work item `program_id`."""
+    row_ids = tl.arange(0, 16)
+    rows = row_work(
+        row_ids, query_starts, lengths, num_rows, num_heads, least_chunks, most_chunks, 16
+    )
+    item = tl.program_id(0)
+    ends = tl.cumsum(rows[4], 0)
+    row, _, _, _, _, block, first, end = find_item(
+        item, row_ids, rows, ends, least_chunks, most_chunks
+    )
+    tl.store(out + item * 4, row)
+    tl.store(out + item * 4 + 1, block)
+    tl.store(out + item * 4 + 2, first)
+    tl.store(out + item * 4 + 3, end)
+
+
+def test_the_example_of_the_docstring() -> None:
+    starts = torch.tensor([0, 1, 3], device=DEVICE)
+    lengths = torch.tensor([200, 70], device=DEVICE)
+    items = torch.zeros(6, 4, dtype=torch.int32, device=DEVICE)
+    _item_kernel[(6,)](starts, lengths, items, 2, 16, 2, 4)
+    assert items.tolist() == [
+        [0, 0, 0, 128],
+        [0, 0, 128, 200],
+        [1, 0, 0, 64],
+        [1, 0, 64, 70],
+        [1, 1, 0, 64],
+        [1, 1, 64, 70],
+    ]

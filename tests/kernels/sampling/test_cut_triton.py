@@ -22,9 +22,9 @@ def draw(
 ) -> torch.Tensor:
     """columns: temperature, top_k, top_p, min_p."""
     logits, noise, rows, *columns = (x.to(DEVICE) for x in (logits, noise, rows, *columns))
-    found = scan(logits, rows, columns[0], chunk)
-    cut, sums = find_cut(found, rows, *columns, num_rounds)
-    return pick(found, noise, rows, columns[0], cut, sums)[0].cpu()
+    scanned = scan(logits, rows, columns[0], chunk)
+    cut, sums = find_cut(scanned, rows, *columns, num_rounds)
+    return pick(scanned, noise, rows, columns[0], cut, sums)[0].cpu()
 
 
 def kept_ids(
@@ -37,8 +37,8 @@ def kept_ids(
     ]
     temperature, top_k, top_p, min_p = (column.to(DEVICE) for column in columns)
     rows = torch.arange(len(rules), device=DEVICE)
-    found = scan(logits.to(DEVICE).expand(len(rules), -1), rows, temperature, 8)
-    cut, _ = find_cut(found, rows, temperature, top_k, top_p, min_p, num_rounds)
+    scanned = scan(logits.to(DEVICE).expand(len(rules), -1), rows, temperature, 8)
+    cut, _ = find_cut(scanned, rows, temperature, top_k, top_p, min_p, num_rounds)
     low, tie = cut.values.cpu()[:, :1], cut.values.cpu()[:, 1:]
     equal = logits == tie
     kept = (logits > low) | (equal & (equal.cumsum(-1) <= cut.kept_ties.cpu()[:, None]))
@@ -60,7 +60,7 @@ EXAMPLES: list[tuple[dict[str, float], list[int]]] = [
 ]
 
 
-@pytest.mark.parametrize("num_rounds", [0, 2, ROUNDS])  # 0: halving alone
+@pytest.mark.parametrize("num_rounds", [0, 3])  # 0: bisection alone
 def test_what_stays(num_rounds: int) -> None:
     weights = torch.zeros(12)
     weights[[6, 0, 3, 9, 11, 1]] = torch.tensor([1.5, 0.7, 0.7, 0.7, 0.7, 0.2])
@@ -68,7 +68,7 @@ def test_what_stays(num_rounds: int) -> None:
     assert kept_ids(weights.log(), rules, num_rounds) == list(kept)
 
 
-@pytest.mark.parametrize("num_rounds", [0, 1, ROUNDS])
+@pytest.mark.parametrize("num_rounds", [0, 2])
 def test_equal_tokens_and_numbers_that_crowd(num_rounds: int) -> None:
     rules = ({"top_k": 5}, {"top_p": 0.41})
     step = torch.finfo(torch.float32).eps
@@ -94,18 +94,17 @@ def random_columns(count: int) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("kind", ["plain", "ties"])
 @pytest.mark.parametrize(
     ("num_rows", "width", "chunk"),
     [
         (6, 200, 64),
-        *(pytest.param(n, 154_856, 4096, marks=pytest.mark.gpu) for n in (1, 7, 256)),
+        *(pytest.param(n, 154_856, 4096, marks=pytest.mark.gpu) for n in (1, 2, 7, 256)),
     ],
 )
-def test_draws(num_rows: int, width: int, chunk: int, kind: str) -> None:
+def test_draws(num_rows: int, width: int, chunk: int) -> None:
+    """Every other row has many equal logits."""
     logits = torch.randn(num_rows, width) * 4
-    if kind == "ties":
-        logits = logits.bfloat16().float()
+    logits[::2] = logits[::2].bfloat16().float()
     columns = random_columns(num_rows)
     rows = torch.randperm(num_rows)
     noise = uniform(rows, rows + 7)

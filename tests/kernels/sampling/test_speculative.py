@@ -213,3 +213,10 @@ def test_a_graph_accepts_what_the_cpu_does() -> None:
     assert torch.equal(last.cpu(), wanted_last)
     assert torch.equal(ids.cpu(), kept(sampled, wanted))
     assert torch.equal(before.cpu(), drafts_before(drafts))
+
+
+def test_the_example_of_the_docstring() -> None:
+    sampled, drafts = torch.tensor([[5, 7, 9]]), torch.tensor([[5, 8]])
+    num_tokens, last = accept(sampled, drafts, torch.tensor([9]))
+    assert (num_tokens.tolist(), last.tolist()) == ([2], [7])
+    assert kept(sampled, num_tokens).tolist() == [[5, 7, -1]]
