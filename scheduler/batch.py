@@ -7,6 +7,8 @@ the requests of a plan until its result arrives; an `Outcome` reads the result.
 
 from typing import NamedTuple
 
+import msgspec
+
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError
 from ..shared.messages import (
@@ -73,22 +75,21 @@ class SentStep(NamedTuple):
 
 
 class StepBuilder:
-    """A plan that is being built, and what is left of its token budget."""
+    """Fills an empty plan. `budget` is the number of tokens that still fit."""
 
-    def __init__(self, memory: Memory, limits: StepLimits, drafts: DraftPolicy) -> None:
+    def __init__(
+        self, plan: StepPlan, memory: Memory, limits: StepLimits, drafts: DraftPolicy
+    ) -> None:
+        self._plan = plan
         self._memory = memory
         self._limits = limits
         self._drafts = drafts
         self.budget = limits.max_tokens
         self._num_drafts = 0
         self._num_spare_pages = 0  # for drafts: not needed by the next token of any row
-        self._admitted: list[RowAdmit] = []
-        self._appended: list[PagesAppended] = []
-        self._prefill: list[PrefillChunk] = []
-        self._decode: list[int] = []
-        self._decoding: list[Request] = []  # parallel to `_decode`
-        self._chunked: list[Request] = []  # parallel to `_prefill`
+        self._chunked: list[Request] = []  # parallel to plan.prefill
         self._sampled_chunks: list[Request] = []
+        self._decoding: list[Request] = []  # parallel to plan.decode
 
     def add_running(self, running: list[Request]) -> None:
         """For each row that decodes one token and some drafts to verify, oldest first; then prompt
@@ -115,7 +116,7 @@ class StepBuilder:
             table.num_kv = num_kv
             request.min_planned += 1
             request.max_planned += width
-            self._decode.append(request.row)
+            self._plan.decode.append(request.row)
             self._decoding.append(request)
             if request.min_planned == request.max_total_tokens:
                 request.move(RequestState.LAST)
@@ -136,7 +137,7 @@ class StepBuilder:
                 self._num_spare_pages -= 1
             pages.append(self._memory.append_page(table))
         if pages:
-            self._appended.append(PagesAppended(request.row, pages))
+            self._plan.appended.append(PagesAppended(request.row, pages))
 
     def can_chunk(self, num_tokens: int) -> bool:
         """Whether a request with `num_tokens` still to prefill would get a chunk now."""
@@ -154,7 +155,7 @@ class StepBuilder:
             grammar=request.grammar,
             matched_ids=request.matched_ids(),
         )
-        self._admitted.append(admit)
+        self._plan.admitted.append(admit)
         self.add_chunk(request)
 
     def add_chunk(self, request: Request) -> None:
@@ -169,7 +170,8 @@ class StepBuilder:
         sample = end == len(tokens)
         next_id = -1 if sample else tokens[end]
         ids = tokens[start:end].tolist()
-        self._prefill.append(PrefillChunk(request.row, start, ids, sample, next_id))
+        chunk = PrefillChunk(request.row, start, ids, sample, next_id)
+        self._plan.prefill.append(chunk)
         self._chunked.append(request)
         self.budget -= count
         request.table.num_kv = end
@@ -180,25 +182,17 @@ class StepBuilder:
             is_last = request.min_planned == request.max_total_tokens
             request.move(RequestState.LAST if is_last else RequestState.DECODE)
 
-    def build(self, epoch: int, step: int, freed: list[int]) -> SentStep | None:
-        """The plan, or None if there is nothing to run (then `freed` must be kept)."""
-        if not self._decode and not self._prefill:
+    def build(self) -> SentStep | None:
+        """The plan with its requests, or None if there is nothing to run."""
+        plan = self._plan
+        if not plan.decode and not plan.prefill:
             return None
-        if self._drafts.longest and not self._decode:  # rows make drafts with their first token
+        if self._drafts.longest and not plan.decode:  # rows make drafts with their first token
             num_rows = len(self._sampled_chunks)
             self._num_drafts = self._drafts.choose(num_rows, self._limits.max_tokens)
         for request in self._chunked:
             self._memory.publish_prefilled(request.table)
-        plan = StepPlan(
-            epoch=epoch,
-            step=step,
-            freed=freed,
-            admitted=self._admitted,
-            appended=self._appended,
-            prefill=self._prefill,
-            decode=self._decode,
-            num_drafts=self._num_drafts,
-        )
+        plan = msgspec.structs.replace(plan, num_drafts=self._num_drafts)
         return SentStep(plan, self._chunked, self._sampled_chunks + self._decoding)
 
 

@@ -42,7 +42,7 @@ from .worker_group import WorkerGroup
 
 _SCAN = 64  # queued requests looked at per step
 _MAX_MISFITS = 4  # of these, how many that do not fit
-_MAX_OVERTAKEN = 32  # then no other request starts before the one that does not fit
+_MAX_OVERTAKEN = 32  # requests that may start before one that does not fit
 _AGE_KEY = attrgetter("age_key")
 
 
@@ -122,7 +122,7 @@ class Scheduler:
                 self._stats.malformed_messages += 1
 
     def _on_submit(self, submit: Submit) -> None:
-        if submit.request_id in self._requests:  # its one Finished is still to come
+        if submit.request_id in self._requests:  # it is live, and gets one Finished only
             self._stats.malformed_messages += 1
             return
         self._num_submits += 1
@@ -172,11 +172,11 @@ class Scheduler:
             return None
         may_lack_pages = len(self._running) > workers.memory.num_available  # one each, at most
         has_preempted = may_lack_pages and self._preempt()
-        builder = StepBuilder(workers.memory, self._limits, self._drafts)
+        builder = StepBuilder(workers.new_plan(), workers.memory, self._limits, self._drafts)
         builder.add_running(self._running)
         if len(self._waiting) and not has_preempted:  # free pages are for those that run
             self._start_waiting(builder)
-        step = builder.build(workers.epoch, workers.next_step, workers.freed_rows)
+        step = builder.build()
         if step is None:
             return None
         workers.sent(step, self._now_ns)
@@ -372,7 +372,7 @@ class Scheduler:
             message = WorkerFailed(self.workers.epoch, 0, reason)
             self._outbox.append(Outgoing("launcher", 0, message))
 
-    # --- what others want to know --------------------------------------------------------------
+    # --- heartbeat and checks ----------------------------------------------------------------
 
     @property
     def num_live(self) -> int:

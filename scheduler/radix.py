@@ -63,7 +63,7 @@ class PagePool:
         assert len(free) == len(self._free), "a page is in the free list twice"
         for page, holders in enumerate(self._holders):
             assert counts[page] == holders, (
-                f"page {page}: {holders} holders counted, {counts[page]} found"
+                f"page {page}: {holders} holders counted, {counts[page]} exist"
             )
             assert (page in free) == (holders == 0), f"page {page}: free list and holders disagree"
 
@@ -99,7 +99,7 @@ class PrefixCache:
         self._pushes = 0
         self._leaves: list[tuple[int, int, Node]] = []  # heap; entries may be out of date
         self.num_nodes = 0
-        self.num_evictable = 0  # nodes that nobody locks; always whole subtrees
+        self.num_evictable = 0  # unlocked nodes; always whole subtrees
 
     # --- finding -------------------------------------------------------------------------
 

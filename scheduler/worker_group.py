@@ -8,7 +8,7 @@ one is reported.
 from collections import deque
 
 from ..shared.config import ServeConfig
-from ..shared.messages import PeerLost, Ready, StepResult
+from ..shared.messages import PeerLost, Ready, StepPlan, StepResult
 from .batch import SentStep, fits
 from .memory import Memory
 from .request import Request, RequestState
@@ -25,7 +25,7 @@ class WorkerGroup:
         self._timeout_ns = config.step_timeout_s * 1e9
         self.epoch = -1  # the newest one that was heard of
         self._dead_epoch = first_epoch - 1  # this one is dead, and all before it
-        self.next_step = 0  # number of the next plan
+        self._next_step = 0  # number of the next plan
         self.forget()
 
     def forget(self) -> None:
@@ -35,7 +35,7 @@ class WorkerGroup:
         self._num_pages: dict[int, int] = {}  # by rank
         self.memory = Memory(0, self._config.page_size)
         self.free_rows: list[int] = []
-        self.freed_rows: list[int] = []  # since the last plan
+        self._freed_rows: list[int] = []  # since the last plan
         self._in_flight: deque[SentStep] = deque()
         self.step_ns = 0  # how long the last answered step took
         self._progress_ns = 0  # when the workers could begin the oldest plan in flight
@@ -73,13 +73,17 @@ class WorkerGroup:
         """Whether another plan may be sent."""
         return self.ready and not self.failed and len(self._in_flight) < MAX_IN_FLIGHT
 
+    def new_plan(self) -> StepPlan:
+        """An empty plan with the next step number. Its freed rows stay noted until it is sent."""
+        return StepPlan(self.epoch, self._next_step, self._freed_rows, [], [], [], [])
+
     def sent(self, step: SentStep, now_ns: int) -> None:
         """A plan was sent."""
         if not self._in_flight:
             self._progress_ns = now_ns
         self._in_flight.append(step)
-        self.freed_rows = []
-        self.next_step += 1
+        self._freed_rows = []
+        self._next_step += 1
 
     def answered(self, result: StepResult, now_ns: int) -> SentStep | None:
         """Remove the oldest plan in flight and return it, if `result` is its answer."""
@@ -103,7 +107,7 @@ class WorkerGroup:
     def release_row(self, request: Request) -> None:
         """Take row and pages from the request."""
         self.memory.release(request.table)
-        self.freed_rows.append(request.row)
+        self._freed_rows.append(request.row)
         self.free_rows.append(request.row)
         request.row = -1
 

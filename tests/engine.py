@@ -72,10 +72,10 @@ class Engine:
         self, prompts: Sequence[list[int]], sampling: SamplingParams, **submit: Any
     ) -> list[list[int]]:
         """All prompts at once -> their output ids. Every request must end by itself."""
-        found = self.run(
+        outputs = self.run(
             [Submit(n, 0, prompt, sampling, **submit) for n, prompt in enumerate(prompts)]
         )
-        return list(found.values())
+        return list(outputs.values())
 
     def generate_each(
         self,
@@ -85,8 +85,10 @@ class Engine:
     ) -> list[list[int]]:
         """The same with a grammar for each."""
         pairs = enumerate(zip(prompts, grammars, strict=True))
-        found = self.run([Submit(n, 0, p, sampling, grammar=grammar) for n, (p, grammar) in pairs])
-        return list(found.values())
+        outputs = self.run(
+            [Submit(n, 0, p, sampling, grammar=grammar) for n, (p, grammar) in pairs]
+        )
+        return list(outputs.values())
 
     def run(self, prompts: Sequence[Submit]) -> dict[int, list[int]]:
         """Any requests at once -> their output ids by request id, in the order given."""

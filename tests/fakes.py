@@ -1,10 +1,10 @@
 """Fakes that other tests use: a worker that runs plans over a shadow of KV memory, and a scheduler
-with such a worker behind it (`FakeEngine`).
+with such a worker (`FakeEngine`).
 
-`FakeWorker` takes any StepPlan and answers as a real rank 0 would, at once and deterministically,
-while it checks everything that a real worker would have to trust: that each page in a row's table
-holds exactly the row's prefix, that plans are in order, that rows and pages are used rightly. The
-next token is a hash of all tokens before it, so each stream has one right answer (`oracle`).
+`FakeWorker` answers any StepPlan as a real rank 0 would, at once and deterministically. It checks
+everything that a real worker has to trust: each page in a row's table holds exactly the row's
+prefix, plans are in order, rows and pages are in use or free as the plan says. The next token is a
+hash of all tokens before it, so each stream has one right answer (`oracle`).
 """
 
 from collections import Counter
@@ -55,7 +55,7 @@ EMPTY: Slot = (-1, -1)
 
 
 def grammar(name: str = "g") -> Grammar:
-    """A grammar of which nobody reads the file."""
+    """A grammar whose file does not exist."""
     return Grammar(name, f"/nowhere/{name}")
 
 
@@ -67,7 +67,7 @@ def mix(state: int, value: int) -> int:
 def next_token(
     prefix_hash: int, sampling: SamplingParams, counted: int, num_outputs: int, vocab_size: int
 ) -> int:
-    """The one right token after a prefix. It depends on the whole prefix, on the seed unless
+    """The right token after a prefix. It depends on the whole prefix, on the seed unless
     greedy, on the tokens that penalties count, and obeys min_new_tokens."""
     state = mix(prefix_hash, sampling.seed if sampling.temperature > 0 else 0)
     if sampling.uses_penalties:
@@ -85,7 +85,7 @@ def oracle(
     vocab_size: int,
     salt: int = 0,
 ) -> tuple[list[int], str]:
-    """The outputs that a request must get, and why it ends, when nothing stops it early.
+    """The outputs that a request must get if nothing stops it early, and the reason of its end.
     `limit` is the longest total length."""
     prefix_hash = salt
     for token in prompt_ids:
@@ -105,7 +105,7 @@ def oracle(
 
 @dataclass
 class FakeRow:
-    """What a worker keeps of one row."""
+    """State of one row in a worker."""
 
     sampling: SamplingParams
     pages: list[int]
@@ -120,9 +120,9 @@ class FakeRow:
 
 @dataclass
 class FakeWorker:
-    """One rank over shadow KV memory. AssertionError on any plan a real worker must not get.
-    `salt_of` tells the cache salt of a request (the plan does not): prefixes of another salt are
-    then an error."""
+    """One rank over shadow KV memory. Raises AssertionError for a plan that a real worker must not
+    get. `salt_of` gives the cache salt of a request, which plans do not contain: reading a prefix
+    of another salt is an error."""
 
     num_pages: int
     page_size: int
@@ -166,8 +166,8 @@ class FakeWorker:
         return StepResult(plan.epoch, plan.step, results, logprobs)
 
     def fail(self, plan: StepPlan) -> StepResult:
-        """Apply a plan's row changes, then fail: what it should have written is garbage, and so
-        are its rows from then on. Also for a plan that builds on one that failed."""
+        """Apply a plan's row changes, then fail: the KV that it should have written is garbage, and
+        so are its rows. Used for plans that build on a failed one, too."""
         self._last_step = plan.step
         for row in plan.freed:
             assert self.rows.pop(row, None) is not None, f"row {row} freed but not in use"
@@ -187,7 +187,7 @@ class FakeWorker:
         return StepResult(plan.epoch, plan.step, [], [], "out of memory")
 
     def load_grammar(self, message: LoadGrammar) -> list[Message]:
-        """Load it, at once; the answer, if one is due. Call it when loading is over."""
+        """Load a grammar at once and return the answer, if there is one."""
         assert message.epoch == self.epoch, "a grammar for another epoch"
         for name in message.dropped:
             assert name in self.grammars, f"grammar {name} dropped but not loaded"
@@ -235,7 +235,7 @@ class FakeWorker:
         for row in self.rows.values():
             assert len(set(row.pages)) == len(row.pages), "a page twice in one table"
             used = (len(row.pages) - 1) * self.page_size
-            assert used < self.max_row_tokens, "a page behind the longest request"
+            assert used < self.max_row_tokens, "a page after the end of the longest request"
             assert all(0 <= page < self.num_pages for page in row.pages), "page does not exist"
         users = Counter(page for row in self.rows.values() for page in row.pages)
         counts = [(chunk.row, len(chunk.token_ids)) for chunk in plan.prefill]
@@ -244,7 +244,7 @@ class FakeWorker:
             row = self.rows[number]
             start, end = len(row.slots), len(row.slots) + count
             capacity = len(row.pages) * self.page_size
-            if self.mtp_step and number in plan.decode:  # what has no page goes to no row
+            if self.mtp_step and number in plan.decode:  # a draft without a page is not written
                 end = min(end + plan.num_drafts, capacity)  # recurrent drafts write, too
             assert end <= capacity, f"row {number} has no page to write to"
             for page in row.pages[start // self.page_size : (end - 1) // self.page_size + 1]:
@@ -255,8 +255,10 @@ class FakeWorker:
         size = self.page_size
         for index in range(-(-len(row.slots) // size)):
             expected = row.slots[index * size : (index + 1) * size]
-            found = self.memory[row.pages[index]][: len(expected)]
-            assert found == expected, f"page {row.pages[index]} does not hold row {number}'s prefix"
+            stored = self.memory[row.pages[index]][: len(expected)]
+            assert stored == expected, (
+                f"page {row.pages[index]} does not hold row {number}'s prefix"
+            )
 
     def _run_chunk(self, chunk: PrefillChunk) -> list[TokenLogprob]:
         row = self.rows[chunk.row]
@@ -273,25 +275,28 @@ class FakeWorker:
         return [TokenLogprob(row.slots[p][0], -float(p), 1, []) for p in positions]
 
     def _decode(self, number: int, num_drafts: int) -> RowResult:
-        """Run the last token and the drafts, some of which turn out to be right."""
+        """Run the last token and the drafts, of which some are accepted."""
         row = self.rows[number]
         assert row.last_token is not None, f"row {number} decodes without a last token"
-        room = len(row.pages) * self.page_size - len(row.slots)
-        if not room:  # full by drafts: the request has all its tokens, and this answer no reader
+        num_free = len(row.pages) * self.page_size - len(row.slots)
+        if not num_free:  # the request has all its tokens by drafts: this answer is not read
             return RowResult([-7])
         fate = mix(row.slots[-1][1], num_drafts)
-        num_right = min(num_drafts if fate % 3 else fate // 3 % (1 + num_drafts), room - 1)
-        found = RowResult([], [])
-        for _ in range(1 + num_right):
+        num_accepted = num_drafts if fate % 3 else fate // 3 % (1 + num_drafts)
+        num_accepted = min(num_accepted, num_free - 1)
+        outputs = RowResult([], [])
+        for _ in range(1 + num_accepted):
             self._write(row, [row.last_token])
             result = self._sample(number)
-            found = RowResult(found.token_ids + result.token_ids, found.logprobs + result.logprobs)
-        first = len(row.slots)  # behind it: KV of rejected drafts, and of those for the next step
-        last = min(first + 2 * num_drafts - num_right, len(row.pages) * self.page_size)
+            outputs = RowResult(
+                outputs.token_ids + result.token_ids, outputs.logprobs + result.logprobs
+            )
+        first = len(row.slots)  # from here: KV of rejected drafts, and of drafts for the next step
+        last = min(first + 2 * num_drafts - num_accepted, len(row.pages) * self.page_size)
         for position in range(first, last):
             page = row.pages[position // self.page_size]
             self.memory[page][position % self.page_size] = (number, position)
-        return found
+        return outputs
 
     def _write(self, row: FakeRow, tokens: list[int]) -> None:
         size = self.page_size
@@ -321,7 +326,7 @@ class FakeWorker:
 
 
 class FakeEngine:
-    """A Scheduler with a FakeWorker behind it, for tests that follow requests through steps.
+    """A Scheduler and its FakeWorker, for tests that follow requests through steps.
 
     `turn()` is one step of the workers: the scheduler fills its look-ahead, then the oldest plan
     in flight is answered. Everything sent to frontends is in `tokens` and `finished`."""
@@ -427,7 +432,7 @@ class FakeEngine:
         raise AssertionError(f"{self.core.num_live} requests live after {max_turns} steps")
 
     def right_answer(self, submit: Submit) -> list[int]:
-        """What the request must get."""
+        """The outputs that the request must get."""
         limit = self.core.heartbeat().pages_total * self.config.page_size - self.config.page_size
         limit = min(limit, self.config.max_req_total_len or limit)
         return oracle(submit.prompt_ids, submit.sampling, limit, self.worker.vocab_size)[0]

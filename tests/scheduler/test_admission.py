@@ -1,4 +1,4 @@
-"""Who is refused and why, who may start, and that nobody waits for ever."""
+"""Which requests are refused and why, which may start, and that none waits for ever."""
 
 import pytest
 from fakes import FakeEngine
@@ -121,12 +121,12 @@ def test_a_big_request_is_overtaken_but_not_for_ever() -> None:
     big = engine.submit([2] * 70, 2)
     overtakers = 0
     while big not in engine.tokens:
-        if len(engine.finished) + 3 > overtakers:  # there is always somebody small
+        if len(engine.finished) + 3 > overtakers:  # there is always a small request
             engine.submit([3], 2)
             overtakers += 1
         engine.turn()
         assert engine.now_ns < 60e9, "the big request starves"
-    assert overtakers > 3, "nobody could use the room that the big one cannot"
+    assert overtakers > 3, "the pages that the big one cannot use stay unused"
 
 
 def test_a_better_priority_starts_first_and_equals_in_order() -> None:

@@ -104,7 +104,7 @@ def test_drafts_take_no_pages_from_others() -> None:
         assert engine.tokens[submit.request_id] == engine.right_answer(submit)
 
 
-def test_a_request_of_the_longest_length_has_no_page_behind_it() -> None:
+def test_a_request_has_no_page_beyond_its_longest_length() -> None:
     engine = FakeEngine(20, page_size=1, max_req_total_len=16, mtp_step=7, mtp_fixed_step=True)
     submit = engine.submission([1, 2, 3], 100)
     engine.tell(submit)

@@ -46,7 +46,7 @@ def test_an_abort_at_any_moment_frees_everything_at_once(turns: int) -> None:
     assert set(engine.finished) == {first, second}
     assert engine.finished[second].reason == "abort"
     assert engine.finished[first].reason == ("abort" if turns < 6 else "length")
-    again = engine.submission(list(range(20)), 4)  # what was cached is right
+    again = engine.submission(list(range(20)), 4)  # the cached pages are correct
     engine.tell(again)
     engine.finish()
     assert engine.tokens[again.request_id] == engine.right_answer(again)

@@ -1,4 +1,4 @@
-"""The draft length that pays is found, kept, and given up when it pays no more."""
+"""The fastest draft length is found, kept, and changed when another one becomes faster."""
 
 import random
 from collections import Counter
@@ -21,7 +21,7 @@ def plan(num_rows: int, num_drafts: int, num_chunks: int = 0) -> StepPlan:
 
 
 class Server:
-    """Steps of `num_rows` rows that cost what `cost(num_drafts)` says, in ms, give or take."""
+    """Steps of `num_rows` rows that take about `cost(num_drafts)` ms."""
 
     def __init__(self, policy: DraftPolicy, seed: int = 0) -> None:
         self.policy = policy

@@ -1,4 +1,4 @@
-"""Rows wait for their grammars, nobody else does, and nothing is kept for ever."""
+"""Rows wait for their grammars, other rows do not, and no grammar is kept for ever."""
 
 from collections import Counter
 from typing import Any
@@ -116,7 +116,7 @@ def test_aborts_while_loading_leave_nothing() -> None:
     assert engine.finished[again].reason == "length"
 
 
-def test_answers_that_nobody_asked_for_are_ignored() -> None:
+def test_answers_without_a_question_are_ignored() -> None:
     engine = holding()
     engine.submit([1], 4, grammar=grammar())
     engine.tell(GrammarLoaded(7, "g"), GrammarLoaded(0, "other"), GrammarLoaded(0, "other", "x"))

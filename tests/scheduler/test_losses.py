@@ -55,7 +55,7 @@ def test_a_lost_frontends_requests_end_in_silence() -> None:
     assert not set(mine) & set(engine.finished)
 
 
-def test_losses_reported_after_the_replacements_greeted_hit_nobody_new() -> None:
+def test_losses_reported_after_the_replacements_greeted_end_no_new_request() -> None:
     engine = FakeEngine(64)
     engine.tell(Hello("frontend", 0, 1, "hash"))
     engine.submit([1], 50)

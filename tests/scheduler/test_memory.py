@@ -1,4 +1,4 @@
-"""Which pages a request gets, what it leaves in the prefix cache, what others find there."""
+"""Which pages a request gets, which it leaves in the prefix cache, and which others find there."""
 
 import pytest
 from fakes import FakeEngine
@@ -12,7 +12,7 @@ def cached(engine: FakeEngine, request_id: int) -> int:
 
 
 def ask(engine: FakeEngine, prompt: list[int], **values: object) -> int:
-    """Run a request to its end; prompt tokens found in the cache."""
+    """Run a request to its end. Returns its prompt tokens that were in the cache."""
     request_id = engine.submit(prompt, 2, **values)  # type: ignore[arg-type]
     engine.finish()
     return cached(engine, request_id)

@@ -1,4 +1,4 @@
-"""The prefix cache finds exactly what was stored, keeps what is used, evicts what is oldest."""
+"""The prefix cache finds exactly the stored prefixes, keeps used ones and evicts the oldest."""
 
 from array import array
 
@@ -19,7 +19,7 @@ class Tree:
         self.standing: list[Node] = []
 
     def store(self, tokens: list[int], salt: str = "") -> Node:
-        """Lock the path of `tokens`, adding what is missing; returns its end."""
+        """Lock the path of `tokens`, adding missing nodes. Returns its end."""
         ids = array("i", tokens)
         node = self.cache.enter(salt, None)
         for index in range(len(tokens) // SIZE):
@@ -34,8 +34,8 @@ class Tree:
         self.standing.remove(node)
         self.cache.leave(node)
 
-    def found(self, tokens: list[int], salt: str = "") -> int:
-        """Tokens found."""
+    def num_stored(self, tokens: list[int], salt: str = "") -> int:
+        """Tokens of the longest stored prefix."""
         ids = array("i", tokens)
         return SIZE * len(self.cache.match(salt, ids, len(tokens) // SIZE))
 
@@ -68,7 +68,7 @@ def test_the_longest_stored_prefix_is_found(
 
     for salt in ("", "salt"):
         best = max((shared(tokens) for tokens, s in stored if s == salt), default=0)
-        assert tree.found(wanted, salt) == best
+        assert tree.num_stored(wanted, salt) == best
 
 
 @settings(max_examples=60)
@@ -90,7 +90,7 @@ def test_integrity_holds_and_locked_paths_survive_any_eviction(
         assert tree.pool.num_free == free + min(evict, evictable)
         tree.check()
         for path in kept:
-            assert tree.found(path) == len(path) // SIZE * SIZE
+            assert tree.num_stored(path) == len(path) // SIZE * SIZE
 
 
 def test_the_least_recently_released_prefix_goes_first_tail_before_head() -> None:
@@ -100,9 +100,9 @@ def test_the_least_recently_released_prefix_goes_first_tail_before_head() -> Non
     tree.leave(a)
     tree.leave(b)
     tree.cache.evict(2)
-    assert (tree.found(old), tree.found(new)) == (2, 4)
+    assert (tree.num_stored(old), tree.num_stored(new)) == (2, 4)
     tree.cache.evict(1)
-    assert (tree.found(old), tree.found(new)) == (0, 4)
+    assert (tree.num_stored(old), tree.num_stored(new)) == (0, 4)
 
 
 def test_using_a_prefix_again_makes_it_young() -> None:
@@ -111,7 +111,7 @@ def test_using_a_prefix_again_makes_it_young() -> None:
     for tokens in (first, second, first):
         tree.leave(tree.store(tokens))
     tree.cache.evict(1)
-    assert (tree.found(first), tree.found(second)) == (2, 0)
+    assert (tree.num_stored(first), tree.num_stored(second)) == (2, 0)
 
 
 def test_salts_are_forgotten_with_their_last_page() -> None:
@@ -141,7 +141,7 @@ def test_a_pending_page_is_found_as_such_and_removed_if_it_is_never_filled() -> 
     assert node.is_coming
     tree.cache.leave(node, [node])
     assert not node.is_coming
-    assert tree.found([1, 2]) == 0
+    assert tree.num_stored([1, 2]) == 0
     tree.check()
     assert tree.pool.num_free == 64
 
@@ -157,7 +157,7 @@ def test_a_filled_page_takes_the_place_of_a_pending_one() -> None:
     tree.cache.leave(owner, [owner])  # its owner ends: the page stays
     tree.cache.leave(taker)
     tree.pool.drop([mine, other])
-    assert tree.found([1, 2]) == 2
+    assert tree.num_stored([1, 2]) == 2
     tree.check()
 
 

@@ -80,7 +80,7 @@ def test_the_extra_token_after_a_stop_is_dropped() -> None:
     assert sampled == len(right) + 1, "look-ahead costs exactly one extra token"
 
 
-def test_tokens_behind_a_stop_token_or_the_limit_are_dropped() -> None:
+def test_tokens_after_a_stop_token_or_the_limit_are_dropped() -> None:
     for seed in range(20):
         engine = FakeEngine(64, mtp_step=7, mtp_fixed_step=True, batch_max_tokens=200)
         submits = [

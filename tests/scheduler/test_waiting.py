@@ -1,4 +1,4 @@
-"""The queue keeps its order and forgets nobody."""
+"""The queue keeps its order and loses no request."""
 
 from glimmer.scheduler.admission import WaitingQueue
 from glimmer.scheduler.request import Request, RequestState

@@ -1,5 +1,5 @@
-"""Bugs made by hand, each a small change to the production code, to prove that the simulation
-bites: every one must be found within a few seeds."""
+"""Faults made by hand, each a small change to the production code. They prove that the simulation
+finds faults: each one must be noticed within a few seeds."""
 
 import copy
 from collections.abc import Callable
@@ -87,10 +87,10 @@ def _keep_what_follows_the_end(add_tokens: Any) -> Any:
         ended = {r.request_id for r, _ in self.ended}
         sent = {r.request_id: row for r, row in zip(step.sampling, rows, strict=True)}
         for part in self.rows.values():
-            for place, row in enumerate(part):
+            for index, row in enumerate(part):
                 if row.request_id in ended:
                     whole = sent[row.request_id].token_ids
-                    part[place] = msgspec.structs.replace(row, token_ids=whole)
+                    part[index] = msgspec.structs.replace(row, token_ids=whole)
 
     return mutant
 
@@ -124,7 +124,7 @@ def _one_token_per_step(receive: Any) -> Any:
     return mutant
 
 
-def _pages_behind_the_end(append_pages: Any) -> Any:
+def _pages_beyond_the_end(append_pages: Any) -> Any:
     def mutant(self: Any, req: Any, num_kv: int) -> None:
         longest, req.max_total_tokens = req.max_total_tokens, 1 << 30
         append_pages(self, req, num_kv)
@@ -137,7 +137,7 @@ def _free_drafts(add_chunk: Any) -> Any:
     def mutant(self: Any, req: Any) -> None:
         if not self.__dict__.get("freed"):  # the first chunk: only decode rows were counted so far
             self.freed = True
-            self.budget += len(self._decode) * self._num_drafts
+            self.budget += len(self._plan.decode) * self._num_drafts
         add_chunk(self, req)
 
     return mutant
@@ -230,7 +230,8 @@ def _lose_a_token(requeue: Any) -> Any:
 def _resumed_from_zero(admit: Any) -> Any:
     def mutant(self: Any, req: Any) -> None:
         admit(self, req)
-        self._admitted[-1] = msgspec.structs.replace(self._admitted[-1], num_output_tokens=0)
+        admitted = self._plan.admitted
+        admitted[-1] = msgspec.structs.replace(admitted[-1], num_output_tokens=0)
 
     return mutant
 
@@ -309,7 +310,7 @@ MUTANTS: dict[str, Mutant] = {
             )
         ),
     ),
-    "waits for a prefix that nobody computes any more": replace(
+    "waits for a prefix that no request computes any more": replace(
         radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
     ),
     "admits rows before their grammar is loaded": replace(
@@ -394,8 +395,8 @@ MUTANTS |= {
         request.Request, "receive", _believe_in_drafts
     ),
     "counts one token for each step": replace(request.Request, "receive", _one_token_per_step),
-    "allocates behind the longest length for drafts": replace(
-        batch.StepBuilder, "_append_pages", _pages_behind_the_end
+    "allocates pages beyond the longest length for drafts": replace(
+        batch.StepBuilder, "_append_pages", _pages_beyond_the_end
     ),
     "does not count drafts in the budget": replace(batch.StepBuilder, "add_chunk", _free_drafts),
     "remembers drafts in flight when workers die": replace(

@@ -54,7 +54,7 @@ def expect(condition: bool, what: str) -> None:
 
 @dataclass
 class Knobs:
-    """The configuration and the mood of one seed."""
+    """The configuration and the kinds of events of one seed."""
 
     config: ServeConfig
     num_pages: int
@@ -194,7 +194,7 @@ class Group:
             self._work()
 
     def _run(self, plan: StepPlan, heard_step: int) -> StepResult:
-        """Some steps fail; a plan sent before that was heard of builds on what is not there."""
+        """Some steps fail. Plans that were sent before the scheduler knew build on missing KV."""
         world = self.world
         if heard_step < self.failed_step:
             result = self.worker.fail(plan)
@@ -312,7 +312,7 @@ class SimWorld:
         for _ in range(self.flush_rng.choice((0, 0, 1, 2, 4))):
             time_ns = self.flush_rng.randrange(self.now_ns, self.end_active_ns)
             self.at(time_ns, self.to_scheduler, FlushCache())
-        # A clock tick now and then, as the loop's heartbeat gives: time-outs need it.
+        # Time-outs need a step now and then, as the loop makes for its heartbeat.
         for tick in range(40):
             self.after(tick * 250 * MS, self._wake)
 
@@ -362,7 +362,7 @@ class SimWorld:
             inbox = []
 
     def _step(self, inbox: list[Message]) -> tuple[StepPlan | None, list[Outgoing]]:
-        """One step of the core, and what must hold unless it loses all KV."""
+        """One step of the core, and its invariants. They do not hold if all KV is lost in it."""
         core, memory = self.core, self.core.workers.memory
         running = core._running.copy()
         unused = []
@@ -414,7 +414,7 @@ class SimWorld:
     # --- the launcher --------------------------------------------------------------------------
 
     def launcher_says(self, message: Message, delay_ns: int) -> None:
-        """To the scheduler, in order with what the launcher said before."""
+        """Send to the scheduler, in order with earlier messages of the launcher."""
         self.launcher_link_ns = max(self.launcher_link_ns, self.now_ns + delay_ns)
         self.at(self.launcher_link_ns, self.to_scheduler, message)
 
@@ -555,7 +555,7 @@ class SimWorld:
 
     def _submit(self, client: Client) -> None:
         index = client.submit.frontend
-        if self.now_ns <= self.frontend_up_ns[index]:  # nobody there to take it
+        if self.now_ns <= self.frontend_up_ns[index]:  # the frontend is down
             del self.clients[client.submit.request_id]
             return
         client.incarnation = self.incarnations[index]
