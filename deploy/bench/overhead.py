@@ -126,8 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         load = Load(server, args.port, args.route)
         results = []
         for running in args.running:
-            rough = _measure(load, running, max(8, 2000 // running))
-            tokens = int(max(16, min(4000, rough.tokens_per_s * args.seconds / running)))
+            rough_tokens = max(8, 2000 // running)
+            tokens_per_s = running * rough_tokens / _run(load, running, rough_tokens)
+            tokens = int(max(16, min(4000, tokens_per_s * args.seconds / running)))
             results.append(_measure(load, running, tokens))
     _print(results, args.route)
     if args.output:
@@ -174,9 +175,7 @@ def _measure(load: Load, running: int, tokens: int) -> Result:
     """Measure one load, once its counters are up to date."""
     time.sleep(1.1)  # the counters arrive with the scheduler's heartbeat, once a second
     (steps_before, planning_before), cpu_before = _counters(load.port), _cpu_seconds(load.server)
-    start = time.monotonic()
-    asyncio.run(load.run(running, tokens))
-    seconds = time.monotonic() - start
+    seconds = _run(load, running, tokens)
     cpu_after = _cpu_seconds(load.server)
     time.sleep(1.1)
     steps_after, planning_after = _counters(load.port)
@@ -184,6 +183,13 @@ def _measure(load: Load, running: int, tokens: int) -> Result:
     cpu = {k: (cpu_after[k] - cpu_before.get(k, 0.0)) / seconds for k in cpu_after}
     step_us = (planning_after - planning_before) / max(steps, 1) * 1e6
     return Result(running, running * tokens, seconds, steps, step_us, cpu)
+
+
+def _run(load: Load, running: int, tokens: int) -> float:
+    """Seconds that a load takes."""
+    start = time.monotonic()
+    asyncio.run(load.run(running, tokens))
+    return time.monotonic() - start
 
 
 def _counters(port: int) -> tuple[float, float]:

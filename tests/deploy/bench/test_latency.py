@@ -39,19 +39,32 @@ def test_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert result["experts"] >= 1
 
 
-@pytest.mark.parametrize("mode", ["eagle_with_att", "vanilla_with_att"])
+EVERY_KIND = "--decode 1x20 6x20 --mixed 2x30+50 --prefill 1x9 --drafts 0 2"
+
+
+@pytest.mark.parametrize(
+    ("mode", "shapes", "num_drafts"),
+    [
+        ("eagle_with_att", EVERY_KIND, [0, 2] * 4),
+        ("vanilla_with_att", "--decode 6x20 --drafts 2", [2]),
+    ],
+    ids=["eagle", "vanilla"],
+)
 def test_steps_with_and_without_drafts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], mode: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    shapes: str,
+    num_drafts: list[int],
 ) -> None:
-    """Half of the first drafts are said to be right, a quarter of the second ones."""
+    """Half of the first drafts are forced to be accepted, and a quarter of the second ones."""
     path = tmp_path / "out.json"
-    flags = ["--decode", "1x20", "6x20", "--mixed", "2x30+50", "--prefill", "1x9", "--drafts", "0",
-             "2", "--steps", "16", "--repeats", "1", "--json", str(path)]  # fmt: skip
+    flags = [*shapes.split(), "--steps", "16", "--repeats", "1", "--json", str(path)]
     drafts = ["--mtp_mode", mode, "--mtp_step", "2", "--mtp_forced_acceptance", "0.5", "0.25"]
     assert main([*flags, *drafts, "--load_format", "dummy", *SERVER]) == 0
     assert "in drafts" in capsys.readouterr().out
     results = json.loads(path.read_text())["results"]
-    assert [r["drafts"] for r in results] == [0, 2] * 4
+    assert [r["drafts"] for r in results] == num_drafts
     for result in results:
         experts, passes = result["experts"], result["draft_experts"]
         if result["kind"] == "prefill":

@@ -5,14 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glimmer.deploy.bench.overhead import serving
 from glimmer.deploy.bench.serve import main
 from glimmer.deploy.cli import main as glimmer
 from glimmer.shared.errors import StartError
 from scripted_server import DONE, RunningServer, text_chunk, usage_chunk, whole_reply
-from server import free_port
 
-TOKENS_OF_THE_TEMPLATE = 20  # at most, around one user message
 SMALL = ["--input_len", "8", "--output_len", "5", "--num_prompts", "12", "--ignore_eos"]
 
 
@@ -120,23 +117,3 @@ def test_a_mistake_is_one_line(scripted: RunningServer, capsys: pytest.CaptureFi
     assert "no server answers at http://127.0.0.1:9" in capsys.readouterr().err
     assert glimmer(["bench", "serve", "--help"]) == 0
     assert "TPOT" in capsys.readouterr().out
-
-
-def test_our_own_server_is_measured_on_both_routes(tmp_path: Path) -> None:
-    port, path = free_port(), tmp_path / "result.json"
-    url = f"http://127.0.0.1:{port}"
-    chat = ["--route", "chat", "--dataset", "shared-prefix", "--prefix_len", "70"]
-    with serving(tmp_path / "model", port, []):
-        for flags, shortest, longest in (
-            (["--request_rate", "200"], 8, 8),
-            (chat, 78, 78 + TOKENS_OF_THE_TEMPLATE),
-        ):
-            assert main(["--url", url, *SMALL, *flags, "--json", str(path)]) == 0
-            whole = json.loads(path.read_text())
-            results = whole["results"]
-            assert (results["completed"], results["total_output_tokens"]) == (12, 60)
-            assert shortest <= results["total_input_tokens"] / 12 <= longest
-            assert results["counted_by"] == {"usage": 12}
-            assert results["short_replies"] == 0
-            assert whole["server"]["info"]["running_max_req_size"] == 512
-            assert whole["server"]["info"]["engine"]["num_pages"] > 0

@@ -13,14 +13,6 @@ from glimmer.shared.model_spec import load_model_spec
 Serve = Callable[..., Any]  # the fixture in ../conftest.py
 
 
-def test_the_demo_answers_and_ends(serve: Serve) -> None:
-    server = serve("--once", "--prompt", "Who are you?", command="demo")
-    out, _ = server.process.communicate(timeout=30)
-    assert server.process.returncode == 0
-    assert "> Who are you?\na fake answer\n" in out
-    assert "curl" not in out
-
-
 def test_the_demo_keeps_serving_and_shows_what_to_try(serve: Serve) -> None:
     server = serve(command="demo")
     url = server.ready_line().split()[3]
@@ -32,7 +24,7 @@ def test_the_demo_keeps_serving_and_shows_what_to_try(serve: Serve) -> None:
     assert server.wait() == 0
 
 
-def test_the_demo_takes_a_free_port_when_the_usual_one_is_taken(serve: Serve) -> None:
+def test_the_demo_answers_on_a_free_port_if_the_usual_one_is_taken(serve: Serve) -> None:
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -40,10 +32,12 @@ def test_the_demo_takes_a_free_port_when_the_usual_one_is_taken(serve: Serve) ->
             other.listen()
         except OSError:
             pass  # taken anyway
-        server = serve("--once", port=8000, command="demo")
+        server = serve("--once", "--prompt", "Who are you?", port=8000, command="demo")
         assert "http://127.0.0.1:8000 " not in server.ready_line()
-        server.process.communicate(timeout=30)
+        out, _ = server.process.communicate(timeout=30)
     assert server.process.returncode == 0
+    assert "> Who are you?\na fake answer\n" in out
+    assert "curl" not in out
     assert "port 8000 is in use by " in server.log
     assert "; the demo uses a free port" in server.log
 

@@ -13,6 +13,8 @@ def main(command: str, *flags: str) -> int:
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
         launcher.HEARTBEAT_LIMIT_S = 2.0
         launcher._PAUSE_S = 1.9
+    if "slow-streams" in flags:
+        launcher._DRAIN_GRACE_S = 0.5
     if "mute-frontend" in flags:
         launcher.FRONTEND_LIMIT_S = 2.0
     if command == "demo":
