@@ -1,9 +1,8 @@
-"""`glimmer bench kernels`: each op of the decode and prefill path by itself, against its limit.
+"""`glimmer bench kernels`: times each op of decode and prefill alone, beside its limit.
 
-An op is captured in a CUDA graph several times over, each time with other weights, so that the
-L2 cache does not help. The limit is memory bandwidth or the tensor cores' rate, whichever takes
-longer; "layers" is how often a forward pass runs the op, so that the column "us/step" adds up to
-a step.
+A CUDA graph captures the op several times with different weights, so that the L2 cache does not
+help. The limit is memory bandwidth or the tensor cores' rate, whichever takes longer. The column
+"us/step" counts an op as often as a forward pass runs it, so its sum is the time of a step.
 """
 
 import argparse
@@ -22,7 +21,7 @@ from ...shared.model_spec import ModelSpec, load_model_spec
 from .report import environment, report, write_report
 from .roofline import Gpu, distinct_experts, gpu_of
 
-_ROTATED_BYTES = 256 << 20  # read before anything is read again: several times the L2 cache
+_ROTATED_BYTES = 256 << 20  # read before a weight is read again: several times the L2 cache
 _MOST_COPIES = 24
 _REPLAYS = 20
 _BYTES = 2
@@ -31,7 +30,7 @@ _BYTES = 2
 @dataclass(frozen=True)
 class Case:
     """An op with its operands: `calls` do the same with different weights. Bytes and operations
-    are those of one call, `layers` how many there are in a forward pass."""
+    are those of one call; a forward pass has `layers` calls."""
 
     op: str
     shape: str
@@ -51,12 +50,12 @@ class Result:
     us: float
     tb_per_s: float
     tflop_per_s: float
-    share: float  # of the limit; 0: the card is unknown
+    share: float  # of the limit; 0 for an unknown GPU
     us_per_step: float
 
 
 def time_calls(calls: Sequence[Callable[[], object]]) -> float:
-    """Microseconds per call inside one CUDA graph over all calls; least of some replays."""
+    """Microseconds per call in one CUDA graph of all calls: the lower quartile of some replays."""
     import torch
 
     for call in calls[:2]:
@@ -78,7 +77,7 @@ def time_calls(calls: Sequence[Callable[[], object]]) -> float:
 
 
 class Operands:
-    """Random tensors of a model's type on the card."""
+    """Random bfloat16 tensors on the GPU."""
 
     def __init__(self, spec: ModelSpec) -> None:
         import torch
@@ -89,8 +88,8 @@ class Operands:
 
     def random(self, *shape: int, dtype: Any = None) -> Any:
         """Values of unit scale."""
-        made = self.torch.empty(shape, device="cuda", dtype=dtype or self.torch.bfloat16)
-        return made.normal_()
+        values = self.torch.empty(shape, device="cuda", dtype=dtype or self.torch.bfloat16)
+        return values.normal_()
 
     def weight(self, rows: int, columns: int) -> Any:
         """A projection [rows, columns] that keeps the scale."""
@@ -102,7 +101,7 @@ def _copies(num_bytes: float) -> int:
 
 
 def projections(o: Operands, tokens: int) -> Iterator[Case]:
-    """Norms and dense products of a layer; few tokens' norms come with what reads them."""
+    """Norms and dense products of a layer. For few tokens a norm is part of the next product."""
     from ...kernels.dense.linear import NORM_TOKENS, linear, norm_linear
     from ...kernels.dense.rms_norm import rms_norm
     from ...kernels.moe import router
@@ -110,30 +109,31 @@ def projections(o: Operands, tokens: int) -> Iterator[Case]:
     s = o.spec
     layers, hidden = s.num_layers, s.hidden_size
     stream, latent = o.random(tokens, hidden), o.random(tokens, s.q_lora_rank)
-    norms = {given.shape[1]: o.random(given.shape[1]) for given in (stream, latent)}
-    own, own_mlp = tokens > NORM_TOKENS, tokens > router.NORM_TOKENS  # norms that are launches
-    for given, count in ((stream, layers * (own + own_mlp)), (latent, layers * own)):
-        norm = norms[given.shape[1]]
-        if count:
-            yield Case("rms_norm", f"{tokens}x{given.shape[1]}",
-                       [partial(rms_norm, given, norm, o.eps)] * 8,
-                       2 * _BYTES * given.numel(), 0, count)  # fmt: skip
+    norms = {x.shape[1]: o.random(x.shape[1]) for x in (stream, latent)}
+    # Norms that are launches of their own, before attention and before the experts.
+    attention_norm, mlp_norm = tokens > NORM_TOKENS, tokens > router.NORM_TOKENS
+    for x, per_layer in ((stream, attention_norm + mlp_norm), (latent, int(attention_norm))):
+        norm = norms[x.shape[1]]
+        if per_layer:
+            calls = [partial(rms_norm, x, norm, o.eps)] * 8
+            yield Case("rms_norm", f"{tokens}x{x.shape[1]}", list(calls),
+                       2 * _BYTES * x.numel(), 0, layers * per_layer)  # fmt: skip
     values = o.random(tokens, s.num_heads * s.v_head_dim)
-    for name, given, rows in (
+    for name, x, rows in (
         ("qkv_a", stream, s.q_lora_rank + s.latent_dim),
         ("q_b", latent, s.num_heads * s.qk_head_dim),
         ("o", values, hidden),
     ):
-        columns = given.shape[1]
+        columns = x.shape[1]
         count = rows * columns
         weights = [o.weight(rows, columns) for _ in range(_copies(_BYTES * count))]
         moved = _BYTES * (count + tokens * (rows + columns))
-        calls = [partial(linear, given, w) for w in weights]
+        calls = [partial(linear, x, w) for w in weights]
         if name == "o":
-            calls = [partial(linear, given, w, add_to=stream) for w in weights]
+            calls = [partial(linear, x, w, add_to=stream) for w in weights]
         elif tokens <= NORM_TOKENS:
             name = f"norm, {name}"
-            calls = [partial(norm_linear, given, norms[columns], o.eps, w) for w in weights]
+            calls = [partial(norm_linear, x, norms[columns], o.eps, w) for w in weights]
         yield Case(name, f"{tokens}x{columns}->{rows}", list(calls), moved,
                    2 * count * tokens, layers)  # fmt: skip
 
@@ -183,7 +183,7 @@ def mixtures(o: Operands, tokens: int) -> Iterator[Case]:
 
 
 def heads(o: Operands, rows: int) -> Iterator[Case]:
-    """What turns hidden states into tokens, where nobody asks for more than the likeliest."""
+    """The head and greedy sampling."""
     from ...kernels.sampling.sampling import greedy
 
     s, torch = o.spec, o.torch
@@ -216,7 +216,7 @@ def run_case(step: str, case: Case, gpu: Gpu | None) -> Result:
 
 
 def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
-    """What a decode step does between the projections."""
+    """The ops of a decode step between the projections."""
     from ...kernels.attention.mla_decode import mla_decode
     from ...kernels.attention.mla_decode_split import FUSED_TOKENS
     from ...kernels.attention.mla_projections import expand_values
@@ -266,7 +266,7 @@ def attention(o: Operands, rows: int, context: int) -> Iterator[Case]:
 
 
 def prefill_attention(o: Operands, tokens: int, backend: str) -> Iterator[Case]:
-    """A fresh prompt's attention, up-projection included."""
+    """Attention of a new prompt, including the up-projection."""
     from ...kernels.attention.mla_prefill import mla_prefill
     from ...kernels.attention.paged_rows import PagedRows
 
@@ -305,12 +305,12 @@ def _show(console: Console, results: Sequence[Result], device: str) -> None:
     for name in ("step", "op", "shape", "us", "TB/s", "TFLOP/s", "of limit", "us/step"):
         table.add_column(name, justify="left" if name in ("op", "shape") else "right")
     for step in dict.fromkeys(r.step for r in results):
-        mine = [r for r in results if r.step == step]
-        for r in mine:
+        ops = [r for r in results if r.step == step]
+        for r in ops:
             table.add_row(r.step, r.op, r.shape, f"{r.us:.2f}", f"{r.tb_per_s:.2f}",
                           f"{r.tflop_per_s:.0f}", f"{r.share:.0%}" if r.share else "-",
                           f"{r.us_per_step:.0f}")  # fmt: skip
-        total = sum(r.us_per_step for r in mine)
+        total = sum(r.us_per_step for r in ops)
         table.add_row(step, "sum", "", "", "", "", "", f"{total:.0f}", end_section=True)
     console.print(table)
 

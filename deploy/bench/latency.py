@@ -1,9 +1,9 @@
-"""`glimmer bench latency`: how long steps take, by batch and context, beside the roofline.
+"""`glimmer bench latency`: time of a step by batch and context, beside the roofline.
 
 Runs one rank in this process (`rank.py`), without HTTP and scheduler. All flags of `glimmer serve`
-are taken; `--load_format dummy` needs no weights, only config.json. With `--mtp_mode`, `--drafts
-0 3` measures every step without drafts and with 3 for each row; where weights are noise,
-`--mtp_forced_acceptance` says how many of them are taken for right.
+are accepted; `--load_format dummy` needs only config.json, no weights. With `--mtp_mode`, `--drafts
+0 3` measures every step without drafts and with 3 drafts per row. `--mtp_forced_acceptance` gives
+the shares of drafts that are accepted, which is needed with random weights.
 """
 
 import argparse
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,122 +23,158 @@ from ...shared.resolve import resolve
 from .prompts import load_tokenizer, read_text
 from .rank import Bench
 from .report import environment, report, write_report
-from .roofline import Gpu, decode_seconds, gpu_of, mixed_seconds, prefill_seconds
+from .roofline import Gpu, Roofline, gpu_of
 from .trace import Trace, traced
 
-_MOST_KERNELS = 40  # lines of a profile
+_MOST_KERNELS = 40  # printed of each profile
 _WARM_UP_STEPS, _PROFILED_STEPS, _MIXED_STEPS, _MOST_STEPS = 4, 8, 8, 150
 
 
 @dataclass(frozen=True)
 class Result:
-    """One row of the table. `roofline_ms` 0: the card is unknown."""
+    """The figures of one row. `roofline_ms` is 0 for an unknown GPU."""
 
-    kind: str  # "prefill", "decode" or "mixed", which is decode rows beside a prompt
+    kind: str  # "prefill", "decode", or "mixed": decode rows together with a new prompt
     rows: int
     tokens: int  # of each prompt, or cached for each row
-    drafts: int  # that each row verifies in a step, and makes
+    drafts: int  # number that each row verifies, and makes, in a step
     ms: float  # median of a step
-    tokens_per_row: float  # new ones of a decode row in a step: 1 and accepted drafts
+    tokens_per_row: float  # new tokens of a decode row in a step: 1 and the accepted drafts
     tokens_per_s: float
     roofline_ms: float
-    experts: float  # distinct ones in a step, mean over the main model's MoE layers
+    experts: float  # distinct experts in a step, mean over the main model's MoE layers
     draft_experts: list[float] = field(default_factory=list)  # in each pass of the draft layer
     idle_share: float | None = None  # of the GPU while profiled
 
 
-def measure(bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Namespace) -> list[Any]:
-    """All rows of the table and their profiles: (Result, Trace or None)."""
-    measured: list[tuple[Callable[..., Any], Sequence[int]]] = [
-        *((_measure_prefill, pair) for pair in args.prefill),
-        *((_measure_decode, pair) for pair in args.decode),
-        *((_measure_mixed, three) for three in args.mixed),
-    ]
-    found = []
-    for function, shape in measured:
-        for num_drafts in args.drafts:
-            bench.num_drafts = num_drafts
-            found.append(function(bench, spec, gpu, args, *shape))
-    return found
+Row = tuple[Result, Trace | None]
 
 
-def _measure_prefill(
-    bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Namespace, rows: int, tokens: int
-) -> tuple[Result, Trace | None]:
-    times = []
-    for _ in range(args.repeats + 1):  # the first one may compile
-        times.append(bench.prefill(rows, tokens))
+@dataclass(frozen=True)
+class _Measurement:
+    """Measures steps of a rank. `gpu` None: the roofline is unknown."""
+
+    bench: Bench
+    spec: ModelSpec
+    gpu: Gpu | None
+    args: argparse.Namespace
+
+    def prefill(self, rows: int, tokens: int) -> Row:
+        """Prompts without anything else."""
+        bench = self.bench
+        times = []
+        for _ in range(self.args.repeats + 1):  # the first one may compile
+            times.append(bench.prefill(rows, tokens))
+            bench.free(rows)
+        trace = None
+        if self.args.profile:
+            with traced() as trace:
+                bench.prefill(rows, tokens)
+            bench.free(rows)
+        seconds = median(times[1:])
+        roofline = self._roofline()
+        result = Result(
+            "prefill",
+            rows,
+            tokens,
+            bench.num_drafts,
+            ms=seconds * 1e3,
+            tokens_per_row=0.0,
+            tokens_per_s=rows * tokens / seconds,
+            roofline_ms=roofline.prefill(tokens, rows) * 1e3 if roofline else 0.0,
+            experts=float(self.spec.num_experts),
+            idle_share=trace.idle_share if trace else None,
+        )
+        return result, trace
+
+    def decode(self, rows: int, tokens: int) -> Row:
+        """Decode steps of rows with `tokens` cached tokens."""
+        bench = self.bench
+        bench.prefill(rows, tokens)
+        experts = bench.count_experts(rows)
+        bench.decode(rows, _WARM_UP_STEPS)
+        steps = bench.decode(rows, self.args.steps)
+        trace = None
+        if self.args.profile:
+            with traced() as trace:
+                bench.decode(rows, _PROFILED_STEPS - 1)
         bench.free(rows)
-    trace = None
-    if args.profile:
-        with traced() as trace:
-            bench.prefill(rows, tokens)
-        bench.free(rows)
-    seconds, drafts = median(times[1:]), bench.num_drafts
-    bound = prefill_seconds(spec, gpu, tokens, rows, drafts, bench.is_chained) if gpu else 0.0
-    result = Result("prefill", rows, tokens, drafts, seconds * 1e3, 0.0, rows * tokens / seconds,
-                    bound * 1e3, float(spec.num_experts),
-                    idle_share=trace.idle_share if trace else None)  # fmt: skip
-    return result, trace
+        seconds = median(steps.seconds)
+        roofline = self._roofline()
+        result = Result(
+            "decode",
+            rows,
+            tokens,
+            bench.num_drafts,
+            ms=seconds * 1e3,
+            tokens_per_row=steps.tokens_per_row,
+            tokens_per_s=rows * steps.tokens_per_row / seconds,
+            roofline_ms=roofline.decode(rows, tokens) * 1e3 if roofline else 0.0,
+            experts=experts.main,
+            draft_experts=experts.drafts,
+            idle_share=trace.idle_share if trace else None,
+        )
+        return result, trace
 
-
-def _measure_decode(
-    bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Namespace, rows: int, tokens: int
-) -> tuple[Result, Trace | None]:
-    bench.prefill(rows, tokens)
-    experts = bench.count_experts(rows)
-    bench.decode(rows, _WARM_UP_STEPS)
-    steps = bench.decode(rows, args.steps)
-    trace = None
-    if args.profile:
-        with traced() as trace:
-            bench.decode(rows, _PROFILED_STEPS - 1)
-    bench.free(rows)
-    seconds, drafts = median(steps.seconds), bench.num_drafts
-    bound = decode_seconds(spec, gpu, rows, tokens, drafts, bench.is_chained) if gpu else 0.0
-    result = Result("decode", rows, tokens, drafts, seconds * 1e3, steps.tokens_per_row,
-                    rows * steps.tokens_per_row / seconds, bound * 1e3, experts.main,
-                    experts.drafts, trace.idle_share if trace else None)  # fmt: skip
-    return result, trace
-
-
-def _measure_mixed(
-    bench: Bench,
-    spec: ModelSpec,
-    gpu: Gpu | None,
-    args: argparse.Namespace,
-    rows: int,
-    context: int,
-    tokens: int,
-) -> tuple[Result, Trace | None]:
-    bench.prefill(rows, context)
-    bench.mixed(rows, context, tokens, 3)
-    bench.free(rows + 1)
-    bench.prefill(rows, context)
-    steps = bench.mixed(rows, context, tokens, _MIXED_STEPS)
-    trace = None
-    if args.profile:
+    def mixed(self, rows: int, context: int, tokens: int) -> Row:
+        """Decode steps, each together with a new prompt of `tokens` tokens."""
+        bench = self.bench
+        bench.prefill(rows, context)
+        bench.mixed(rows, context, tokens, 3)
         bench.free(rows + 1)
         bench.prefill(rows, context)
-        with traced() as trace:
-            bench.mixed(rows, context, tokens, _PROFILED_STEPS - 1)
-    bench.free(rows + 1)
-    seconds, drafts = median(steps.seconds), bench.num_drafts
-    done = rows * steps.tokens_per_row + tokens
-    how = drafts, bench.is_chained
-    bound = mixed_seconds(spec, gpu, rows, context, tokens, *how) if gpu else 0.0
-    result = Result("mixed", rows, tokens, drafts, seconds * 1e3, steps.tokens_per_row,
-                    done / seconds, bound * 1e3, float(spec.num_experts),
-                    idle_share=trace.idle_share if trace else None)  # fmt: skip
-    return result, trace
+        steps = bench.mixed(rows, context, tokens, _MIXED_STEPS)
+        trace = None
+        if self.args.profile:
+            bench.free(rows + 1)
+            bench.prefill(rows, context)
+            with traced() as trace:
+                bench.mixed(rows, context, tokens, _PROFILED_STEPS - 1)
+        bench.free(rows + 1)
+        seconds = median(steps.seconds)
+        roofline = self._roofline()
+        result = Result(
+            "mixed",
+            rows,
+            tokens,
+            bench.num_drafts,
+            ms=seconds * 1e3,
+            tokens_per_row=steps.tokens_per_row,
+            tokens_per_s=(rows * steps.tokens_per_row + tokens) / seconds,
+            roofline_ms=roofline.mixed(rows, context, tokens) * 1e3 if roofline else 0.0,
+            experts=float(self.spec.num_experts),
+            idle_share=trace.idle_share if trace else None,
+        )
+        return result, trace
+
+    def _roofline(self) -> Roofline | None:
+        if self.gpu is None:
+            return None
+        return Roofline(self.spec, self.gpu, self.bench.num_drafts, self.bench.is_chained)
 
 
-def _show(console: Console, found: list[Any], device: str, num_experts: int) -> None:
+def measure(bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Namespace) -> list[Row]:
+    """All rows of the table, in the order of the flags."""
+    measurement = _Measurement(bench, spec, gpu, args)
+    cases: list[tuple[Callable[..., Row], Sequence[int]]] = [
+        *((measurement.prefill, shape) for shape in args.prefill),
+        *((measurement.decode, shape) for shape in args.decode),
+        *((measurement.mixed, shape) for shape in args.mixed),
+    ]
+    rows = []
+    for function, shape in cases:
+        for num_drafts in args.drafts:
+            bench.num_drafts = num_drafts
+            rows.append(function(*shape))
+    return rows
+
+
+def _show(console: Console, rows: list[Row], device: str, num_experts: int) -> None:
     table = Table(title=f"step time on {device}")
     for name in ("step", "rows", "tokens", "drafts", "ms", "tokens/row", "tokens/s", "roofline",
                  "share", "experts", "in drafts", "idle"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
-    for result, _ in found:
+    for result, _ in rows:
         is_known = result.roofline_ms > 0
         table.add_row(
             result.kind,
@@ -157,9 +192,9 @@ def _show(console: Console, found: list[Any], device: str, num_experts: int) -> 
         )
     console.print(table)
     console.print(
-        "tokens/row: new tokens of a decode row in a step. experts: the distinct ones, of "
+        "tokens/row: new tokens of a decode row in a step. experts: distinct experts, of "
         f"{num_experts},\nthat a MoE layer reads in a step; in drafts: in each pass of the draft "
-        "layer. idle: the GPU's share of the time."
+        "layer. idle: share of the time in which the GPU idles."
     )
 
 
@@ -177,7 +212,8 @@ def _show_profile(console: Console, result: Result, trace: Trace) -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """This benchmark's flags, and the rest, which are the server's. Raises UsageError."""
+    """The flags of this benchmark, and the remaining words, which are flags of `glimmer serve`.
+    Raises UsageError."""
 
     def pair(text: str) -> tuple[int, int]:
         rows, cross, tokens = text.partition("x")
@@ -195,9 +231,16 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--prefill", type=pair, nargs="*", default=[], metavar="PROMPTSxTOKENS")
     parser.add_argument("--mixed", type=three, nargs="*", default=[],
                         metavar="ROWSxCONTEXT+TOKENS")  # fmt: skip
-    parser.add_argument("--drafts", type=int, nargs="+", default=[0],
-                        help="of each row in a step; several: one after another")  # fmt: skip
-    parser.add_argument("--text", action="store_true", help="prompts of English, not random ids")
+    parser.add_argument(
+        "--drafts",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="drafts of each row in a step; several numbers are measured in turn",
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="prompts are English text, not random ids"
+    )
     parser.add_argument("--steps", type=int, default=40, help="decode steps to measure")
     parser.add_argument("--repeats", type=int, default=3, help="prefills to measure")
     parser.add_argument("--profile", action="store_true", help="time by kernel, and GPU idle time")
@@ -208,9 +251,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, rest
 
 
-def _check_drafts(wanted: Sequence[int], config: ServeConfig) -> None:
+def _check_drafts(numbers: Sequence[int], config: ServeConfig) -> None:
     most = config.mtp_step if config.mtp_mode is not None else 0
-    for drafts in wanted:
+    for drafts in numbers:
         if not 0 <= drafts <= most:
             raise UsageError(
                 f"--drafts {drafts}: needs to be from 0 to --mtp_step, and --mtp_mode; with these "
@@ -232,19 +275,19 @@ def main(argv: Sequence[str]) -> int:
     if args.text and (tokenizer := load_tokenizer(config.model_dir, {})):
         text = tokenizer.encode(read_text(None), add_special_tokens=False).ids
     console = Console(width=128)
-    where = environment()
-    gpu = gpu_of(where["device"]) if settled.device != "cpu" else None
+    device = environment()["device"]
+    gpu = gpu_of(device) if settled.device != "cpu" else None
     with tempfile.TemporaryDirectory(prefix="glimmer-bench-") as directory:
         steps = args.steps + _WARM_UP_STEPS + _PROFILED_STEPS + 3
         bench = Bench(settled, spec, Path(directory), steps, text)
         console.print(f"{bench.runner.num_pages * settled.page_size:,} KV tokens")
-        found = measure(bench, spec, gpu, args)
-    for result, trace in found:
+        rows = measure(bench, spec, gpu, args)
+    for result, trace in rows:
         if trace is not None:
             _show_profile(console, result, trace)
-    _show(console, found, where["device"], spec.num_experts)
+    _show(console, rows, device, spec.num_experts)
     if args.json:
-        rows = [{**asdict(result), "kernels": trace and trace.kernels} for result, trace in found]
+        results = [{**asdict(result), "kernels": trace and trace.kernels} for result, trace in rows]
         settings = {k: v if k != "json" else str(v) for k, v in vars(args).items()}
-        write_report(args.json, report("latency", argv, settings, rows))
+        write_report(args.json, report("latency", argv, settings, results))
     return 0

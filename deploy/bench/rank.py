@@ -1,6 +1,5 @@
-"""One rank in this process, and the steps that a benchmark gives it: plans as the scheduler makes
-them, the next one launched before the last one's tokens are read. What is measured is in
-`latency.py`."""
+"""Runs one rank in this process for `latency.py`: makes plans as the scheduler does, and launches
+each plan before the tokens of the last one are read."""
 
 import contextlib
 import time
@@ -24,8 +23,8 @@ _COUNTED_STEPS = 8  # whose experts are counted
 
 @dataclass(frozen=True)
 class Steps:
-    """What steps did: seconds from one's tokens to the next one's, so one entry less than steps,
-    and tokens that a decode row got in a step, on average."""
+    """Seconds between the tokens of successive steps (one entry less than there are steps), and the
+    mean number of tokens that a decode row gets in a step."""
 
     seconds: list[float]
     tokens_per_row: float
@@ -33,16 +32,16 @@ class Steps:
 
 @dataclass(frozen=True)
 class Experts:
-    """Distinct experts that a layer reads in a decode step: on average over the main model's MoE
-    layers, and in each pass of the draft layer; both on average over steps."""
+    """Distinct experts that a layer reads in a decode step: the mean over the main model's MoE
+    layers, and the number for each pass of the draft layer. Both are means over steps."""
 
     main: float = 0.0
     drafts: list[float] = field(default_factory=list)
 
 
 class Routing:
-    """Records which experts a model's passes choose: weights that send all tokens to the same few
-    make any engine look fast. Nothing is recorded outside of `recorded`."""
+    """Records which experts are chosen, because weights that send all tokens to the same few
+    experts make any engine look fast. Nothing is recorded outside of `recorded`."""
 
     def __init__(self) -> None:
         self._seen: list[Tensor] | None = None
@@ -54,8 +53,8 @@ class Routing:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[list[Tensor]]:
-        """The expert ids of each routing inside the `with`, in the order of layers and passes, on
-        the device."""
+        """The expert ids of each routing inside the `with`, on the device, in the order of layers
+        and passes."""
         self._seen = []
         try:
             yield self._seen
@@ -64,11 +63,11 @@ class Routing:
 
 
 class Bench:
-    """A rank and the plans it is given. Rows 0 to n-1 are used, pages one after the other. With
-    `num_drafts` each decode row verifies so many drafts in each step and makes as many.
+    """A rank and the plans that it runs. They use rows 0 to n-1, and pages in ascending order.
+    In each step a decode row verifies `num_drafts` drafts and makes as many.
 
-    `steps` is how many a row may decode until it is given back. Prompts are cut from `text`;
-    empty: of random ids.
+    A row may decode `steps` steps until it is freed. Prompts are cut from `text`, or consist of
+    random ids if it is empty.
     """
 
     def __init__(
@@ -93,8 +92,9 @@ class Bench:
         self._text = text
 
     def prefill(self, rows: int, tokens: int) -> float:
-        """Fill `rows` rows with prompts of `tokens` tokens, as many per step as the budget lets.
-        -> seconds until the last first token is there. Raises UsageError for what has no room."""
+        """Fill `rows` rows with prompts of `tokens` tokens, as many per step as the budget allows.
+        Returns the seconds until all rows have their first token. Raises UsageError if the rows do
+        not fit."""
         budget = self.config.batch_max_tokens or tokens
         chunk = min(self.config.chunked_prefill_size or budget, budget)
         pages = self._pages_per_row(tokens)
@@ -110,8 +110,8 @@ class Bench:
                 end = done[row] = min(tokens, begin + min(chunk, left))
                 left -= end - begin
                 if begin == 0 < end:
-                    own = list(range(row * pages, (row + 1) * pages))
-                    admits.append(RowAdmit(row, params, own, 0, 0, []))
+                    row_pages = list(range(row * pages, (row + 1) * pages))
+                    admits.append(RowAdmit(row, params, row_pages, 0, 0, []))
                 if begin < end:
                     following = -1 if end == tokens else ids[row][end]
                     known = ids[row][begin:end]
@@ -126,22 +126,22 @@ class Bench:
         return self._run([self._plan(decode=list(range(rows))) for _ in range(steps + 1)])
 
     def mixed(self, rows: int, context: int, tokens: int, steps: int) -> Steps:
-        """Steps that decode all rows, of `context` tokens at first, beside a whole prompt of
-        `tokens` tokens, each time a new one. Raises UsageError as `prefill` does."""
+        """Steps that decode all rows, which have `context` tokens at first, together with a new
+        prompt of `tokens` tokens in each step. Raises UsageError as `prefill` does."""
         first = rows * self._pages_per_row(context)
-        own = list(range(first, first - (-tokens // self.config.page_size)))
-        self._check_room(rows + 1, first + len(own), len(own))
+        pages = list(range(first, first - (-tokens // self.config.page_size)))
+        self._check_room(rows + 1, first + len(pages), len(pages))
         plans = []
         for step in range(steps + 1):
             [ids] = self._prompts(1, tokens, step)
-            admit = RowAdmit(rows, SamplingParams(max_new_tokens=1), own, 0, 0, [])
+            admit = RowAdmit(rows, SamplingParams(max_new_tokens=1), pages, 0, 0, [])
             chunk = PrefillChunk(rows, 0, ids, sample=True)
             freed = [rows] if step else []
             plans.append(self._plan([admit], [chunk], list(range(rows)), freed))
         return self._run(plans)
 
     def count_experts(self, rows: int) -> Experts:
-        """Decode all rows for some steps and look at their routing."""
+        """Decode all rows for some steps and count the experts of their routing."""
         # The routing inside graphs cannot be observed.
         with self.runner.forward.without_graphs(), self._routing.recorded() as seen:
             self.decode(rows, _COUNTED_STEPS - 1)
@@ -150,7 +150,7 @@ class Bench:
         )
 
     def free(self, rows: int) -> None:
-        """Give all rows back."""
+        """Free all rows."""
         self.runner.run(self._plan(freed=list(range(rows))))
 
     def _pages_per_row(self, tokens: int) -> int:
@@ -158,16 +158,17 @@ class Bench:
         return -(-longest // self.config.page_size)
 
     def _check_room(self, rows: int, pages: int, longest: int) -> None:
-        """`rows` rows with `pages` pages in all, `longest` of them one row's."""
+        """Raise UsageError unless `rows` rows with `pages` pages in total fit, of which one row has
+        `longest`."""
         size, limit = self.config.page_size, self.config.max_req_total_len
-        if limit is not None and longest > -(-limit // size) + 1:  # as `pages_per_row` has it
+        if limit is not None and longest > -(-limit // size) + 1:  # as `_pages_per_row` rounds it
             raise UsageError(
                 f"a row would grow to {longest * size} tokens, --max_req_total_len is {limit}: "
-                "take fewer --steps or shorter rows"
+                "use fewer --steps or shorter rows"
             )
         if pages > self.runner.num_pages or rows > self.runner.num_rows:
             raise UsageError(
-                f"{rows} rows with {pages * size:,} KV tokens have no room: there are "
+                f"{rows} rows with {pages * size:,} KV tokens do not fit: there are "
                 f"{self.runner.num_rows} rows and {self.runner.num_pages * size:,} KV tokens"
             )
 
@@ -193,7 +194,7 @@ class Bench:
         return StepPlan(0, 0, list(freed), list(admits), [], list(chunks), list(decode), drafts)
 
     def _run(self, plans: Sequence[StepPlan]) -> Steps:
-        """Launch each plan before the one ahead of it is read, as a worker does."""
+        """Launch each plan before the result of the last one is read, as a worker does."""
         times, results = [], []
         ahead = None
         for plan in plans:
@@ -214,11 +215,11 @@ class Bench:
 
 
 def decoded(plan: StepPlan, result: StepResult) -> list[int]:
-    """How many tokens each decode row of the plan got. Raises RuntimeError if the step failed."""
+    """Number of tokens that each decode row of a plan got. Raises RuntimeError if it failed."""
     if result.error:
         raise RuntimeError(result.error)
-    behind = len(result.rows) - len(plan.decode)  # chunks come first
-    return [len(row.token_ids) for row in result.rows[behind:]]
+    num_chunks = len(result.rows) - len(plan.decode)  # results of chunks come first
+    return [len(row.token_ids) for row in result.rows[num_chunks:]]
 
 
 def count_distinct(seen: Sequence[Tensor]) -> list[int]:
@@ -227,10 +228,10 @@ def count_distinct(seen: Sequence[Tensor]) -> list[int]:
 
 
 def average_experts(counts: Sequence[int], layers: int, passes: int, steps: int) -> Experts:
-    """counts: of every routing in `steps` steps, in their order, each step's `layers` of the main
-    model first and then `passes` of the draft layer."""
+    """`counts` has an entry for every routing of `steps` steps in order: in each step first the
+    `layers` MoE layers of the main model, then the `passes` of the draft layer."""
     width = layers + passes
     assert len(counts) == width * steps, f"{len(counts)} routings in {steps} steps of {width}"
     main = [n for i, n in enumerate(counts) if i % width < layers]
-    drafts = [mean(counts[layers + place :: width]) for place in range(passes)]
+    drafts = [mean(counts[layers + index :: width]) for index in range(passes)]
     return Experts(mean(main) if main else 0.0, drafts)

@@ -34,123 +34,99 @@ def distinct_experts(spec: ModelSpec, tokens: int) -> float:
     return spec.num_experts * (1 - (1 - share) ** tokens)
 
 
-def decode_seconds(
-    spec: ModelSpec, gpu: Gpu, rows: int, context: int, drafts: int = 0, is_chained: bool = False
-) -> float:
-    """One decode step of `rows` rows with `context` cached tokens each. Each row verifies `drafts`
-    drafts and then makes as many. A draft takes one pass of the draft layer and the head. The first
-    pass has all tokens of the step, later ones have one token per row, or all if `is_chained`."""
-    tokens = rows * (drafts + 1)
-    core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
-    main = _blocks_seconds(spec, gpu, tokens, tokens) + spec.num_layers * core
-    later = rows, _cached_seconds(spec, gpu, rows, context, 1)
-    return main + _draft_seconds(spec, gpu, (tokens, core), later, rows, drafts, is_chained)
+@dataclass(frozen=True)
+class Roofline:
+    """Bounds in seconds for the steps of a model on a GPU. In each step a row verifies `drafts`
+    drafts and makes as many. A draft takes one pass of the draft layer and the head: the first pass
+    has all tokens of the step, later ones have one token per row, or all if `is_chained`."""
 
+    spec: ModelSpec
+    gpu: Gpu
+    drafts: int = 0
+    is_chained: bool = False
 
-def prefill_seconds(
-    spec: ModelSpec,
-    gpu: Gpu,
-    tokens: int,
-    prompts: int = 1,
-    drafts: int = 0,
-    is_chained: bool = False,
-) -> float:
-    """One pass of `prompts` new prompts of `tokens` tokens. It samples one token for each prompt
-    and makes `drafts` drafts."""
-    every, core = prompts * tokens, _fresh_seconds(spec, gpu, tokens, prompts)
-    main = _blocks_seconds(spec, gpu, every, prompts) + spec.num_layers * core
-    later = prompts, _cached_seconds(spec, gpu, prompts, tokens, 1)
-    return main + _draft_seconds(spec, gpu, (every, core), later, prompts, drafts, is_chained)
+    def decode(self, rows: int, context: int) -> float:
+        """A decode step of `rows` rows with `context` cached tokens each."""
+        tokens = rows * (self.drafts + 1)
+        core = self._cached_core(rows, context, self.drafts + 1)
+        later_core = self._cached_core(rows, context, 1)
+        main = self._main_pass(tokens, rows, core)
+        return main + self._draft_passes(rows, (tokens, core), (rows, later_core))
 
+    def prefill(self, tokens: int, prompts: int = 1) -> float:
+        """A pass of `prompts` new prompts of `tokens` tokens, which samples one token for each."""
+        core = self._fresh_core(tokens, prompts)
+        later_core = self._cached_core(prompts, tokens, 1)
+        main = self._main_pass(prompts * tokens, prompts, core)
+        return main + self._draft_passes(prompts, (prompts * tokens, core), (prompts, later_core))
 
-def mixed_seconds(
-    spec: ModelSpec,
-    gpu: Gpu,
-    rows: int,
-    context: int,
-    tokens: int,
-    drafts: int = 0,
-    is_chained: bool = False,
-) -> float:
-    """A decode step of `rows` rows together with a new prompt of `tokens` tokens."""
-    verified = rows * (drafts + 1)
-    core = _cached_seconds(spec, gpu, rows, context, drafts + 1)
-    core += _fresh_seconds(spec, gpu, tokens, 1)
-    main = _blocks_seconds(spec, gpu, verified + tokens, verified + 1) + spec.num_layers * core
-    alone = _cached_seconds(spec, gpu, rows, context, 1) + _cached_seconds(spec, gpu, 1, tokens, 1)
-    first, later = (verified + tokens, core), (rows + 1, alone)
-    return main + _draft_seconds(spec, gpu, first, later, rows + 1, drafts, is_chained)
+    def mixed(self, rows: int, context: int, tokens: int) -> float:
+        """A decode step of `rows` rows together with a new prompt of `tokens` tokens."""
+        verified = rows * (self.drafts + 1)
+        core = self._cached_core(rows, context, self.drafts + 1) + self._fresh_core(tokens, 1)
+        later_core = self._cached_core(rows, context, 1) + self._cached_core(1, tokens, 1)
+        main = self._main_pass(verified + tokens, verified + 1, core)
+        first, later = (verified + tokens, core), (rows + 1, later_core)
+        return main + self._draft_passes(rows + 1, first, later)
 
+    def _main_pass(self, tokens: int, sampled: int, core: float) -> float:
+        """A pass of `tokens` tokens; attention's core takes `core` seconds in each layer."""
+        spec = self.spec
+        dense = 3 * spec.hidden_size * spec.intermediate_size
+        moe_layers = spec.num_layers - spec.first_dense_layers
+        seconds = spec.num_layers * (self._attention(tokens) + core)
+        seconds += spec.first_dense_layers * self._block(dense, dense, tokens)
+        return seconds + moe_layers * self._moe(tokens) + self._head(sampled)
 
-def _draft_seconds(
-    spec: ModelSpec,
-    gpu: Gpu,
-    first: tuple[int, float],
-    later: tuple[int, float],
-    rows: int,
-    drafts: int,
-    is_chained: bool,
-) -> float:
-    """Passes of the draft layer that make `drafts` drafts for each of `rows` rows. `first` and
-    `later` are the number of tokens and the seconds of attention's core in the first pass and in
-    later ones."""
-    join = 2 * spec.hidden_size * spec.hidden_size
-    seconds = 0.0
-    for index in range(drafts):
-        tokens, core = first if index == 0 or is_chained else later
-        seconds += _block(gpu, join, join, tokens) + _attention_seconds(spec, gpu, tokens) + core
-        seconds += _moe_seconds(spec, gpu, tokens) + _head_seconds(spec, gpu, rows)
-    return seconds
+    def _draft_passes(self, rows: int, first: tuple[int, float], later: tuple[int, float]) -> float:
+        """The passes of the draft layer for `rows` rows. `first` and `later` are the tokens, and
+        the seconds of attention's core, of the first pass and of each later one."""
+        join = 2 * self.spec.hidden_size**2
+        seconds = 0.0
+        for index in range(self.drafts):
+            tokens, core = first if index == 0 or self.is_chained else later
+            seconds += self._block(join, join, tokens) + self._attention(tokens) + core
+            seconds += self._moe(tokens) + self._head(rows)
+        return seconds
 
+    def _cached_core(self, rows: int, context: int, queries: int) -> float:
+        """Attention's core in one layer: `queries` tokens of each row over `context` others."""
+        spec = self.spec
+        per_token = 2 * spec.num_heads * (spec.latent_dim + spec.kv_lora_rank)
+        cache = rows * context * spec.latent_dim * _BYTES
+        operations = rows * queries * context * per_token
+        return max(cache / self.gpu.bandwidth, operations / self.gpu.flops)
 
-def _cached_seconds(spec: ModelSpec, gpu: Gpu, rows: int, context: int, queries: int) -> float:
-    """Attention's core in one layer: `queries` tokens of each row over `context` cached tokens."""
-    per_token = 2 * spec.num_heads * (spec.latent_dim + spec.kv_lora_rank)
-    cache = rows * context * spec.latent_dim * _BYTES
-    return max(cache / gpu.bandwidth, rows * queries * context * per_token / gpu.flops)
+    def _fresh_core(self, tokens: int, prompts: int) -> float:
+        """Attention's core in one layer for new prompts."""
+        spec = self.spec
+        pairs = prompts * tokens * (tokens + 1) / 2
+        return 2 * pairs * spec.num_heads * (spec.qk_head_dim + spec.v_head_dim) / self.gpu.flops
 
+    def _attention(self, tokens: int) -> float:
+        """The projections of attention in one layer."""
+        spec = self.spec
+        hidden, heads = spec.hidden_size, spec.num_heads
+        weights = hidden * (spec.q_lora_rank + spec.latent_dim)
+        weights += spec.q_lora_rank * heads * spec.qk_head_dim
+        weights += spec.kv_lora_rank * heads * (spec.qk_nope_head_dim + spec.v_head_dim)
+        weights += heads * spec.v_head_dim * hidden
+        return self._block(weights, weights, tokens)
 
-def _fresh_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, prompts: int) -> float:
-    """Attention's core in one layer for new prompts."""
-    pairs = prompts * tokens * (tokens + 1) / 2
-    return 2 * pairs * spec.num_heads * (spec.qk_head_dim + spec.v_head_dim) / gpu.flops
+    def _moe(self, tokens: int) -> float:
+        """Router and experts of one layer."""
+        spec = self.spec
+        expert = 3 * spec.hidden_size * spec.moe_intermediate_size
+        router = spec.hidden_size * spec.num_experts
+        read = distinct_experts(spec, tokens) + spec.num_shared_experts
+        used = spec.num_experts_per_token + spec.num_shared_experts
+        # The router's weights have four bytes.
+        return self._block(read * expert + 2 * router, used * expert + router, tokens)
 
+    def _head(self, sampled: int) -> float:
+        head = self.spec.hidden_size * self.spec.vocab_size
+        return self._block(head, head, sampled)
 
-def _blocks_seconds(spec: ModelSpec, gpu: Gpu, tokens: int, sampled: int) -> float:
-    """One pass of `tokens` tokens without attention's core."""
-    dense = 3 * spec.hidden_size * spec.intermediate_size
-    moe_layers = spec.num_layers - spec.first_dense_layers
-    return (
-        spec.num_layers * _attention_seconds(spec, gpu, tokens)
-        + spec.first_dense_layers * _block(gpu, dense, dense, tokens)
-        + moe_layers * _moe_seconds(spec, gpu, tokens)
-        + _head_seconds(spec, gpu, sampled)
-    )
-
-
-def _attention_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
-    """The projections of attention in one layer."""
-    hidden, heads = spec.hidden_size, spec.num_heads
-    weights = hidden * (spec.q_lora_rank + spec.latent_dim)
-    weights += spec.q_lora_rank * heads * spec.qk_head_dim
-    weights += spec.kv_lora_rank * heads * (spec.qk_nope_head_dim + spec.v_head_dim)
-    weights += heads * spec.v_head_dim * hidden
-    return _block(gpu, weights, weights, tokens)
-
-
-def _moe_seconds(spec: ModelSpec, gpu: Gpu, tokens: int) -> float:
-    """Router and experts of one layer."""
-    expert = 3 * spec.hidden_size * spec.moe_intermediate_size
-    shared, router = spec.num_shared_experts, spec.hidden_size * spec.num_experts
-    read = (distinct_experts(spec, tokens) + shared) * expert + 2 * router
-    return _block(gpu, read, (spec.num_experts_per_token + shared) * expert + router, tokens)
-
-
-def _head_seconds(spec: ModelSpec, gpu: Gpu, sampled: int) -> float:
-    head = spec.hidden_size * spec.vocab_size
-    return _block(gpu, head, head, sampled)
-
-
-def _block(gpu: Gpu, read: float, used: float, tokens: int) -> float:
-    """A block that reads `read` weights once and uses `used` of them for each token."""
-    return max(_BYTES * read / gpu.bandwidth, 2 * used * tokens / gpu.flops)
+    def _block(self, read: float, used: float, tokens: int) -> float:
+        """A block that reads `read` weights once and uses `used` of them for each token."""
+        return max(_BYTES * read / self.gpu.bandwidth, 2 * used * tokens / self.gpu.flops)
