@@ -80,11 +80,12 @@ class Drafter:
         -> as `accept`, for the decode rows."""
         packed, points = batch.packed, batch.points.rows
         if packed is None:
-            rows = points.view(-1, num_drafts + 1)[:, 0]
+            rows = points.view(-1, num_drafts + 1)[:, 0].contiguous()
             return self.finish_decode(rows, batch.inputs, hidden, kv, ids, num_drafts)
         assert batch.sampling_index is not None
         count = packed.num_chunk_points
-        chunk_rows, rows = points[:count], points[count:].view(-1, num_drafts + 1)[:, 0]
+        chunk_rows = points[:count]
+        rows = points[count:].view(-1, num_drafts + 1)[:, 0].contiguous()
         num_tokens = self.accept(rows, ids[count:], num_drafts)
         self._table.advance(packed.rows, packed.added)
         self._table.last_token[chunk_rows] = ids[:count]

@@ -185,6 +185,7 @@ def _pack(
     spans = {row: slice(*bounds) for row, bounds in zip(rows, pairwise(starts), strict=True)}
     sampled_rows = [chunk.row for chunk in prefill if chunk.sample] + decode
     parts: list[Sequence[int]] = [
+        sampled_rows,  # first, and so aligned: kernels are compiled for aligned row numbers
         _flat([row] * count for row, count in zip(rows, counts, strict=True)),
         _flat(map(range, begins, lengths)),
         _flat([*(chunk.token_ids for chunk in chunks), decode]),  # decode rows: see below
@@ -193,11 +194,10 @@ def _pack(
         starts,
         [*counts, *(chunk.sample for chunk in chunks), *[1] * len(decode)],
         [spans[row].stop - 1 for row in sampled_rows],
-        sampled_rows,
         _flat(map(_next_ids, chunks)) if table.max_drafts else [],
     ]
     packed = ints_to_device(_flat(parts), table.device)
-    of_token, at, tokens, row, length, start, added, index, sampled, next_ids = packed.split(
+    sampled, of_token, at, tokens, row, length, start, added, index, next_ids = packed.split(
         [len(part) for part in parts]
     )
     if decode:  # only the device knows their tokens

@@ -21,7 +21,7 @@ from ..shared.model_spec import ModelSpec
 
 @dataclass(frozen=True)
 class Ranks:
-    """This rank's place in its group. `group` is None when it is alone."""
+    """This rank's number in its group. `group` is None when it is alone."""
 
     rank: int = 0
     size: int = 1
@@ -34,11 +34,12 @@ class Ranks:
         return x
 
     def part_of(self, stream: Tensor) -> Tensor:
-        """What a rank adds its share of a sum to that goes into `stream`: see `add_up`."""
+        """The tensor to which a rank adds its part of a sum over ranks; see `add_up`."""
         return stream if self.group is None else torch.zeros_like(stream)
 
     def add_up(self, part: Tensor, stream: Tensor) -> None:
-        """Add all ranks' parts, which `part_of` gave, to `stream`; alone, that has happened."""
+        """Add the parts of all ranks to `stream`. `part` is from `part_of`; a rank that is alone
+        has added to the stream itself."""
         if self.group is not None:
             stream.add_(self.all_reduce(part))
 
@@ -57,20 +58,20 @@ class Ranks:
         return torch.cat(parts[0], dim=1) if self.rank == 0 else None
 
     def split(self, size: int) -> slice:
-        """This rank's share of `size` things; the last ranks get less if it does not divide."""
+        """This rank's share of `size` rows; the last ranks get less if it does not divide."""
         share = -(-size // self.size)
         return slice(min(size, self.rank * share), min(size, (self.rank + 1) * share))
 
 
 def _in_order(options: Any) -> Any:
-    """Runs NCCL on the stream that is current. By default it has one of its own, which the current
-    one waits for, and a thread of its own that lets go of tensors some time after the end."""
+    """Run NCCL on the current stream. By default it has its own stream, for which the current one
+    waits, and its own thread, which releases tensors some time later."""
     options.asyncOp = False
     return options
 
 
 def _wait(work: Any) -> None:
-    """On CUDA no wait of the host, and there may be nothing to wait for."""
+    """On CUDA the host does not wait, and there may be no work object."""
     if work is not None:
         work.wait()
 

@@ -15,7 +15,7 @@ from .step import ModelRunner
 _LONG_PREFIX = 1 << 16  # tokens; attention reads longer ones in segments, all alike
 # Kernels are compiled anew for numbers that 16 divides and for those that it does not.
 _COUNTS = (1, 2, 12, 24, 48, 100, 200, 400, 700, 1024, 1500, 2048, 3000, 4096, 6000, 8192)
-_EXTENSIONS = (1, 3, 10, 40, 300, 700, 2000)  # tokens behind a prefix
+_EXTENSIONS = (1, 3, 10, 40, 300, 700, 2000)  # tokens after a prefix
 _ROWS = (3, 6, 10, 20, 40, 70, 140, 300)  # decode rows; graphs are of the sizes that 16 divides
 _GREEDY = SamplingParams(max_new_tokens=9)
 _WAYS_TO_SAMPLE = (
@@ -35,7 +35,7 @@ def warm_up(runner: ModelRunner) -> None:
 
 def run_largest_step(runner: ModelRunner, config: ServeConfig) -> None:
     """The step that needs most memory: as many prompt tokens as a step may have, one chunk of them
-    behind a long prefix."""
+    after a long prefix."""
     longest = config.max_req_total_len or 1
     budget = config.batch_max_tokens or longest
     chunk = min(config.chunked_prefill_size or budget, budget, longest)
@@ -46,7 +46,7 @@ def run_largest_step(runner: ModelRunner, config: ServeConfig) -> None:
 
 def run_usual_steps(runner: ModelRunner, config: ServeConfig) -> None:
     """The kinds of steps that a server meets: few and many prompt tokens, several prompts, chunks
-    behind prefixes, beside decode rows and not, every way to sample."""
+    after prefixes, with and without decode rows, every way to sample."""
     budget = config.batch_max_tokens or 1
     longest = config.max_req_total_len or budget
     most = min(budget, config.chunked_prefill_size or budget, longest - 1)

@@ -1,1 +1,1 @@
-"""Memory of the device and the host: KV pages, copies, what is free."""
+"""Memory of the device and the host: KV pages, copies, free memory."""

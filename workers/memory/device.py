@@ -1,4 +1,4 @@
-"""Copies between host and device that nobody waits for."""
+"""Copies between host and device for which the host does not wait."""
 
 from array import array
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def to_device(values: Sequence[object], dtype: torch.dtype, device: torch.device | str) -> Tensor:
-    """A tensor of (nested) host numbers. On CUDA from pinned memory, in stream order: the host
-    goes on at once, and the allocator keeps the pinned memory until the copy is done."""
+    """A tensor of (nested) host numbers. On CUDA from pinned memory, in stream order: the host does
+    not wait, and the allocator keeps the pinned memory until the copy is done."""
     if torch.device(device).type != "cuda":
         return torch.tensor(values, dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
 def ints_to_device(values: Sequence[int], device: torch.device | str) -> Tensor:
-    """The same for a flat run of at least one number, as int64: by way of an array, which takes a
-    fifth of the time that torch takes to look at each number of a long prompt."""
+    """The same for a flat list of at least one number, as int64. It goes through an array, which
+    takes a fifth of the time that torch needs for the numbers of a long prompt."""
     host = torch.frombuffer(array("q", values), dtype=torch.int64)
     if torch.device(device).type != "cuda":
         return host
@@ -25,8 +25,8 @@ def ints_to_device(values: Sequence[int], device: torch.device | str) -> Tensor:
 
 
 class HostCopy:
-    """Tensors of `device` on their way to the host, in stream order: with none, it is done when
-    what was launched before is."""
+    """A copy of tensors of `device` to the host, in stream order. Without tensors it is done when
+    all work launched before it is done."""
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self._event: torch.cuda.Event | None = None
@@ -49,8 +49,8 @@ class HostCopy:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory of the card did not suffice: torch says so with a type of its own, cuBLAS and
-    Triton in words."""
+    """Whether the GPU ran out of memory: torch has an exception type for it, cuBLAS and Triton say
+    it in the message."""
     words = ("out of memory", "ALLOC_FAILED")
     return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 

@@ -1,4 +1,4 @@
-"""What this machine lets a worker use: cores and free memory, container limits included."""
+"""Cores and free memory that a worker may use, container limits included."""
 
 import os
 from pathlib import Path

@@ -1,5 +1,5 @@
-"""The KV pages of one rank: one tensor, sized once. Which page belongs to whom is the scheduler's
-business; every rank holds the same latents."""
+"""The KV pages of one rank: one tensor, sized once. The scheduler decides which request owns which
+page; every rank holds the same latents."""
 
 import gc
 import logging
@@ -15,11 +15,13 @@ from ...shared.errors import ConfigError
 from ...shared.model_spec import ModelSpec, num_kv_layers
 from .host import available_memory
 
-_HOST_SHARE = 0.5  # of free memory: the other processes and the page cache live there too
+_HOST_SHARE = 0.5  # of free memory: other processes and the page cache need memory too
 _HOST_LIMIT = 2 << 30  # bytes; a CPU decodes too slowly to fill more
-_GPU_MARGIN = 512 << 20  # bytes for what steps of other shapes need beyond the measured peak
-# The driver's memory for one captured graph, beside its buffers: of the whole model, or of what
-# comes after sampling, which is the draft layer at most.
+_GPU_MARGIN = (
+    512 << 20
+)  # bytes for steps of other shapes, which may need more than the measured peak
+# The driver's memory for one captured graph, beside its buffers: of the whole model, or of the part
+# after sampling, which is the draft layer at most.
 _GRAPH_BYTES, _AFTER_BYTES = 8 << 20, 2 << 20
 _EXCHANGE_BYTES = 100 << 10  # the same for an exchange between ranks
 
@@ -28,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 def allocate_kv(num_pages: int, spec: ModelSpec, config: ServeConfig, dtype: torch.dtype) -> Tensor:
     """[num_pages, kv layers, page_size, latent_dim] of `dtype` on the worker's device. Zeros,
-    because masked attention multiplies what it does not see by zero, and 0 * NaN is NaN. Host
-    memory is taken only when a page is first written."""
+    because masked attention multiplies masked values by zero, and 0 * NaN is NaN. Host memory is
+    taken only when a page is first written."""
     shape = (num_pages, num_kv_layers(spec, config), config.page_size, spec.latent_dim)
     if config.device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=config.device)
@@ -45,14 +47,14 @@ def count_pages(
     step_bytes: int = 0,
     graph_bytes: int = 0,
 ) -> int:
-    """Pages for the scheduler, leaving room for one more: `max_total_token_num` if given, else
-    what free memory holds, never more than all rows at full length can use.
+    """Pages for the scheduler, leaving room for one more: `max_total_token_num` if given, else as
+    many as fit in free memory, never more than all rows at full length can use.
 
-    Call when the weights are loaded and the libraries have run. `step_bytes` is what the largest
-    step needs (`measure_peak`), `graph_bytes` what CUDA graphs will take (`graph_allowance`); they
-    come out of the share that `mem_fraction` leaves, and out of the rest if that is too little.
-    Raises ConfigError if there is no page, or on a GPU too few for what was asked for:
-    `max_total_token_num` or else `max_req_total_len`.
+    Call when the weights are loaded and the libraries have run. `step_bytes`: memory of the largest
+    step (`measure_peak`); `graph_bytes`: memory of CUDA graphs (`graph_allowance`). They come out
+    of the share that `mem_fraction` leaves, and out of the rest if that is too little. Raises
+    ConfigError if no page fits, or on a GPU fewer than `max_total_token_num` or else
+    `max_req_total_len` needs.
     """
     asked = config.max_total_token_num
     if asked is not None and config.device == "cpu":

@@ -52,7 +52,8 @@ def mlp(
         gated_mlp(rms_norm(stream, norm, eps), weights.gate_up, weights.down, out)
         ranks.add_up(out, stream)
         return
-    router, bias, num_shared = weights.router, weights.correction_bias, int(bool(weights.stacked))
+    router, bias = weights.router, weights.correction_bias
+    num_shared = 0 if weights.stacked is None else 1
     x, ids, scores = norm_route(stream, norm, eps, router, bias, weights.settings, num_shared)
     if weights.on_route is not None:
         weights.on_route(ids[:, : spec.num_experts_per_token])

@@ -1,12 +1,11 @@
 """Grammars of constrained rows on rank 0: which tokens each of them may sample next.
 
-All work happens on one thread of its own, in order, while the step runs: loading a grammar,
-following a new row's outputs so far, and, once a row's token is known, the mask for its next one.
-The library leaves Python's lock to the step meanwhile. `masks` waits for what it needs.
+One thread does all the work, in order, while the step runs: loading a grammar, following a new
+row's outputs so far, and, once a row's token is known, computing the mask for its next one. The
+library releases Python's lock meanwhile. `masks` waits for the masks that it returns.
 
-A mask is one bit per token id in int32 words, on the host: [ceil(vocab_size / 32)]. It has to be
-there between forward pass and sampling, and not earlier, so it can be copied to a device between
-two CUDA graphs.
+A mask is one bit per token id in int32 words, on the host: [ceil(vocab_size / 32)]. Sampling needs
+it, the forward pass does not, so it is copied to the device between two CUDA graphs.
 """
 
 import enum
@@ -22,8 +21,8 @@ from torch import Tensor
 from ...shared.messages import Grammar, RowAdmit
 from ..memory.host import usable_cores
 
-log = logging.getLogger(__name__)
-VOCABULARY_FILE = "vocabulary.json"  # beside a compiled grammar
+logger = logging.getLogger(__name__)
+VOCABULARY_FILE = "vocabulary.json"  # in the directory of each compiled grammar
 OnLoaded = Callable[[str, str], None]  # (name, error)
 
 
@@ -49,31 +48,31 @@ class GrammarRows:
         return set(self._rows)
 
     def preload(self) -> None:
-        """Import the library now, not beside the steps of others."""
+        """Import the library now: later it would slow the steps of other requests."""
         self._thread.submit(self._library.start).result()
 
     def load(self, grammar: Grammar, on_loaded: OnLoaded) -> None:
-        """Read a compiled grammar; then `on_loaded` is called, on the thread of the grammars."""
+        """Read a compiled grammar; then call `on_loaded` on the thread of the grammars."""
 
         def run() -> None:
             error = ""
             try:
                 self._compiled[grammar.name] = self._library.read(Path(grammar.path))
             except (OSError, RuntimeError, ValueError) as problem:
-                log.error("grammar %s: %s", grammar.path, problem)
+                logger.error("grammar %s: %s", grammar.path, problem)
                 error = f"{type(problem).__name__}: {problem}"[:300]
             on_loaded(grammar.name, error)
 
         self._thread.submit(run)
 
     def drop(self, names: Sequence[str]) -> None:
-        """Forget grammars that no row will get any more."""
+        """Drop grammars that no row will use any more."""
         for name in names:
             self._thread.submit(self._compiled.pop, name, None)
 
     def admit(self, admit: RowAdmit) -> None:
-        """The row begins anew, with or without a grammar, after the outputs it already has.
-        Raises KeyError, with the row's next mask, if its grammar was not loaded."""
+        """Set or drop the row's grammar, which its outputs so far have followed. If the grammar was
+        not loaded, `masks` raises KeyError."""
         self.free(admit.row)
         grammar = admit.grammar
         if grammar is None:
@@ -89,11 +88,11 @@ class GrammarRows:
         row.mask = (self._thread.submit(run), 0)
 
     def free(self, row: int) -> None:
-        """The row ends."""
+        """The row has no grammar any more."""
         self._rows.pop(row, None)
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
-        """These tokens were sampled: work on the next masks begins."""
+        """Start work on the next masks: these tokens were sampled."""
         pairs = zip(rows, token_ids, strict=True)
         steps = [(self._rows[row], token_id) for row, token_id in pairs if row in self._rows]
         if not steps:
@@ -105,22 +104,21 @@ class GrammarRows:
             return self._fill([row for row, _ in steps])
 
         masks = self._thread.submit(run)
-        for place, (row, _) in enumerate(steps):
-            row.mask = (masks, place)
+        for index, (row, _) in enumerate(steps):
+            row.mask = (masks, index)
 
     def masks(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
-        """For a batch of rows: the places of those with a grammar, and their masks
-        [places, words] int32 on the host."""
-        places = [place for place, row in enumerate(rows) if row in self._rows]
-        if not places:
+        """For a batch of rows: the indices [n] of those with a grammar, and their masks [n, words]
+        int32 on the host."""
+        indices = [index for index, row in enumerate(rows) if row in self._rows]
+        if not indices:
             return [], torch.empty(0, self._num_words, dtype=torch.int32)
-        found = (self._rows[rows[place]].mask for place in places)
-        return places, torch.stack([masks.result()[place] for masks, place in found])
+        pending = (self._rows[rows[index]].mask for index in indices)
+        return indices, torch.stack([masks.result()[index] for masks, index in pending])
 
     def look_ahead(self, row: int, token_ids: Sequence[int]) -> Tensor:
-        """The masks before each of some guessed tokens and after the last [n + 1, words]; the row
-        does not move. A guess that is not allowed, and all after it, have masks that allow
-        nothing. For rows with a grammar."""
+        """The masks before each of n guessed tokens and after the last one [n + 1, words]. The row
+        must have a grammar, and does not move. Masks after a guess that is not allowed are 0."""
         state = self._rows[row]
         return self._thread.submit(self._look_ahead, state, token_ids).result()
 
@@ -140,11 +138,11 @@ class GrammarRows:
         return torch.stack(masks + [nothing] * (len(token_ids) + 1 - len(masks)))
 
     def _fill(self, rows: list["_Row"]) -> Tensor:
-        """The masks of rows [len(rows), words]. None is empty: at the end, stop tokens are left."""
+        """The masks of rows [len(rows), words]. None is empty: the last ones allow stop tokens."""
         masks = torch.full((len(rows), self._num_words), -1, dtype=torch.int32)
-        following = [place for place, row in enumerate(rows) if row.is_following]
+        following = [index for index, row in enumerate(rows) if row.is_following]
         if following:
-            self._library.fill([rows[place].matcher for place in following], masks, following)
+            self._library.fill([rows[index].matcher for index in following], masks, following)
             masks[:, -1] &= self._last_word  # the library sets bits of no token, too
         filled = masks.any(1).tolist()
         for mask, row, is_filled in zip(masks, rows, filled, strict=True):
@@ -155,12 +153,12 @@ class GrammarRows:
         return masks
 
     def close(self) -> None:
-        """End the thread; what it is at is finished first."""
+        """End the thread, after the work that it has begun."""
         self._thread.shutdown(cancel_futures=True)
 
 
 class _Library:
-    """xgrammar, imported with the first grammar (it takes a second), and its vocabulary."""
+    """xgrammar, imported with the first grammar (the import takes a second), and its vocabulary."""
 
     def __init__(self) -> None:
         self._xgrammar: Any = None
@@ -182,38 +180,38 @@ class _Library:
         read = self._xgrammar.CompiledGrammar.deserialize_json
         return read(path.read_text(), self._vocabulary)
 
-    def fill(self, matchers: list[Any], masks: Tensor, places: list[int]) -> None:
+    def fill(self, matchers: list[Any], masks: Tensor, indices: list[int]) -> None:
         if self._batch is None:
             self._batch = self._xgrammar.BatchGrammarMatcher(max_threads=self._num_threads)
-        self._batch.batch_fill_next_token_bitmask(matchers, masks, places)
+        self._batch.batch_fill_next_token_bitmask(matchers, masks, indices)
 
     def matcher(self, compiled: Any, stop_ids: tuple[int, ...]) -> Any:
         return self._xgrammar.GrammarMatcher(compiled, override_stop_tokens=list(stop_ids))
 
 
 class _State(enum.Enum):
-    FREE = enum.auto()  # `start_id` has not come
+    FREE = enum.auto()  # before `start_id`
     FOLLOWING = enum.auto()
-    OVER = enum.auto()  # matched to its end, or left by a token that does not fit
+    OVER = enum.auto()  # matched to its end, or ended by a token that does not fit
 
 
 class _Row:
-    """One row and how far it is with its grammar."""
+    """One row and its state in its grammar."""
 
     def __init__(self, grammar: Grammar, stop_ids: tuple[int, ...]) -> None:
         self.grammar = grammar
         self.stop_ids = stop_ids
         self.matcher: Any = None
-        self.mask: tuple[Future[Tensor], int]  # the masks of some rows, and which is this one's
+        self.mask: tuple[Future[Tensor], int]  # masks of several rows, and the index of this row's
         self.state = _State.FREE if grammar.start_id >= 0 else _State.FOLLOWING
 
     @property
     def is_following(self) -> bool:
-        """Whether the matcher takes part."""
+        """Whether the matcher sees the row's tokens."""
         return self.state is _State.FOLLOWING
 
     def accept(self, token_id: int) -> None:
-        """A token that does not fit (the mask was overruled) ends the turn."""
+        """A token that does not fit (the mask was overruled) ends the grammar."""
         if self.state is _State.FREE:
             if token_id == self.grammar.start_id:
                 self.state = _State.FOLLOWING

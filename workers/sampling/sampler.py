@@ -22,7 +22,7 @@ from .logprobs import read_logprobs
 from .rules import Biases, RowRules, SamplingMode
 
 _MOST_BOOST = 1e30  # exponential length penalty: keeps logits finite however long the text is
-_SEGMENT = 32  # rows whose logits are copied at one time: 20 MB each copy at 154,880 ids
+_SEGMENT = 32  # points whose logits are copied at a time: 20 MB each copy at 154,880 ids
 
 
 # Of grammars: sampling points [n], and for each of them a mask [n, words] int32.
@@ -74,7 +74,7 @@ def sample(
     masks: Masks | None = None,
 ) -> Sampled:
     """Launch the choice of a token for each row of `raw` logits [num_points, vocab] float32, which
-    it may change. Ids >= `num_token_ids` are padding.
+    may be changed. Ids >= `num_token_ids` are padding.
 
     `rows` is `points.rows` on the host. Penalties count the drafts before a point as outputs. Rows
     with a grammar sample only tokens that their mask allows, whatever else they asked for.
@@ -132,59 +132,60 @@ def _apply_rules(
     num_token_ids: int,
     masks: Masks | None,
 ) -> None:
-    """Penalties, stop-token rules, bias, allow lists and grammars, for the rows that have any."""
+    """Penalties, stop-token rules, bias, allow lists and grammars, for the points whose rows have
+    any. Changes `raw`."""
     rules = table.rules
     if rules.penalties.concerns(rows):
         rules.penalties.penalise(raw, points.rows, table.scalars, points.drafts)
     positions = points.positions
     _boost(raw, rows, rules, positions)
     grammars = dict(zip(masks[0], range(len(masks[0])), strict=True)) if masks else {}
-    # Where rules together may forbid everything, which depends on how many outputs there are.
+    # Points whose rules together may ban every token; it depends on the number of outputs.
     masked = [
-        place
-        for place, row in enumerate(rows)
-        if place in grammars or row in rules.allowed or rules.can_ban(row, num_token_ids)
+        point
+        for point, row in enumerate(rows)
+        if point in grammars or row in rules.allowed or rules.can_ban(row, num_token_ids)
     ]
     free = sorted(set(range(len(rows))).difference(masked))
     _add_biases(raw, free, free, rows, table, positions)
     for begin in range(0, len(masked), _SEGMENT):
-        places = masked[begin : begin + _SEGMENT]
-        at = to_device(places, torch.int64, raw.device)
+        chosen = masked[begin : begin + _SEGMENT]
+        at = to_device(chosen, torch.int64, raw.device)
         before = raw[at]
         after = before.clone()
-        _add_biases(after, range(len(places)), places, rows, table, positions)
-        allowing = [i for i, place in enumerate(places) if rows[place] in rules.allowed]
+        _add_biases(after, range(len(chosen)), chosen, rows, table, positions)
+        allowing = [i for i, point in enumerate(chosen) if rows[point] in rules.allowed]
         if allowing:
-            allowed = torch.stack([rules.allowed[rows[places[i]]] for i in allowing])
+            allowed = torch.stack([rules.allowed[rows[chosen[i]]] for i in allowing])
             where = to_device(allowing, torch.int64, raw.device)
             sampling.allow_only(after, where, allowed)
-        following = [i for i, place in enumerate(places) if place in grammars]
+        following = [i for i, point in enumerate(chosen) if point in grammars]
         if following and masks is not None:
-            words = masks[1][[grammars[places[i]] for i in following]]
+            words = masks[1][[grammars[chosen[i]] for i in following]]
             legal = sampling.unpack_bits(_upload(words, raw.device), raw.shape[1])
             where = to_device(following, torch.int64, raw.device)
             sampling.allow_only(after, where, legal)
             sampling.allow_only(before, where, legal)
-        # Rules that together forbid everything (a client's contradiction, or a grammar that leaves
-        # no other way) are void, except for the grammar.
+        # Rules that together ban every token (a client's contradiction, or a grammar that allows
+        # only banned tokens) are void, except for the grammar.
         void = after[:, :num_token_ids].amax(-1, keepdim=True) == -torch.inf
         raw[at] = torch.where(void, before, after)
 
 
 def _upload(words: Tensor, device: torch.device) -> Tensor:
-    """To the device, without waiting."""
+    """Copy to the device without waiting."""
     return words.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else words
 
 
 def _boost(logits: Tensor, rows: Sequence[int], rules: RowRules, positions: Tensor) -> None:
-    """logit += abs(logit) * (factor ** steps - 1) for stop tokens, `steps` tokens after the start:
-    raises them as a text grows long."""
-    boosts = [(place, rules.boosts[row]) for place, row in enumerate(rows) if row in rules.boosts]
+    """Make stop tokens likelier as a text grows: logit += abs(logit) * (factor ** steps - 1),
+    `steps` tokens after the start."""
+    boosts = [(point, rules.boosts[row]) for point, row in enumerate(rows) if row in rules.boosts]
     if not boosts:
         return
-    pairs = [(place, i, b.start, b.factor) for place, b in boosts for i in b.ids]
-    places, ids, starts, factors = zip(*pairs, strict=True)
-    at = to_device([places, ids, starts], torch.int64, logits.device)
+    pairs = [(point, i, b.start, b.factor) for point, b in boosts for i in b.ids]
+    chosen, ids, starts, factors = zip(*pairs, strict=True)
+    at = to_device([chosen, ids, starts], torch.int64, logits.device)
     factor = to_device(factors, torch.float64, logits.device)
     steps = (positions[at[0]] - at[2]).clamp(min=0)
     grown = (factor**steps - 1).clamp(max=_MOST_BOOST).float()
@@ -195,18 +196,18 @@ def _boost(logits: Tensor, rows: Sequence[int], rules: RowRules, positions: Tens
 def _add_biases(
     logits: Tensor,
     targets: Sequence[int],
-    places: Sequence[int],
+    chosen: Sequence[int],
     rows: Sequence[int],
     table: RowTable,
     positions: Tensor,
 ) -> None:
-    """logit += bias for the rows at `places` of the batch, which are `targets` of `logits`."""
+    """logit += bias of the points `chosen`, which are the rows `targets` of `logits`."""
     biases = table.rules.biases
     pairs = [
-        (target, place, i, least, value)
-        for target, place in zip(targets, places, strict=True)
-        if rows[place] in biases
-        for i, least, value in _changes(biases[rows[place]], table.min_outputs[rows[place]])
+        (target, point, i, least, value)
+        for target, point in zip(targets, chosen, strict=True)
+        if rows[point] in biases
+        for i, least, value in _changes(biases[rows[point]], table.min_outputs[rows[point]])
     ]
     if not pairs:
         return
@@ -217,8 +218,8 @@ def _add_biases(
     logits[at[0], at[2]] = logits[at[0], at[2]] + value
 
 
-def _changes(biases: Biases, num_outputs: int) -> list[tuple[int, int, float]]:
-    """(id, outputs before which it is banned, bias) where there is anything to do for a row that
-    has at least `num_outputs`."""
+def _changes(biases: Biases, min_outputs: int) -> list[tuple[int, int, float]]:
+    """(id, number of outputs until which it is banned, bias) of the ids that change for a row with
+    at least `min_outputs` outputs."""
     columns = zip(biases.ids, biases.min_outputs, biases.values, strict=True)
-    return [change for change in columns if change[2] or num_outputs < change[1]]
+    return [change for change in columns if change[2] or min_outputs < change[1]]
