@@ -1,1 +1,1 @@
-"""One op per file, each with its torch reference. The table is in `README.md`."""
+"""The ops of the model, each with a torch reference. The table of all ops is in `README.md`."""

@@ -57,24 +57,21 @@ def mla_prefill(
     All tensors but those of `rows` are of one type -> [num_tokens, heads, v_dim] of this type,
     float32 inside.
     """
-    spans = [slice(*pair) for pair in pairwise(accumulate(rows.query_lens, initial=0))]
-    if backend == "torch":
-        assert isinstance(new_tokens, Tensor), "the reference reads latents"
-        output = queries.new_empty(*queries.shape[:2], _value_dim(queries, kv, kv_b))
-        for row, span in enumerate(spans):
-            segments = _prefix_segments(kv, rows.page_table[row], rows.prefix_lens[row], _SEGMENT)
-            output[span] = _reference_row(queries[span], new_tokens[span], segments, kv_b, scale)
-        return output
-    if not spans:
+    if not rows.query_lens:
         return queries.new_empty(*queries.shape[:2], _value_dim(queries, kv, kv_b))
-    if max(rows.query_lens) <= _FAST_SEGMENT:
+    if backend != "torch" and max(rows.query_lens) <= _FAST_SEGMENT:
         return _packed_rows(queries, new_tokens, kv, rows, kv_b, scale, backend, out)
-    assert isinstance(new_tokens, Tensor), "long rows are up-projected in segments"
+    assert isinstance(new_tokens, Tensor), "the reference and long rows read latents"
     outputs: list[Tensor] = []
-    for span, pages, prefix in zip(spans, rows.page_table, rows.prefix_lens, strict=True):
-        outputs += _long_row(
-            queries[span], new_tokens[span], kv, pages, prefix, kv_b, scale, backend
-        )
+    for row, bounds in enumerate(pairwise(accumulate(rows.query_lens, initial=0))):
+        span, pages, prefix = slice(*bounds), rows.page_table[row], rows.prefix_lens[row]
+        if backend == "torch":
+            segments = _prefix_segments(kv, pages, prefix, _SEGMENT)
+            outputs.append(_reference_row(queries[span], new_tokens[span], segments, kv_b, scale))
+        else:
+            outputs += _long_row(
+                queries[span], new_tokens[span], kv, pages, prefix, kv_b, scale, backend
+            )
     return torch.cat(outputs)
 
 

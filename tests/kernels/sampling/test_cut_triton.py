@@ -68,6 +68,11 @@ def test_what_stays(num_rounds: int) -> None:
     assert kept_ids(weights.log(), rules, num_rounds) == list(kept)
 
 
+def test_the_example_of_the_docstring() -> None:
+    logits = torch.tensor([9.0, 7.0, 5.0, 5.0, 1.0])
+    assert kept_ids(logits, [{"top_k": 3}], num_rounds=2) == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize("num_rounds", [0, 2])
 def test_equal_tokens_and_numbers_that_crowd(num_rounds: int) -> None:
     rules = ({"top_k": 5}, {"top_p": 0.41})
