@@ -2,7 +2,8 @@
 sharded bf16 safetensors with an index, all tensor names including the NextN layer, a byte-level BPE
 tokenizer with GLM's special tokens, chat template, generation config.
 
-`train.py` writes the demo model with it; `make_checkpoint` makes one of random weights for tests.
+`training/train.py` writes the demo model with it. `make_checkpoint` writes random weights for
+tests.
 """
 
 import json
@@ -39,11 +40,11 @@ _WORDS = (
     "function string number true false null What Hello AI"
 ).split()
 _PIECES = r"[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+(?!\S)|\s+"
-_PAD_ROWS = 24  # rows of the embedding without a token, as in the real one
+_PAD_ROWS = 24  # rows of the embedding without a token, as in the real model
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
-    """`config.json` of the tiny model; head widths are ones that GPU kernels take too."""
+    """`config.json` of the tiny model. GPU kernels accept its head widths."""
     return {
         "architectures": ["Glm4MoeLiteForCausalLM"],
         "model_type": "glm4_moe_lite",
@@ -85,7 +86,7 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
 def trained_config(tokenizer: Any) -> dict[str, Any]:
     """`config.json` of the trained demo model."""
     return tiny_config(
-        **_token_facts(tokenizer),
+        **_token_ids(tokenizer),
         hidden_size=256,
         num_hidden_layers=6,
         num_attention_heads=8,
@@ -102,7 +103,7 @@ def trained_config(tokenizer: Any) -> dict[str, Any]:
 
 
 def tensor_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor of the checkpoint, NextN layers included."""
+    """The shape of every tensor of the checkpoint by name, NextN layers included."""
     hidden, vocab, heads = (
         config["hidden_size"],
         config["vocab_size"],
@@ -160,8 +161,8 @@ def make_tokenizer() -> Any:
 
 
 def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE of `vocabulary` pieces over the texts, then GLM's
-    tokens."""
+    """A `tokenizers.Tokenizer`: byte-level BPE of `vocabulary` pieces trained on the texts, with
+    GLM's special tokens at the end."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -190,15 +191,16 @@ def byte_level_tokenizer(texts: Iterable[str], vocabulary: int) -> Any:
 def make_checkpoint(path: Path, seed: int = 0, **config_overrides: Any) -> None:
     """Write a model directory of random weights to `path`.
 
-    `config_overrides` replace keys of `tiny_config`. Float tensors are bf16, routing biases
-    float32; scales are chosen so that logits differ clearly and routing spreads over experts.
+    `config_overrides` replace keys of `tiny_config`. Tensors are bf16, routing biases float32.
+    Scales are chosen so that logits differ clearly and tokens are routed to all experts.
     """
     tokenizer = make_tokenizer()
-    config = tiny_config(**{**_token_facts(tokenizer), **config_overrides})
+    config = tiny_config(**{**_token_ids(tokenizer), **config_overrides})
     write_checkpoint(path, tokenizer, config, _random_tensors(config, seed))
 
 
-def _token_facts(tokenizer: Any) -> dict[str, Any]:
+def _token_ids(tokenizer: Any) -> dict[str, Any]:
+    """The keys of config.json that depend on the tokenizer."""
     eos = [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|user|>", "<|observation|>")]
     rows = tokenizer.get_vocab_size() + _PAD_ROWS
     return {"vocab_size": rows, "eos_token_id": eos, "pad_token_id": eos[0]}
@@ -207,12 +209,12 @@ def _token_facts(tokenizer: Any) -> dict[str, Any]:
 def write_checkpoint(
     path: Path, tokenizer: Any, config: dict[str, Any], tensors: "dict[str, Tensor]"
 ) -> None:
-    """A whole model directory (created; existing files are overwritten), weights in two shards."""
+    """Write a model directory with the weights in two shards. Existing files are overwritten."""
     path.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path / "tokenizer.json"))
-    ends = {k: config[k] for k in ("eos_token_id", "pad_token_id")}
+    end_tokens = {k: config[k] for k in ("eos_token_id", "pad_token_id")}
     _write_json(path / "config.json", config)
-    _write_json(path / "generation_config.json", {**ends, "temperature": 1.0})
+    _write_json(path / "generation_config.json", {**end_tokens, "temperature": 1.0})
     tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|endoftext|>",
@@ -240,7 +242,7 @@ def _random_tensors(config: dict[str, Any], seed: int) -> "dict[str, Tensor]":
         else:
             scale = 1.0 if "embed_tokens" in name else shape[1] ** -0.5
             tensors[name] = (noise * scale).bfloat16()
-    for layer in range(config["num_nextn_predict_layers"]):  # the real one repeats both, too
+    for layer in range(config["num_nextn_predict_layers"]):  # as the real model does
         nextn = f"model.layers.{config['num_hidden_layers'] + layer}"
         tensors[f"{nextn}.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].clone()
         tensors[f"{nextn}.shared_head.head.weight"] = tensors["lm_head.weight"].clone()

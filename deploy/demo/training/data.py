@@ -1,4 +1,4 @@
-"""Dialogues -> packed batches of token ids, made by worker processes while the GPU trains."""
+"""Turns dialogues into packed batches of token ids, in worker processes while the GPU trains."""
 
 import itertools
 import json
@@ -15,12 +15,12 @@ from ..checkpoint import CHAT_TEMPLATE
 from .dialogues import Dialogue, dialogue
 from .model import LONGEST, Batch
 
-_MAX_SEQUENCES = 64  # per batch, which has about 31; `Batch.starts` always has this many and one
-_PLAIN_EVERY = 12  # of the short chats so many are bare text, as /generate gets it
+_MAX_SEQUENCES = 64  # per batch, which has about 31; `Batch.starts` has one entry more
+_PLAIN_EVERY = 12  # one short chat in 12 is text without a template, as /generate gets it
 
 
 class Packed(NamedTuple):
-    """A batch as it travels between processes: ids int16 and weights uint8 (percent), [T]."""
+    """A batch as it is sent between processes: ids int16 and weights uint8 (percent), [T]."""
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -28,8 +28,8 @@ class Packed(NamedTuple):
 
 
 class Renderer:
-    """Dialogue -> ids and what training weighs: 1 for what the assistant has to produce, its
-    end token included."""
+    """Turns a dialogue into token ids and training flags: 1 for tokens that the assistant has to
+    produce, which includes its end token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
@@ -40,50 +40,51 @@ class Renderer:
         ends = ("<|user|>", "<|observation|>", "<|endoftext|>")
         self._ends = np.array([tokenizer.token_to_id(end) for end in ends])
 
-    def text(self, one: Dialogue) -> str:
-        """The whole dialogue as the model sees and writes it. A turn ends with the token that
+    def text(self, item: Dialogue) -> str:
+        """The whole dialogue as the model reads and writes it. A turn ends with the token that
         begins the next one: the user's, or the tool's after a call."""
-        calls = bool(one.messages[-1].get("tool_calls"))
+        calls = bool(item.messages[-1].get("tool_calls"))
         end = "<|observation|>" if calls else "<|user|>"
-        messages = one.messages
-        if not one.thinking:
+        messages = item.messages
+        if not item.thinking:
             messages = [{k: v for k, v in m.items() if k != "reasoning_content"} for m in messages]
         text: str = self._template.render(
-            messages=messages, tools=one.tools or None, clear_thinking=not one.keeps_thoughts
+            messages=messages, tools=item.tools or None, clear_thinking=not item.keeps_thoughts
         )
         return text + end
 
-    def plain_text(self, one: Dialogue) -> str:
-        """The last question and its answer without any template."""
-        question, answer = (m["content"] for m in one.messages[-2:])
+    def plain_text(self, item: Dialogue) -> str:
+        """The last question and its answer without a template."""
+        question, answer = (m["content"] for m in item.messages[-2:])
         return f"{question}\n{answer}<|endoftext|>"
 
     def encode(self, texts: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(ids int16, trained uint8) of each text."""
         encoded = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [(ids := np.array(e.ids, np.int16), self._trained(ids)) for e in encoded]
+        arrays = [np.array(encoding.ids, np.int16) for encoding in encoded]
+        return [(ids, self._trained(ids)) for ids in arrays]
 
     def last_reply(self, ids: np.ndarray) -> int:
-        """Where the assistant's last message begins in the ids of a dialogue."""
+        """The position in `ids` at which the assistant's last message begins."""
         return int(np.flatnonzero(ids == self._assistant)[-1])
 
     def token_id(self, token: str) -> int:
-        """Of a special token."""
+        """The id of a special token."""
         return int(self._tokenizer.token_to_id(token) or 0)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of tokens, special ones included."""
+        """The text of token ids, special tokens included."""
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def _trained(self, ids: np.ndarray) -> np.ndarray:
         trained = np.zeros(len(ids), np.uint8)
-        if ids[0] != self._tokenizer.token_to_id("[gMASK]"):  # bare text
+        if ids[0] != self._tokenizer.token_to_id("[gMASK]"):  # text without a template
             trained[1:] = 1
             return trained
         ends = np.flatnonzero(np.isin(ids, self._ends))
         for begin in np.flatnonzero(ids == self._assistant):
             end = ends[np.searchsorted(ends, begin)]
-            trained[begin + 2 : end + 1] = 1  # the tag after <|assistant|> is the prompt's
+            trained[begin + 2 : end + 1] = 1  # the tag after <|assistant|> belongs to the prompt
         return trained
 
 
@@ -92,26 +93,26 @@ def _to_json(value: Any, ensure_ascii: bool = False) -> str:
 
 
 def pack(encoded: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Packed:
-    """As many sequences as fit into `size` tokens; the first that does not fit is cut off."""
+    """As many sequences as fit into `size` tokens. The first that does not fit is cut off."""
     ids, trained = np.zeros(size, np.int16), np.zeros(size, np.uint8)
     starts = np.full(_MAX_SEQUENCES + 1, size, np.int32)
     filled = 0
     for number in range(_MAX_SEQUENCES):
         starts[number] = filled
-        one, weight = next(encoded)
-        room = min(len(one), size - filled)
-        ids[filled : filled + room] = one[:room]
-        # The first token of a sequence follows another sequence: nothing to learn.
-        trained[filled + 2 : filled + room] = weight[2:room] * 100
-        trained[filled + 2 : filled + room] += weight[2:room] == 0
-        filled += room
+        sequence, is_trained = next(encoded)
+        length = min(len(sequence), size - filled)
+        ids[filled : filled + length] = sequence[:length]
+        # The first token of a sequence follows another sequence, so it is not trained.
+        trained[filled + 2 : filled + length] = is_trained[2:length] * 100
+        trained[filled + 2 : filled + length] += is_trained[2:length] == 0
+        filled += length
         if filled == size:
             break
     return Packed(*map(torch.from_numpy, (ids, trained, starts)))
 
 
 def unpack(packed: Packed, prompt_weight: float, device: str) -> Batch:
-    """The batch on the device. Tokens of prompts get `prompt_weight`."""
+    """The batch on the device. Tokens of prompts get the weight `prompt_weight`."""
     ids, percent, starts = (t.to(device, non_blocking=True) for t in packed)
     index = torch.arange(len(ids), device=device)
     sequence = torch.bucketize(index, starts[1:].long(), right=True)
@@ -120,7 +121,7 @@ def unpack(packed: Packed, prompt_weight: float, device: str) -> Batch:
 
 
 class Dialogues(IterableDataset[Packed]):
-    """Endless packed training batches; every worker process makes its own dialogues."""
+    """Endless packed training batches. Every worker process makes its own dialogues."""
 
     def __init__(self, tokenizer_json: str, size: int, seed: int) -> None:
         self._tokenizer_json, self._size, self._seed = tokenizer_json, size, seed
@@ -136,13 +137,14 @@ class Dialogues(IterableDataset[Packed]):
         self, renderer: Renderer, worker: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for number in itertools.count(step=64):
-            made = [dialogue(f"{self._seed}-{worker}-{number + n}") for n in range(64)]
-            texts = [renderer.text(one) for one in made]
-            for n, one in enumerate(made):
-                if one.kind == "chat" and len(texts[n]) < 1000 and n % _PLAIN_EVERY == 0:
-                    texts[n] = renderer.plain_text(one)
-            encoded = renderer.encode(texts)
-            yield from (one for one in encoded if len(one[0]) <= LONGEST)
+            dialogues = [dialogue(f"{self._seed}-{worker}-{number + n}") for n in range(64)]
+            texts = [renderer.text(item) for item in dialogues]
+            for n, item in enumerate(dialogues):
+                if item.kind == "chat" and len(texts[n]) < 1000 and n % _PLAIN_EVERY == 0:
+                    texts[n] = renderer.plain_text(item)
+            for ids, trained in renderer.encode(texts):
+                if len(ids) <= LONGEST:
+                    yield ids, trained
 
 
 def batches(tokenizer_json: str, size: int, seed: int, workers: int) -> Iterator[Packed]:

@@ -1,7 +1,7 @@
-"""Seeded dialogues in the form of chat requests: what the demo model is trained and judged on.
+"""Seeded dialogues in the form of chat requests. The demo model is trained and judged on them.
 
-`dialogue(seed)` is for training. With `held_out=True` its names, values and sentence frames are
-ones that no training dialogue has.
+`dialogue(seed)` is for training. With `held_out=True` its names, values and sentence frames do not
+occur in any training dialogue.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,11 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Messages as in a chat request and its replies, the last one the assistant's.
+    """The messages of a chat request and its replies. The last one is the assistant's.
 
-    `must_say` are texts that the last answer must hold (of tool results, or what was looked for).
-    `keeps_thoughts`: earlier turns show theirs, too, as with `clear_thinking` false.
+    `must_say` are texts that the last answer must contain: values from tool results, or the fact
+    that was asked for. `keeps_thoughts`: earlier turns keep their reasoning, as with
+    `clear_thinking` false.
     """
 
     kind: str
@@ -54,7 +55,7 @@ def dialogue(
     kind: str | None = None,
     frames_held_out: bool | None = None,
 ) -> Dialogue:
-    """The dialogue of this seed, of a random kind or the given one (a key of KINDS)."""
+    """The dialogue of this seed, of kind `kind` (a key of KINDS, None: a random one)."""
     s = Source(seed, held_out, frames_held_out)
     kind = kind or s.rng.choices(tuple(KINDS), [weight for _, weight in KINDS.values()])[0]
     messages, tools, must_say = KINDS[kind][0](s)
@@ -62,8 +63,8 @@ def dialogue(
     return Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say), keeps)
 
 
-Parts = tuple[list[Json], list[Json], list[str]]  # messages, tools, what must be said
-Turns = tuple[list[Json], list[str]]  # messages, what must be said
+Parts = tuple[list[Json], list[Json], list[str]]  # messages, tools, must_say
+Turns = tuple[list[Json], list[str]]  # messages, must_say
 
 
 def _user(text: str) -> Json:
@@ -84,7 +85,7 @@ def _question(s: Source) -> Turn:
 
 
 def _chat(s: Source) -> Parts:
-    """One to four questions; a system prompt only with the first."""
+    """One to four questions. Only the first may come with a system prompt."""
     turns = [_question(s)]
     while s.chance(0.5) and len(turns) < 4 and len(turns[0].user + turns[0].system) < 1500:
         turn = _question(s)
@@ -105,12 +106,12 @@ def _thought(calls: list[Call]) -> str:
     return f"I need to {', then '.join(plans)}."
 
 
-def _small(text: str) -> str:
+def _lower_first(text: str) -> str:
     return text if text.startswith(("I ", "I'd ")) else text[:1].lower() + text[1:]
 
 
 def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]:
-    """A user's text that asks for `count` calls, and these."""
+    """A user's text that asks for `count` calls, and the calls."""
     calls: list[Call] = []
     same = s.chance(0.4)
     for _ in range(count):
@@ -118,19 +119,20 @@ def _request(s: Source, tools: list[Tool], count: int) -> tuple[str, list[Call]]
         call = make_call(s, tool)
         if call not in calls:
             calls.append(call)
-    first = s.chance(0.15)  # all of them alike: else it may be open which one an argument is of
+    # Either all arguments come first or none: otherwise one could belong to either of two calls.
+    first = s.chance(0.15)
     texts = [ask_for(s, call, first) for call in calls]
     joined = texts[0]
     for text, call in zip(texts[1:], calls[1:], strict=True):
         joiner = s.pick(JOINERS)
         if joiner.endswith(" ") and len(joiner) > 3:
-            text = recased(text, call, _small)
+            text = recased(text, call, _lower_first)
         joined = (joined if joined[-1] in ".?" else joined + ".") + joiner + text
     return joined, calls
 
 
 def _call(s: Source, tools: list[Tool], count: int) -> Turns:
-    """So many calls of one tool or of several."""
+    """`count` calls of one tool or of several."""
     text, calls = _request(s, tools, count)
     return [_user(text), _answer(_thought(calls), "", calls)], []
 
@@ -143,13 +145,13 @@ def _no_call(s: Source, tools: list[Tool]) -> Turns:
             thought = f"No tool is needed. {turn.thought}"
             return [_user(turn.user), _answer(thought, turn.answer)], []
     missing = intent_without_tool(s, tools)
-    what = f"{missing.verb} the {missing.object}"
-    answer = _answer(f"I need to {what}: no tool.", f"I have no tool to {what}.")
+    task = f"{missing.verb} the {missing.object}"
+    answer = _answer(f"I need to {task}: no tool.", f"I have no tool to {task}.")
     return [_user(ask_for(s, make_call(s, missing))), answer], []
 
 
 def _result(s: Source, tools: list[Tool], count: int) -> Turns:
-    """Calls, their results, an answer that tells them."""
+    """Calls, their results, and an answer that says the results."""
     messages, _ = _call(s, tools, count)
     said, must_say = [], []
     for number, _ in enumerate(messages[-1]["tool_calls"]):
@@ -161,8 +163,7 @@ def _result(s: Source, tools: list[Tool], count: int) -> Turns:
 
 
 def _with_tools(s: Source, last: Callable[[Source, list[Tool]], Turns]) -> Parts:
-    """The `last` turn after up to three others with the same tools, which makes more to learn
-    from each prompt."""
+    """The `last` turn after several others with the same tools, so that one prompt teaches more."""
     flags = 0.12 if s.frames_held_out else 0.25
     tools = [flagged(s, t) if s.chance(flags) else t for t in make_tools(s, s.number(1, 5))]
     messages: list[Json] = []

@@ -7,25 +7,26 @@ python -m glimmer.deploy.demo.training.evaluate --url http://localhost:8000
 import argparse
 import asyncio
 import functools
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from .dialogues import dialogue
+from .dialogues import Dialogue, dialogue
 from .questions import LONG_TEXT_WORDS, retrieval
 from .words import Source
 
 Json = dict[str, Any]
 _MAX_TOKENS = 400
-_EARLY = 0.1  # the fact stands in this first part of the text
+_EARLY = 0.1  # the fact is in the first tenth of the text
 
 
 @dataclass(frozen=True)
 class Case:
-    """A request and whether its reply (the message, and why it ended) is right."""
+    """A request, and a function that says whether a reply message is right."""
 
     messages: list[Json]
     tools: list[Json]
@@ -33,34 +34,34 @@ class Case:
 
 
 def call_cases(kind: str, count: int, num_calls: int) -> list[Case]:
-    """Held-out dialogues whose reply is `num_calls` calls: names and all arguments must be right,
+    """Held-out dialogues whose reply is `num_calls` calls. Names and all arguments must be right,
     in any order."""
     cases: list[Case] = []
-    for one in _dialogues(kind):
-        reply = one.messages[one.first_reply]
-        wanted = [c["function"] for c in reply.get("tool_calls", [])]
-        if len(wanted) == num_calls and len(cases) < count:
-            cases.append(Case(one.messages[: one.first_reply], one.tools, _calls(wanted)))
+    for item in _dialogues(kind):
+        reply = item.messages[item.first_reply]
+        calls = [call["function"] for call in reply.get("tool_calls", [])]
+        if len(calls) == num_calls and len(cases) < count:
+            cases.append(Case(item.messages[: item.first_reply], item.tools, _has_calls(calls)))
         if len(cases) == count:
             break
     return cases
 
 
 def no_call_cases(count: int) -> list[Case]:
-    """None of the tools fits: the reply must hold no call."""
-    made = [dialogue(f"evaluation-{n}", True, "no_call") for n in range(count)]
+    """None of the tools fits. The reply must have no call."""
+    dialogues = [dialogue(f"evaluation-{n}", True, "no_call") for n in range(count)]
     return [
         Case(d.messages[: d.first_reply], d.tools, lambda reply: not reply.get("tool_calls"))
-        for d in made
+        for d in dialogues
     ]
 
 
 def result_cases(count: int) -> list[Case]:
     """Tools have answered: the reply must say every value they gave."""
     cases: list[Case] = []
-    for one in _dialogues("result"):
-        if one.must_say:
-            cases.append(Case(one.messages[:-1], one.tools, _says(one.must_say)))
+    for item in _dialogues("result"):
+        if item.must_say:
+            cases.append(Case(item.messages[:-1], item.tools, _says(item.must_say)))
         if len(cases) == count:
             break
     return cases
@@ -77,19 +78,17 @@ def retrieval_cases(count: int) -> list[Case]:
     return cases
 
 
-def _dialogues(kind: str) -> Any:
-    number = 0
-    while True:
+def _dialogues(kind: str) -> Iterator[Dialogue]:
+    for number in itertools.count():
         yield dialogue(f"evaluation-{number}", True, kind)
-        number += 1
 
 
-def _calls(wanted: list[Json]) -> Callable[[Json], bool]:
+def _has_calls(expected: list[Json]) -> Callable[[Json], bool]:
     def is_right(reply: Json) -> bool:
         calls = [call["function"] for call in reply.get("tool_calls") or []]
-        got = [{"name": c["name"], "arguments": json.loads(c["arguments"])} for c in calls]
+        parsed = [{"name": c["name"], "arguments": json.loads(c["arguments"])} for c in calls]
         key = functools.partial(json.dumps, sort_keys=True)
-        return sorted(got, key=key) == sorted(wanted, key=key)
+        return sorted(parsed, key=key) == sorted(expected, key=key)
 
     return is_right
 
@@ -105,7 +104,8 @@ def _says(texts: tuple[str, ...]) -> Callable[[Json], bool]:
 async def judge(
     url: str, cases: list[Case], thinking: bool, concurrency: int
 ) -> tuple[float, float]:
-    """Shares of right replies and of replies that closed their thought and ended by themselves."""
+    """Shares of right replies, and of replies that closed their reasoning and ended with an end
+    token."""
     slots = asyncio.Semaphore(concurrency)
     timeout = aiohttp.ClientTimeout(total=None)
 
@@ -130,8 +130,8 @@ async def judge(
         return case.is_right(message), ended
 
     async with aiohttp.ClientSession(timeout=timeout) as session:
-        found = await asyncio.gather(*map(ask, cases))
-    right, ended = zip(*found, strict=True)
+        results = await asyncio.gather(*map(ask, cases))
+    right, ended = zip(*results, strict=True)
     return sum(right) / len(right), sum(ended) / len(ended)
 
 

@@ -1,7 +1,7 @@
-"""Sentence frames around what matters in a request or a description. The last fifth of every list
-belongs to evaluation alone (`Source.frame`), so the lists are mixed: no kind stands only there.
-Held-out parameter frames have near relatives in training and no word of their own: evaluation
-shows new sentences, not a new vocabulary of frames."""
+"""Sentence frames for requests and descriptions. The last fifth of every list is for evaluation
+(`Source.frame`), so each list is mixed: no kind of frame occurs only at its end. A held-out
+parameter frame resembles frames of training and has no word that they lack. Evaluation shows new
+sentences, not new words of frames."""
 
 
 def _frames(text: str) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ CLOSERS = _frames("""\
  before we go on| this time| for a friend| without asking| for the team| right away
  if you would| for my family| very soon
 """)
-# How an intent and its arguments come together; those that begin with the arguments are apart.
+# Join an intent and its arguments. Frames that begin with the arguments are in a list of their own.
 REQUESTS = _frames("""\
 {intent} with {params}.|{intent}, {params}.|{intent}. {Params}.|{intent} ({params}).
 {intent}: {params}|{intent} using {params}.|{intent} where {params}.|{intent}; {params}.
@@ -116,7 +116,7 @@ I need {v} as {p}|we need {v} for {p}|we want {v} as {p}|{v} ought to be {p}|{v}
 set {v} for {p}|put {v} for {p}|put {v} in {p}|keep {v} for {p}|choose {v} as {p}|have {v} for {p}
 give {p} {v}|enter {v} as {p}|write {v} for {p}|{p} having {v}|let {p} equal {v}
 """)
-# Parameter frames that begin so are sentences: none follows a word like "with".
+# Parameter frames that begin with these words are sentences: they cannot follow "with".
 SENTENCES = frozenset(
     """use put choose set let give fill have keep say want enter write call go take pick assign try
     insert I I'd we we'd my our it its with on in for as where having that only""".split()

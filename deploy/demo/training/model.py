@@ -1,8 +1,9 @@
-"""The demo model as it is trained: the architecture of `Glm4MoeLiteForCausalLM` and its NextN
-layer over packed sequences, with every expert computed and weighed by its gate (0 for most).
+"""The demo model during training: the architecture of `Glm4MoeLiteForCausalLM` with its NextN
+layer, over packed sequences. Every expert is computed and multiplied by its gate, which is 0 for
+most tokens.
 
-Weights of like layers are stacked, [layers, ...], which the optimizer wants; `to_checkpoint` gives
-them their Hugging Face names. The NextN layer is the last of the stacks.
+Weights of equal layers are stacked, [layers, ...], because the optimizer handles stacks.
+`to_checkpoint` gives them their Hugging Face names. The NextN layer is the last in each stack.
 """
 
 import inspect
@@ -17,7 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 Weights = dict[str, Tensor]
 _LORA_NORM_EPS = 1e-6  # of the norms inside MLA, as in transformers' Glm4MoeLite
-LONGEST = 5120  # tokens of a sequence, to the attention kernel; longer ones are not made
+LONGEST = 5120  # tokens of a sequence; the attention kernel is told this limit
 _CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
     {"is_causal": True}
     if "is_causal" in inspect.signature(varlen_attn).parameters
@@ -26,8 +27,8 @@ _CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
 
 
 class Batch(NamedTuple):
-    """Sequences one after the other: `ids` [T] int64, `positions` [T], `starts` [N + 1] int32
-    (padded with T), `weights` [T] float32 (how much predicting this token counts)."""
+    """Concatenated sequences: `ids` [T] int64, `positions` [T], `starts` [N + 1] int32 (padded
+    with T), `weights` [T] float32 (the weight of each token in the loss)."""
 
     ids: Tensor
     positions: Tensor
@@ -36,8 +37,8 @@ class Batch(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Scalars: of the next token, of the NextN layer's first and second draft; and the number of
-    tokens that each expert got, [moe layers, experts]."""
+    """Two scalars, the loss of the next token and the loss of the NextN layer's two drafts, and the
+    number of tokens that each expert got, [moe layers, experts]."""
 
     next_token: Tensor
     drafts: Tensor
@@ -93,8 +94,8 @@ def init_weights(config: dict[str, Any], seed: int) -> Weights:
 
 
 class Parts(NamedTuple):
-    """What a step runs many times over, plain or compiled: `layer_forward`, the NextN layer's
-    input, a loss. Compiled by themselves they take a third of the time that a whole step does."""
+    """Functions that a step calls many times, plain or compiled: `layer_forward`, the NextN layer's
+    input, a loss. Compiling them takes a third of the time of compiling a whole step."""
 
     layer: Callable[..., tuple[Tensor, Tensor | None]]
     draft_input: Callable[..., Tensor]
@@ -108,8 +109,8 @@ def make_parts(compiled: bool) -> Parts:
 
 
 def compile_exactly(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` compiled for tensors of one shape. Without fused reductions of rows and columns:
-    in torch 2.11 they give a weight [1, n] a gradient [n] and leave parts of others unwritten."""
+    """`function` compiled for tensors of one shape. Fused reductions of rows and columns are off:
+    in torch 2.11 they give a weight [1, n] a gradient [n], and leave parts of others unset."""
     options: dict[str, Any] = {"triton.mix_order_reduction": False}
     return torch.compile(function, dynamic=False, options=options)
 
@@ -125,8 +126,9 @@ def compute_losses(
 ) -> Losses:
     """Mean losses over the weighted tokens. `bias` [moe layers, experts] selects experts.
 
-    `before_norm` (bool scalar): which hidden state the NextN layer gets, of the two that engines
-    feed it; trained on both, it can be measured on both. Without drafts their loss is 0.
+    `before_norm` (bool scalar) selects the hidden state that the NextN layer gets, before or after
+    the final norm. Engines differ in this, so the layer is trained on both. Without drafts their
+    loss is 0.
     """
     hidden, loads = trunk(w, bias, batch, config, parts.layer)
     next_token = parts.loss(w, hidden, w["norm"], *_targets(batch, batch.weights, 1), config)
@@ -156,8 +158,8 @@ def layers(w: Weights) -> list[Weights]:
         if stack.dim() == 1 or name in ("embed", "head"):
             continue
         first = 0 if name.startswith("dense") else len(each) - len(stack)
-        for layer, one in zip(each[first:], stack.unbind(), strict=False):
-            layer[name] = one
+        for layer, weight in zip(each[first:], stack.unbind(), strict=False):
+            layer[name] = weight
     return each
 
 
@@ -234,9 +236,9 @@ def _loss(
     w: Weights, x: Tensor, norm: Tensor, targets: Tensor, counted: Tensor, config: Any
 ) -> Tensor:
     """Mean loss of hidden states x [T, hidden] before `norm`."""
-    found = logits(w, rms_norm(x, norm, config["rms_norm_eps"]))
-    each = functional.cross_entropy(found, targets, reduction="none")
-    return (each * counted).sum() / counted.sum().clamp(min=1)
+    scores = logits(w, rms_norm(x, norm, config["rms_norm_eps"]))
+    losses = functional.cross_entropy(scores, targets, reduction="none")
+    return (losses * counted).sum() / counted.sum().clamp(min=1)
 
 
 def project(
@@ -265,10 +267,14 @@ def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor
         y = varlen_attn(q, k, v, starts, starts, LONGEST, LONGEST, **_CAUSAL)
         assert isinstance(y, Tensor), "a pair only comes on request"
         return y
-    sequence = torch.bucketize(torch.arange(len(q)), starts[1:], right=True)
-    same = sequence[:, None] == sequence[None, :]
-    q, k, v = (t.transpose(0, 1) for t in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=same.tril()).transpose(0, 1)
+    lengths = [length for length in starts.diff().tolist() if length]
+    # [1, heads, length, width] for each sequence: the fast kernel needs four dimensions.
+    split = (t.transpose(0, 1)[None].split(lengths, 2) for t in (q, k, v))
+    attended = [
+        functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        for q, k, v in zip(*split, strict=True)
+    ]
+    return torch.cat(attended, 2)[0].transpose(0, 1)
 
 
 def _moe(w: Weights, bias: Tensor, h: Tensor, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -293,7 +299,7 @@ def _mlp(h: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 
 def _dtype(tensor: Tensor) -> torch.dtype:
-    """What to compute in: bf16 on a GPU, exactly on a CPU."""
+    """The type of activations: bf16 on a GPU, float32 on a CPU."""
     return torch.bfloat16 if tensor.is_cuda else torch.float32
 
 
@@ -333,7 +339,7 @@ _ATTENTION_NAMES = {
 
 
 def from_checkpoint(tensors: Weights, config: dict[str, Any]) -> tuple[Weights, Tensor]:
-    """`to_checkpoint` undone: float32 weights and biases."""
+    """The inverse of `to_checkpoint`: float32 weights and routing biases."""
     layers = range(config["num_hidden_layers"] + 1)
     wide = {name.removesuffix(".weight"): t.float() for name, t in tensors.items()}
 

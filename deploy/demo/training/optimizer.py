@@ -41,23 +41,23 @@ class Muon(torch.optim.Optimizer):
 
 
 def _all_orthogonal(stacks: list[Tensor]) -> list[Tensor]:
-    """`_orthogonal` of every stack, with all matrices of a shape in one go: a GPU takes longer to
-    start so many small products than to compute them."""
+    """`_orthogonal` of every stack. Matrices of equal shape are handled together, because launching
+    many small products takes a GPU longer than computing them."""
     wide = [s.mT if s.shape[-2] > s.shape[-1] else s for s in stacks]
     flat = [s.bfloat16().reshape(-1, *s.shape[-2:]) for s in wide]
     results: list[Tensor] = list(flat)
     for shape in {s.shape[1:] for s in flat}:
-        alike = [n for n, s in enumerate(flat) if s.shape[1:] == shape]
-        found = _orthogonal(torch.cat([flat[n] for n in alike]))
-        parts = torch.split(found, [len(flat[n]) for n in alike])
-        for n, part in zip(alike, parts, strict=True):
+        members = [n for n, s in enumerate(flat) if s.shape[1:] == shape]
+        orthogonal = _orthogonal(torch.cat([flat[n] for n in members]))
+        parts = torch.split(orthogonal, [len(flat[n]) for n in members])
+        for n, part in zip(members, parts, strict=True):
             shaped = part.reshape(wide[n].shape)
             results[n] = shaped.mT if wide[n] is not stacks[n] else shaped
     return results
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """About the nearest matrices with orthonormal rows, [N, rows, columns >= rows]."""
+    """Approximately the nearest matrices with orthonormal rows, [N, rows, columns >= rows]."""
     a, b, c = _NEWTON_SCHULZ
     x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
@@ -67,7 +67,7 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 def skip_if_not_finite(weights: dict[str, Tensor]) -> None:
-    """Gradients of a step that overflowed are set to zero, without asking the GPU."""
+    """Set all gradients to zero if one is not finite, without waiting for the GPU."""
     grads = [w.grad for w in weights.values() if w.grad is not None]
     finite = torch.stack(torch._foreach_norm(grads)).isfinite().all().float()
     for grad in grads:

@@ -94,7 +94,7 @@ _OPPOSITES = dict(
 
 
 def small_talk(s: Source) -> Turn:
-    """Greetings, thanks, questions about the model itself. The same for both sides."""
+    """Greetings, thanks, questions about the model itself. Training and evaluation share them."""
     users, answer = s.pick(_SMALL_TALK)
     user = s.pick(users.split("|"))
     if s.chance(0.3):
@@ -103,7 +103,7 @@ def small_talk(s: Source) -> Turn:
 
 
 def fact(s: Source) -> Turn:
-    """A question whose answer must be known by heart."""
+    """A question about a fact that the model must remember from training."""
     kind = s.number(0, 3)
     if kind == 0:
         country = s.pick(tuple(_CAPITALS))
@@ -121,7 +121,7 @@ def fact(s: Source) -> Turn:
 
 
 def arithmetic(s: Source) -> Turn:
-    """Sums and differences up to 99, products of digits, which of two is larger."""
+    """Sums and differences up to 99, products of digits, and the larger of two numbers."""
     kind = s.number(0, 3)
     if kind == 3:
         a, b = s.sample(lambda: s.number(0, 999), 2)
@@ -146,7 +146,7 @@ def _text(s: Source, low: int, high: int) -> str:
 
 
 def copying(s: Source) -> Turn:
-    """Repeat, quote or spell what the prompt holds."""
+    """Repeat, quote or spell a text of the prompt."""
     kind = s.number(0, 3)
     if kind == 0:
         word = s.pseudo_word()[:8]
@@ -170,7 +170,7 @@ def copying(s: Source) -> Turn:
 
 
 def transforming(s: Source) -> Turn:
-    """First, last, count, reverse, sort, join of a short list of words or numbers."""
+    """The first, the last, the number, the reverse or the join of a short list of words."""
     words = s.sample(s.noun, s.number(2, 6))
     listed = ", ".join(words)
     task = s.number(0, 4)
@@ -197,7 +197,7 @@ def transforming(s: Source) -> Turn:
 
 
 def json_answer(s: Source) -> Turn:
-    """Fields given in words, wanted as JSON; or a list."""
+    """Write fields or a list from a sentence as JSON."""
     if s.chance(0.3):
         words = s.sample(s.noun, s.number(2, 5))
         frames = ("Write {} as a JSON list.", "Make a JSON list of {}.", "JSON list of {}, please.",
@@ -245,10 +245,10 @@ def system_prompt(s: Source) -> Turn:
 
 
 def retrieval(s: Source, num_words: int | None = None, part: float | None = None) -> Turn:
-    """A fact to be found in a text of about `num_words` words (None: 20 to 1,500), in its first
-    `part` (None: mostly the first fifth), among other facts of the same form."""
+    """Find a fact in a text of about `num_words` words (None: 20 to 1,500). The fact is in the
+    first `part` of the text (None: mostly the first fifth), among other facts of the same form."""
     if num_words is None:
-        # evenly by logarithm; a third of them long
+        # A third of the texts is long. The others are spread evenly by the logarithm of length.
         num_words = s.number(800, 1500) if s.chance(0.35) else int(20 * 75 ** s.rng.random())
     asked_name, asked = s.name(), s.pick(ATTRIBUTES)
     value = _value(s)
@@ -299,7 +299,7 @@ def _value(s: Source) -> str:
 
 
 def _filler(s: Source) -> str:
-    """A sentence without any fact that is asked for."""
+    """A sentence without a fact that a question could ask for."""
     noun = s.noun
     kind = s.number(0, 4)
     if kind == 0:

@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Tool:
-    """A function as the client declares it, and what it is for."""
+    """A function as the client declares it, with the verb and object that describe its task."""
 
     name: str
     description: str
@@ -24,7 +24,7 @@ class Tool:
     strict: bool
 
     def declaration(self) -> Json:
-        """As it stands in a request's `tools`."""
+        """Its entry in a request's `tools`."""
         parameters: Json = {"type": "object", "properties": self.properties}
         if self.required or not self.strict:
             parameters["required"] = list(self.required)
@@ -44,7 +44,7 @@ class Call:
     arguments: Json
 
     def message_part(self) -> Json:
-        """As it stands in an assistant message's `tool_calls`."""
+        """Its entry in an assistant message's `tool_calls`."""
         return {
             "type": "function",
             "function": {"name": self.tool.name, "arguments": self.arguments},
@@ -60,24 +60,24 @@ _TRUE, _FALSE = ("true", "on", "yes", "enabled"), ("false", "off", "no", "disabl
 
 
 def make_tools(s: Source, count: int) -> list[Tool]:
-    """`count` tools with different names, each with its own pair of verb and object; some share
-    one of the two."""
+    """`count` tools with different names and different pairs of verb and object. Some tools share
+    the verb or the object."""
     tools: list[Tool] = []
     while len(tools) < count:
-        tool = _make_tool(s, s.pick(tools) if tools and s.chance(_near(s)) else None)
+        tool = _make_tool(s, s.pick(tools) if tools and s.chance(_similar_share(s)) else None)
         taken = {t.name for t in tools} | {f"{t.verb} {t.object}" for t in tools}
         if tool.name not in taken and f"{tool.verb} {tool.object}" not in taken:
             tools.append(tool)
     return tools
 
 
-def _near(s: Source) -> float:
-    """How often a tool is like another: training has it harder."""
+def _similar_share(s: Source) -> float:
+    """The share of tools that resemble another one. Training has more of them."""
     return 0.35 if s.frames_held_out else 0.45
 
 
 def make_call(s: Source, tool: Tool) -> Call:
-    """The tool with fresh values; optional arguments may be missing."""
+    """A call with random values. Optional arguments may be missing."""
     arguments = {
         name: _value(s, schema)
         for name, schema in tool.properties.items()
@@ -87,13 +87,13 @@ def make_call(s: Source, tool: Tool) -> Call:
 
 
 def ask_for(s: Source, call: Call, first: bool | None = None) -> str:
-    """A sentence that asks for the call, naming every argument and its value; the arguments come
+    """A sentence that asks for the call and names every argument with its value. The arguments come
     `first` or not (None: seldom)."""
     tool = call.tool
     intent = _intent_frame(s).format(verb=tool.verb, object=tool.object)
     frame = _request_frame(s, s.chance(0.15) if first is None else first)
     before = frame.partition("{params}")[0].rstrip()
-    inside = before[-1:].isalpha()  # the phrases go on with a sentence that has begun
+    inside = before[-1:].isalpha()  # the phrases continue a sentence that has begun
     phrases = [_phrase(s, name, call.arguments[name], tool.properties[name], inside)
                for name in s.rng.sample(list(call.arguments), len(call.arguments))]  # fmt: skip
     if not phrases:
@@ -111,8 +111,8 @@ def ask_for(s: Source, call: Call, first: bool | None = None) -> str:
 
 
 def recased(text: str, call: Call, change: Callable[[str], str]) -> str:
-    """The text with its first letter changed, unless that belongs to a value: nobody could tell
-    how the value is spelled."""
+    """The text with its first letter changed, unless that belongs to a value. The spelling of
+    values must not change."""
     return text if text.startswith(tuple(_strings(call.arguments))) else change(text)
 
 
@@ -120,21 +120,21 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, list | dict):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one)
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def intent_without_tool(s: Source, tools: Sequence[Tool]) -> Tool:
-    """What no tool of the list does: often one that shares the verb or the object with one."""
+    """A tool whose task no tool of the list has. Often it shares its verb or object with one."""
     while True:
-        near = s.pick(tools) if tools and s.chance(_near(s) + 0.15) else None
-        tool = _make_tool(s, near)
+        similar = s.pick(tools) if tools and s.chance(_similar_share(s) + 0.15) else None
+        tool = _make_tool(s, similar)
         if all((t.verb, t.object) != (tool.verb, tool.object) for t in tools):
             return tool
 
 
 def tool_result(s: Source, keys: Sequence[str]) -> tuple[str, str, list[str]]:
-    """What a tool returns: (text, what to say about it, values that must be said)."""
+    """A result: (text of the tool, the answer about it, values that the answer must contain)."""
     kind = s.number(0, 9)
     if kind == 0:
         message = f"{s.noun()} not found"
@@ -180,8 +180,8 @@ def _request_frame(s: Source, first: bool) -> str:
 
 
 def _parameter_frame(s: Source, inside: bool) -> str:
-    """No sentence of its own `inside` another, at least mostly. With odd frames in training: the
-    value is the last word, or the first that is no filler."""
+    """A frame for one argument. `inside` a sentence it is mostly no sentence itself. Training also
+    has odd frames, in which the value is the last word, or the first one that is no filler."""
     if s.frames_held_out or s.chance(0.8):
         any_frame = not inside or (not s.frames_held_out and s.chance(0.3))
         while True:
@@ -208,19 +208,20 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _make_tool(s: Source, near: Tool | None) -> Tool:
+def _make_tool(s: Source, similar: Tool | None) -> Tool:
+    """A tool, which shares its verb or its object with `similar`."""
     verb, verbs = s.pick(VERBS)
     thing = s.noun()
     if s.chance(0.35):
         thing = f"{s.word(ADJECTIVES) if s.chance(0.5) else s.noun()} {thing}"
-    if near is not None and s.chance(0.5):
-        verb, verbs = next(v for v in VERBS if v[0] == near.verb)
-    elif near is not None:
-        thing = near.object
+    if similar is not None and s.chance(0.5):
+        verb, verbs = next(v for v in VERBS if v[0] == similar.verb)
+    elif similar is not None:
+        thing = similar.object
     words = {"verb": verb, "verbs": verbs, "object": thing}
     words |= {"Verb": _capital(verb), "Verbs": _capital(verbs)}
     description = _capital(_description_frame(s).format(**words).strip())
-    opaque = s.chance(0.45)  # often: else names alone would tell what a tool does
+    opaque = s.chance(0.45)  # often, so that descriptions must be read
     name = _tool_name(s, s.pseudo_word() if opaque else "", verb, thing)
     if not opaque and s.chance(0.08):
         description = ""
@@ -245,7 +246,7 @@ def _tool_name(s: Source, opaque: str, verb: str, thing: str) -> str:
 
 def _parameter_name(s: Source) -> str:
     kind = s.number(0, 9)
-    if kind <= (5 if s.held_out else 4):  # training: more to copy, less to know
+    if kind <= (5 if s.held_out else 4):  # training has more words that can only be copied
         return s.word(PARAMETERS)
     if kind <= 7:
         return s.pseudo_word()
@@ -286,7 +287,7 @@ def _value(s: Source, schema: Json) -> Any:
     if kind == "array":
         return s.sample(lambda: _value(s, schema["items"] | {"plain": True}), s.number(1, 4))
     if kind == "object":
-        return {name: _value(s, one) for name, one in schema["properties"].items()}
+        return {name: _value(s, field) for name, field in schema["properties"].items()}
     return s.noun() if "plain" in schema else _string(s)
 
 
@@ -303,7 +304,7 @@ def _string(s: Source) -> str:
     if kind == 7:
         return f"{s.pick('ABCDEFGHKLMNPRSTVWXZ')}{s.pick('ABCDEFGHKLMNPRSTVWXZ')}-{s.digits(2, 4)}"
     if kind == 8:
-        return s.digits(4, 6)  # a zip code: declared a string, so it stays one
+        return s.digits(4, 6)  # such as a zip code: its type is string, so it stays one
     if kind == 9:
         return f"{s.pseudo_word()}@{s.pseudo_word()}.{s.pick(('com', 'org', 'net'))}"
     if kind == 10:

@@ -2,8 +2,8 @@
 
     python -m glimmer.deploy.demo.training.train --out DIR
 
-takes one GPU for a few minutes (docs/log.md has the figures). Small --steps and --batch_tokens
-run anywhere, to see that it works.
+takes a few minutes on one GPU (docs/demo-model.md has the figures). With small --steps and
+--batch_tokens it runs on any machine, as a test.
 """
 
 import argparse
@@ -42,14 +42,14 @@ _DRAFT_WEIGHT = 0.3
 _DRAFTS_EVERY = 3  # steps; they cost a third of one
 _BIAS_STEP = 1e-3  # of the routing biases, against the load of their experts
 _BIAS_UNTIL = 0.8
-LossFunction = Callable[..., Losses]  # compute_losses with its parts chosen
+LossFunction = Callable[..., Losses]  # compute_losses with its `parts` argument set
 
 
 def train(
     args: argparse.Namespace, make_config: Callable[[Any], dict[str, Any]] = trained_config
 ) -> None:
-    """The whole run: tokenizer, training, held-out accuracy, checkpoint. `make_config` gets the
-    tokenizer."""
+    """The whole run: tokenizer, training, checkpoint, accuracy on held-out dialogues. `make_config`
+    gets the tokenizer and returns config.json."""
     began = time.monotonic()
     torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,10 +66,10 @@ def train(
     first = unpack(next(source), _PROMPT_WEIGHT, device)
     losses = first_that_works(
         loss_functions(compiled=device == "cuda"),
-        lambda one: _try_step(one, weights, bias, first, config),
+        lambda function: _try_step(function, weights, bias, first, config),
     )
     print(f"first step after {time.monotonic() - began:.0f} s", flush=True)
-    picks = random.Random(args.seed)
+    rng = random.Random(args.seed)
     started = time.monotonic()
     for step in range(args.steps):
         progress = max(step / args.steps, (time.monotonic() - began) / (60 * args.minutes))
@@ -77,15 +77,15 @@ def train(
             print(f"stopped by --minutes {args.minutes} at step {step}")
             break
         batch = unpack(next(source), _PROMPT_WEIGHT * (1 - progress), device)
-        before_norm = torch.full((), picks.random() < 0.5, device=device)
+        before_norm = torch.full((), rng.random() < 0.5, device=device)
         with_drafts = step % _DRAFTS_EVERY == 0
-        found = losses(weights, bias, batch, before_norm, config, with_drafts=with_drafts)
-        _update(optimizers, weights, found, learning_rate(step, progress))
+        result = losses(weights, bias, batch, before_norm, config, with_drafts=with_drafts)
+        _update(optimizers, weights, result, learning_rate(step, progress))
         if progress < _BIAS_UNTIL:
-            bias += _BIAS_STEP * torch.sign(found.loads.mean(-1, keepdim=True) - found.loads)
+            bias += _BIAS_STEP * torch.sign(result.loads.mean(-1, keepdim=True) - result.loads)
         if step % args.log_every == 0:
             rate = (step + 1) * args.batch_tokens / (time.monotonic() - started)
-            loss = f"loss {found.next_token.item():.4f} drafts {found.drafts.item():.4f}"
+            loss = f"loss {result.next_token.item():.4f} drafts {result.drafts.item():.4f}"
             spent = f"{time.monotonic() - began:.0f} s {rate:,.0f} tokens/s"
             print(f"step {step} {loss} {spent}", flush=True)
         if step and step % args.validate_every == 0:
@@ -103,8 +103,8 @@ def train(
 
 
 def _print_shares(shares: Callable[[str, int], Iterable[str]], examples: int) -> None:
-    """By what is held out, `examples` mistakes for all of it; the summaries once more at the end,
-    so that the end of a log has them."""
+    """Print a summary for each side, with `examples` mistakes for the held-out one. The summaries
+    are repeated at the end, so that they are in the last lines of a log."""
     summaries = []
     for side in SIDES:
         summary, *mistakes = shares(side, examples if side == "held out" else 0)
@@ -114,7 +114,7 @@ def _print_shares(shares: Callable[[str, int], Iterable[str]], examples: int) ->
 
 
 def loss_functions(compiled: bool) -> dict[str, LossFunction]:
-    """Ways to run `compute_losses`, the preferred first."""
+    """Ways to run `compute_losses`. The preferred one comes first."""
     plain = functools.partial(compute_losses, parts=make_parts(compiled=False))
     if not compiled:
         return {"plain": plain}
@@ -125,8 +125,8 @@ def loss_functions(compiled: bool) -> dict[str, LossFunction]:
 def first_that_works(
     functions: dict[str, LossFunction], attempt: Callable[[LossFunction], None]
 ) -> LossFunction:
-    """The first that `attempt` does not fail with: what a compiler makes of a step may fail on the
-    one machine that is there to train on. Raises RuntimeError if all fail."""
+    """The first function with which `attempt` does not fail. Compiled steps may fail on the only
+    machine that is available for training. Raises RuntimeError if all fail."""
     for name, function in functions.items():
         try:
             attempt(function)
@@ -141,7 +141,7 @@ def first_that_works(
 def _try_step(
     losses: LossFunction, weights: Weights, bias: Tensor, batch: Batch, config: dict[str, Any]
 ) -> None:
-    """Losses and gradients with drafts and without, thrown away."""
+    """Compute losses and gradients with drafts and without, and drop them."""
     try:
         for with_drafts in (True, False):
             before_norm = torch.full((), True, device=bias.device)
@@ -151,8 +151,8 @@ def _try_step(
             tensor.grad = None
 
 
-def _backward(found: Losses) -> None:
-    torch.autograd.backward(found.next_token + _DRAFT_WEIGHT * found.drafts)
+def _backward(losses: Losses) -> None:
+    torch.autograd.backward(losses.next_token + _DRAFT_WEIGHT * losses.drafts)
 
 
 def _print_machine(device: str, weights: Weights, steps: int) -> None:
@@ -162,12 +162,12 @@ def _print_machine(device: str, weights: Weights, steps: int) -> None:
 
 
 def _update(
-    optimizers: list[torch.optim.Optimizer], weights: Weights, found: Losses, share: float
+    optimizers: list[torch.optim.Optimizer], weights: Weights, losses: Losses, share: float
 ) -> None:
-    """One step of all optimizers at a share of their highest learning rate."""
+    """One step of all optimizers at `share` of their highest learning rate."""
     for group in [g for o in optimizers for g in o.param_groups]:
         group["lr"] = group.setdefault("highest", group["lr"]) * share
-    _backward(found)
+    _backward(losses)
     skip_if_not_finite(weights)
     for optimizer in optimizers:
         optimizer.step()
@@ -178,19 +178,19 @@ def train_tokenizer(seed: int, count: int) -> Any:
     """Byte-level BPE over `count` training dialogues."""
     texts = []
     for number in range(count):
-        one = dialogue(f"{seed}-tokenizer-{number}")
-        texts += [m["content"] for m in one.messages] + [str(tool) for tool in one.tools]
-        texts += [m.get("reasoning_content", "") for m in one.messages]
+        item = dialogue(f"{seed}-tokenizer-{number}")
+        texts += [m["content"] for m in item.messages] + [str(tool) for tool in item.tools]
+        texts += [m.get("reasoning_content", "") for m in item.messages]
     return byte_level_tokenizer(texts, _VOCABULARY)
 
 
 def learning_rate(step: int, progress: float) -> float:
-    """Share of the highest: up, level, down to zero."""
+    """Share of the highest learning rate: it rises, stays level, and falls to zero."""
     return min((step + 1) / _WARM_UP_STEPS, (1 - progress) / (1 - _DECAY_FROM), 1.0)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)

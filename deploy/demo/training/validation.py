@@ -1,5 +1,5 @@
-"""What the model gets right of dialogues that training cannot have shown, while it trains: without
-generating, by whether every token of the last reply is the likeliest one."""
+"""Measures the model on held-out dialogues during training. Nothing is generated: a reply counts as
+right if each of its tokens is the most likely one."""
 
 import itertools
 from collections import Counter
@@ -16,7 +16,7 @@ from .model import LONGEST, Weights, logits, rms_norm, trunk
 from .questions import LONG_TEXT_WORDS, retrieval
 from .words import Source
 
-# What is held out: words, frames. The first is what counts; the others tell what is missing.
+# What is held out: words, frames. "held out" is the result; the others show what is hard.
 SIDES = {
     "held out": (True, True),
     "words held out": (True, False),
@@ -32,7 +32,8 @@ _TOGETHER = 64  # dialogues in one pass
 
 @dataclass
 class Result:
-    """Right replies of so many, the mark before each first mistake, and the mistakes in words."""
+    """The number of right replies, the special token before each first mistake, and a text about
+    each mistake."""
 
     right: int = 0
     count: int = 0
@@ -41,12 +42,12 @@ class Result:
 
 
 def held_out_dialogues(kind: str, side: str, count: int) -> list[Dialogue]:
-    """`count` dialogues of a kind (of KINDS or EARLY_FACT) for a side (of SIDES)."""
+    """`count` dialogues of a kind (of KINDS, or EARLY_FACT) for a side (of SIDES)."""
     words, frames = SIDES[side]
     names = [f"validation-{kind}-{n}" for n in range(count)]
     if kind != EARLY_FACT:
         return [dialogue(name, words, kind, frames) for name in names]
-    made = []
+    dialogues = []
     for name in names:
         source = Source(name, words, frames)
         turn = retrieval(source, LONG_TEXT_WORDS, 0.1)
@@ -55,16 +56,17 @@ def held_out_dialogues(kind: str, side: str, count: int) -> list[Dialogue]:
             {"role": "user", "content": turn.user},
             {"role": "assistant", "reasoning_content": turn.thought, "content": turn.answer},
         ]
-        made.append(Dialogue(kind, messages, [], source.chance(0.5)))
-    return made
+        dialogues.append(Dialogue(kind, messages, [], source.chance(0.5)))
+    return dialogues
 
 
 @torch.no_grad()
 def judge(
-    weights: Weights, bias: Tensor, renderer: Renderer, made: list[Dialogue], config: Any
+    weights: Weights, bias: Tensor, renderer: Renderer, dialogues: list[Dialogue], config: Any
 ) -> Result:
-    """How the model does on the last reply of each dialogue of up to LONGEST tokens."""
-    encoded = [e for e in renderer.encode([renderer.text(d) for d in made]) if len(e[0]) <= LONGEST]
+    """Judge the last reply of each dialogue. Dialogues of more than LONGEST tokens are left out."""
+    texts = [renderer.text(item) for item in dialogues]
+    encoded = [pair for pair in renderer.encode(texts) if len(pair[0]) <= LONGEST]
     result = Result(count=len(encoded))
     for packed in _packs(renderer, encoded):
         batch = unpack(packed, 0.0, str(bias.device))
@@ -75,10 +77,10 @@ def judge(
         starts = packed.starts.tolist()
         ids, best, wrong = packed.ids.long(), best.cpu(), wrong.cpu()
         for begin, end in itertools.pairwise(starts):
-            places = wrong[begin:end].nonzero()[:1, 0].tolist()
-            result.right += begin < end and not places
-            for place in places:
-                mark, text = _mistake(renderer, ids[begin:end].tolist(), place, best[begin:])
+            first_mistake = wrong[begin:end].nonzero()[:1, 0].tolist()
+            result.right += begin < end and not first_mistake
+            for position in first_mistake:
+                mark, text = _mistake(renderer, ids[begin:end].tolist(), position, best[begin:])
                 result.marks[mark] += 1
                 result.mistakes.append(text)
     return result
@@ -93,18 +95,19 @@ def _packs(renderer: Renderer, encoded: list[tuple[Any, Any]]) -> Iterator[Packe
         yield pack(stream, sum(len(ids) for ids, _ in part))
 
 
-def _mistake(renderer: Renderer, ids: list[int], place: int, best: Tensor) -> tuple[str, str]:
-    """The mark before the wrong token at `place`; question, reply, and what stood where."""
+def _mistake(renderer: Renderer, ids: list[int], position: int, best: Tensor) -> tuple[str, str]:
+    """The special token before the wrong token at `position`, and a text with the question, the
+    reply, the token that the model chose and the right one."""
     names = {renderer.token_id(mark): mark for mark in _MARKS}
-    mark = next((names[t] for t in ids[place - 1 :: -1] if t in names), "")
-    if ids[place - 1] in names:
+    mark = next((names[t] for t in ids[position - 1 :: -1] if t in names), "")
+    if ids[position - 1] in names:
         mark += " at once"
     reply = renderer.last_reply(torch.tensor(ids).numpy())
     question = renderer.decode(ids[max(0, reply - 160) : reply])
-    wanted, found = renderer.decode([ids[place]]), renderer.decode([int(best[place - 1])])
-    before = renderer.decode(ids[reply:place])
-    rest = renderer.decode(ids[place : place + 40])
-    return mark, f"...{question!r}\n    {before!r} then {found!r} in place of {wanted!r}: {rest!r}"
+    right, chosen = renderer.decode([ids[position]]), renderer.decode([int(best[position - 1])])
+    before = renderer.decode(ids[reply:position])
+    rest = renderer.decode(ids[position : position + 40])
+    return mark, f"...{question!r}\n    {before!r} then {chosen!r} in place of {right!r}: {rest!r}"
 
 
 def report(
@@ -116,13 +119,14 @@ def report(
     side: str = "held out",
     examples: int = 0,
 ) -> Iterator[str]:
-    """Lines: the share of right replies by kind; where the mistakes are; some of them."""
-    found = {
+    """Lines with the share of right replies by kind, and with `examples` the mistakes by special
+    token and some of them in full."""
+    results = {
         kind: judge(weights, bias, renderer, held_out_dialogues(kind, side, number), config)
         for kind, number in {**dict.fromkeys(KINDS, count), EARLY_FACT: max(1, count // 8)}.items()
     }
-    yield f"{side}: " + ", ".join(f"{k} {r.right / r.count:.3f}" for k, r in found.items())
-    for kind, result in found.items() if examples else ():
+    yield f"{side}: " + ", ".join(f"{k} {r.right / r.count:.3f}" for k, r in results.items())
+    for kind, result in results.items() if examples else ():
         marks = ", ".join(f"{mark} {n}" for mark, n in result.marks.most_common())
         yield f"  {kind}, {result.count} replies, mistakes after: {marks}"
         yield from (f"    {text}" for text in result.mistakes[:examples])

@@ -1,5 +1,5 @@
-"""Words, names and values that the generated dialogues are made of, split into two halves that
-never meet: what training may use and what only evaluation may use."""
+"""Words, names and values for generated dialogues, split into two disjoint sides: one for training
+and one for evaluation only."""
 
 import random
 import zlib
@@ -153,8 +153,8 @@ ATTRIBUTES = (
     "main hobby|first job|middle name|flight number|parking spot|shoe size|email name"
 ).split("|")
 
-# Words that sentence frames are made of besides what matters in them. Training frames have some of
-# them exchanged, left out or added, so that the model does not depend on known sentences.
+# Words that sentence frames consist of, apart from the fields. Training frames have some of them
+# exchanged, left out or added, so that the model does not depend on known sentences.
 _COMMON = (
     "a an the this that these to of is are be was it its in on at by as for from with and or so "
     "then now just only also please can could would will should must may might shall i you we "
@@ -188,7 +188,7 @@ _CODAS = "b d g k l ll m n nd nt p r rk rn rt s sk st t v x z".split() + [""] * 
 _LETTERS = "eeeeeeaaaaaiiiiooootttttnnnnssssrrrrllldddcccuummpphhggbbffyywwkvxzjq"
 
 
-# What frames around values are made of can be no value, nor a part of one.
+# The words of frames are never values or parts of values.
 _NO_VALUES = frozenset((*FILLERS, *_IN_FRAMES, *_COMMON))
 
 
@@ -207,9 +207,9 @@ _VALUES = tuple(word for word in NOUNS if word not in _NO_VALUES)
 class Source:
     """Random choices for one dialogue, all from one side of the split.
 
-    Items are words, names, sentence frames: whatever `pick` and the makers below return. A word
-    belongs to evaluation if its checksum says so (one in eight), a frame if it stands late in its
-    list; so a greedy model cannot have learnt by heart what evaluation asks.
+    Items are words, names and sentence frames. A word belongs to evaluation by its checksum (one
+    word in eight), a frame if it is in the last fifth of its list. So the model cannot have
+    memorised what evaluation asks.
     """
 
     def __init__(
@@ -243,13 +243,13 @@ class Source:
 
     def word(self, words: Sequence[str]) -> str:
         """A word of the list that belongs to this side."""
-        return self._mine(lambda: self.rng.choice(words))
+        return self._of_this_side(lambda: self.rng.choice(words))
 
     def pseudo_word(self) -> str:
-        """A lower-case word that nobody has heard: syllables, parts of known words, or letters."""
+        """A lower-case invented word: syllables, parts of known words, or letters."""
         kind = self.rng.random()
         make = self._syllables if kind < 0.4 else self._parts if kind < 0.85 else self._letters
-        while (word := self._mine(make)) in _NO_VALUES:
+        while (word := self._of_this_side(make)) in _NO_VALUES:
             pass
         return word
 
@@ -258,12 +258,12 @@ class Source:
         return self.pseudo_word().capitalize()
 
     def noun(self) -> str:
-        """A known noun or an unheard-of word."""
+        """A known noun or an invented word."""
         return self.word(_VALUES) if self.chance(0.3) else self.pseudo_word()
 
     def fillers(self, low: int, high: int, odd: float = 0.0) -> str:
-        """`low` to `high` words that mean nothing here, each with a space before it; unheard-of
-        ones with probability `odd`."""
+        """`low` to `high` words without meaning for the task, each with a space before it. Each is
+        an invented word with probability `odd`."""
         count = self.number(low, high)
         words = (
             self.pseudo_word() if self.chance(odd) else self.pick(FILLERS) for _ in range(count)
@@ -271,7 +271,7 @@ class Source:
         return "".join(f" {word}" for word in words)
 
     def digits(self, low: int, high: int) -> str:
-        """A number of `low` to `high` digits as text; its first is no zero."""
+        """A number of `low` to `high` digits as text. The first digit is not 0."""
         count = self.number(low, high)
         return str(self.number(10 ** (count - 1), 10**count - 1))
 
@@ -316,7 +316,7 @@ class Source:
     def _letters(self) -> str:
         return "".join(self.rng.choice(_LETTERS) for _ in range(self.number(3, 7)))
 
-    def _mine(self, make: Callable[[], str]) -> str:
+    def _of_this_side(self, make: Callable[[], str]) -> str:
         while True:
             word = make()
             if _is_held_out(word) == self.held_out:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from glimmer.deploy.demo.checkpoint import tensor_shapes, trained_config
 from glimmer.deploy.demo.training.train import (
     first_that_works,
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 SMALL = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
     "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
-    "v_head_dim": 16, "intermediate_size": 64, "moe_intermediate_size": 16,
+    "v_head_dim": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
 }  # fmt: skip
 
 
@@ -32,8 +31,7 @@ def small_config(tokenizer: Any) -> dict[str, Any]:
 def test_a_small_run_learns_and_writes_a_whole_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = "--lr 0.1 --steps 40 --batch_tokens 1024 --loaders 0 --log_every 39 --validation 1"
-    torch.set_num_threads(1)
+    flags = "--lr 0.1 --steps 25 --batch_tokens 1024 --loaders 0 --log_every 24 --validation 1"
     args = parse([*flags.split(), "--tokenizer_dialogues", "100", "--out", str(tmp_path / "m")])
     train(args, small_config)
     lines = capsys.readouterr().out.splitlines()
@@ -50,11 +48,13 @@ def test_a_small_run_learns_and_writes_a_whole_checkpoint(
     assert len(shards) == 2
 
 
-def test_time_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_time_ends_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = "--steps 40 --batch_tokens 512 --loaders 0 --validation 1 --minutes 1e-9"
-    train(
-        parse([*flags.split(), "--tokenizer_dialogues", "50", "--out", str(tmp_path)]), small_config
-    )
+    monkeypatch.setattr("glimmer.deploy.demo.training.train.report", lambda *_: iter(["shares"]))
+    args = parse([*flags.split(), "--tokenizer_dialogues", "50", "--out", str(tmp_path)])
+    train(args, small_config)
     assert "stopped by --minutes 1e-09 at step 0" in capsys.readouterr().out
 
 

@@ -14,12 +14,12 @@ from glimmer.deploy.demo.training.validation import (
 
 def test_only_the_first_mistake_of_a_reply_is_told() -> None:
     tokenizer = make_tokenizer()
-    config = tiny_config(vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=2)
+    config = tiny_config(vocab_size=tokenizer.get_vocab_size(), num_hidden_layers=2, v_head_dim=48)
     weights, bias = init_weights(config, 0), torch.zeros(2, 8)
-    made = held_out_dialogues("call", "held out", 3)
-    result = judge(weights, bias, Renderer(tokenizer), made, config)
+    dialogues = held_out_dialogues("call", "held out", 3)
+    result = judge(weights, bias, Renderer(tokenizer), dialogues, config)
     assert (result.right, result.count, sum(result.marks.values())) == (0, 3, 3)
-    # Nothing is learnt: the first token after the tag is wrong.
+    # The model has learnt nothing, so the first token after the tag is wrong.
     assert set(result.marks) <= {"<think> at once", "</think> at once"}
     lines = list(report(weights, bias, Renderer(tokenizer), config, 1, examples=1))
     assert lines[0].startswith("held out: chat 0.000, call 0.000")
