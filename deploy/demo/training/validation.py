@@ -16,7 +16,7 @@ from .model import LONGEST, Weights, logits, rms_norm, trunk
 from .questions import LONG_TEXT_WORDS, retrieval
 from .words import Source
 
-# What is held out: words, frames. "held out" is the result; the others show what is hard.
+# Name -> whether words and frames are held out. "held out" is the result; the others explain it.
 SIDES = {
     "held out": (True, True),
     "words held out": (True, False),
