@@ -58,7 +58,8 @@ def collect(
     project = str(next(wheels.iterdir())) + (f"[{','.join(extras)}]" if extras else "")
 
     # Empty wheels stand in for the node's packages, so pip does not look for what those need.
-    empty = {line.partition("==")[0]: _write_empty_wheel(scratch, line) for line in installed}
+    (scratch / "node").mkdir()
+    empty = {line.split("==")[0]: _empty_wheel(scratch / "node", line) for line in installed}
     constraints = scratch / "constraints.txt"
     constraints.write_text("".join(f"{name} @ {file.as_uri()}\n" for name, file in empty.items()))
     tags = [f"manylinux_2_{minor}_x86_64" for minor in range(int(glibc[2:]), 4, -1)]
@@ -95,7 +96,7 @@ def _copy_source(source: Path) -> str:
     return commit
 
 
-def _write_empty_wheel(directory: Path, requirement: str) -> Path:
+def _empty_wheel(directory: Path, requirement: str) -> Path:
     """Write a wheel that has only the name and version of `requirement`, such as torch==2.11.0."""
     name, _, version = requirement.partition("==")
     stem = f"{re.sub('[-.]', '_', name)}-{version}"

@@ -73,7 +73,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (project / "__init__.py").touch()
     (project / "__main__.py").write_text(MAIN)
     (project / "deploy" / "__init__.py").touch()
-    (root / "node.txt").write_text("torch==2.11.0+cu130\nunrelated==3\nglimmer-serve==0.9\n")
+    (pip_wheel,) = bundled_pip().glob("pip-*.whl")  # the node has the pip that is used here
+    pip_line = "pip==" + pip_wheel.name.split("-")[1]
+    lines = ["torch==2.11.0+cu130", "unrelated==3", "glimmer-serve==0.9", pip_line]
+    (root / "node.txt").write_text("\n".join(lines))
     output = root / "wheelhouse"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wheelhouse, "_ROOT", project)
