@@ -145,6 +145,20 @@ async def test_losing_the_scheduler_ends_everything_until_the_next_epoch(
     client._handle(Finished(ids[0], "stop"))
 
 
+async def test_the_next_scheduler_hears_no_aborts_of_requests_that_it_does_not_know(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation, _ = submit(client, 2)
+    generation.abort(0)  # sent at the end of this turn of the event loop
+    client._handle(PeerLost("scheduler", 0, "SIGKILL"))
+    sent: list[Any] = []
+    monkeypatch.setattr(client._sender, "send", sent.append)
+    generation.abort(1)
+    generation.close()
+    await asyncio.sleep(0)
+    assert sent == []
+
+
 async def test_a_restarted_engine_updates_what_fits(client: EngineClient) -> None:
     client._handle(Ready("scheduler", 0, 0, 10, 512))
     client._handle(Ready("scheduler", 0, 1, 10, 300))
