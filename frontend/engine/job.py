@@ -20,7 +20,7 @@ from ...shared.errors import EngineError, HttpError, OverloadedError, RequestErr
 from ...shared.messages import Finished, TokenLogprob
 from ..context import CONTEXT, Frontend, clean_id
 from ..wire.schema import wrong
-from .client import SequenceOutput
+from .client import Generation, SequenceOutput
 from .constraints import ToolRules, constraint_for
 from .metrics import RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec
@@ -97,63 +97,68 @@ async def open_job(
     if spec.output_format is not None or tools is not None:
         grammar = await constraint_for(frontend, spec, prompts, tools)
         spec = dataclasses.replace(spec, grammar=grammar)
-    return Job(frontend, request, prompts, spec, make_stream, prompt_field)
+    max_total = frontend.client.max_req_total_len
+    if len(prompts) * spec.n > MAX_SEQUENCES:
+        raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
+    sequences = []
+    for prompt in prompts:
+        if not 0 < len(prompt) < max_total:
+            raise _prompt_error(prompt, max_total, prompt_field)
+        for sample in range(spec.n):
+            sequences.append((prompt, spec.for_sequence(sample, len(prompt), max_total)))
+    streams = [make_stream(sampling.max_new_tokens) for _, sampling in sequences]
+    name = request[CONTEXT].request_id
+    generation = frontend.client.submit(
+        sequences, spec.use_prefix_cache, spec.cache_salt, spec.grammar, name
+    )
+    if spec.grammar is not None:
+        frontend.grammars.hold(spec.grammar.name)
+    replies = [Reply(index, stream) for index, stream in enumerate(streams)]
+    return Job(frontend, request, prompts, spec, generation, replies, _elapsed_s(request))
 
 
+def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
+    if not prompt:
+        return wrong(field, "must not be empty")
+    return wrong(
+        field,
+        f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
+        "(context_length_exceeded)",
+    )
+
+
+def _elapsed_s(request: web.Request) -> float:
+    """Seconds since the request arrived."""
+    return time.monotonic() - request[CONTEXT].arrived_s
+
+
+@dataclass
 class Job(Generic[S]):
-    """The replies to one HTTP request: n for each prompt, prompt by prompt.
+    """The replies to one HTTP request: n for each prompt, prompt by prompt. Made by `open_job`.
 
     Use as a `with` block: leaving it early aborts the sequences that still run.
     """
 
-    def __init__(
-        self,
-        frontend: Frontend,
-        request: web.Request,
-        prompts: list[list[int]],
-        spec: GenerationSpec,
-        make_stream: Callable[[int], S],
-        prompt_field: str,
-    ) -> None:
-        self.frontend, self.request = frontend, request
-        self.prompts = prompts
-        self.spec = spec
-        self._context = request[CONTEXT]
-        self._first_token_s: float | None = None
-        max_total = frontend.client.max_req_total_len
-        if len(prompts) * spec.n > MAX_SEQUENCES:
-            raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
-        self.replies: list[Reply[S]] = []
-        sequences = []
-        for prompt in prompts:
-            if not 0 < len(prompt) < max_total:
-                raise _prompt_error(prompt, max_total, prompt_field)
-            for sample in range(spec.n):
-                sampling = spec.for_sequence(sample, len(prompt), max_total)
-                sequences.append((prompt, sampling))
-                self.replies.append(Reply(len(self.replies), make_stream(sampling.max_new_tokens)))
-        self._generation = frontend.client.submit(
-            sequences,
-            spec.use_prefix_cache,
-            spec.cache_salt,
-            spec.grammar,
-            self._context.request_id,
-        )
-        if spec.grammar is not None:
-            frontend.grammars.hold(spec.grammar.name)
-        self._submitted_s = self._elapsed_s()
+    frontend: Frontend
+    request: web.Request
+    prompts: list[list[int]]
+    spec: GenerationSpec
+    generation: Generation
+    replies: list[Reply[S]]
+    submitted_s: float  # this and the next are durations since the request arrived
+    first_token_s: float | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether more output follows."""
-        return self._generation.is_open
+        return self.generation.is_open
 
     async def receive(self) -> list[Reply[S]]:
         """Wait for output; the replies that have some. Empty when nothing arrived for a long time.
         Raises the HttpError that fits when the engine failed one of them."""
-        outputs = await self._generation.receive()
-        if self._first_token_s is None and any(output.token_ids for output in outputs):
-            self._first_token_s = self._elapsed_s()
+        outputs = await self.generation.receive()
+        if self.first_token_s is None and any(output.token_ids for output in outputs):
+            self.first_token_s = _elapsed_s(self.request)
         return [self._add(output) for output in outputs]
 
     async def run(self) -> None:
@@ -183,7 +188,7 @@ class Job(Generic[S]):
             stream.close(reply.finish_reason or "stop")
         elif stream.must_abort:
             stream.must_abort = False
-            self._generation.abort(output.index)
+            self.generation.abort(output.index)
         return reply
 
     def _raise_if_failed(self, finished: Finished) -> None:
@@ -209,7 +214,7 @@ class Job(Generic[S]):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._generation.close()
+        self.generation.close()
         if self.spec.grammar is not None:
             self.frontend.grammars.release(self.spec.grammar.name)
         record = self._record()
@@ -217,18 +222,14 @@ class Job(Generic[S]):
             self.frontend.metrics.observe(record)
         self._log(record, 200 if value is None else _status(value))
 
-    def _elapsed_s(self) -> float:
-        """Seconds since the request arrived."""
-        return time.monotonic() - self._context.arrived_s
-
     def _record(self) -> RequestRecord:
-        now_s = self._elapsed_s()
+        now_s = _elapsed_s(self.request)
         usage = self.usage()
         ends = [reply.finished for reply in self.replies if reply.finished]
         accepted = sum(end.mtp_accepted_tokens for end in ends)
         return RequestRecord(
-            submitted_s=self._submitted_s,
-            first_token_s=now_s if self._first_token_s is None else self._first_token_s,
+            submitted_s=self.submitted_s,
+            first_token_s=now_s if self.first_token_s is None else self.first_token_s,
             total_s=now_s,
             queue_s=max((end.queue_s for end in ends), default=0.0),
             num_prompt_tokens=usage.prompt_tokens,
@@ -246,7 +247,7 @@ class Job(Generic[S]):
             "mean_per_token_cost_time:%.2fms prompt_token_num:%d gpu_prompt_cache_len:%d "
             "gpu_prompt_cache_ratio:%.3f cpu_prompt_cache_len:0 cpu_prompt_cache_ratio:0.0 "
             "disk_prompt_cache_len:0 disk_prompt_cache_ratio:0.0 mtp_avg_token_per_step:%.2f",
-            self._context.request_id,
+            self.request[CONTEXT].request_id,
             clean_id(self.request.headers.get("X-Session-Id", "")),
             self.request.path,
             status,
@@ -267,13 +268,3 @@ def _status(error: BaseException) -> int:
     if isinstance(error, asyncio.CancelledError | ConnectionError):
         return 499  # the client has disconnected
     return error.status if isinstance(error, HttpError) else 500
-
-
-def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
-    if not prompt:
-        return wrong(field, "must not be empty")
-    return wrong(
-        field,
-        f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
-        "(context_length_exceeded)",
-    )

@@ -19,7 +19,7 @@ from glimmer.frontend.grammar.compile_child import (
     last_word_bits,
 )
 from glimmer.frontend.grammar.source import GrammarSource, OutputFormat
-from glimmer.frontend.text.template_child import receive, send
+from glimmer.frontend.text.template import receive, send
 from glimmer.frontend.text.tokenizer import Tokenizer
 
 
