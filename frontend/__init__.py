@@ -1,1 +1,1 @@
-"""HTTP processes: OpenAI and LightLLM routes over the engine. Start at `app.py`."""
+"""HTTP processes: OpenAI, Anthropic and LightLLM routes over the engine. Start at `app.py`."""

@@ -33,7 +33,7 @@ from .engine.params import ModelFacts, load_defaults
 from .grammar.compiler import GrammarCompiler
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
-from .wire.body import encode_json, read_body, reply
+from .wire.body import encode_json, json_response, read_body
 from .wire.errors import error_body
 from .wire.sse import Stalls
 
@@ -279,7 +279,7 @@ def _refusal(
     request: web.Request, status: int, message: str, kind: str | None, field: str | None = None
 ) -> web.Response:
     request_id = request[CONTEXT].request_id
-    return reply(error_body(request.path, status, message, kind, field, request_id), status)
+    return json_response(error_body(request.path, status, message, kind, field, request_id), status)
 
 
 def _too_large(config: ServeConfig) -> TooLargeError:

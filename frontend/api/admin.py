@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from ... import __version__
 from ...shared.errors import RequestError
 from ..context import FRONTEND, Frontend, clean_id
-from ..wire.body import read_body, reply
+from ..wire.body import json_response, read_body
 from ..wire.schema import decode_body, wrong
 
 
@@ -35,17 +35,17 @@ async def server_info(request: web.Request) -> web.Response:
         names = ("epoch", "num_pages", "max_req_total_len")
         engine = {name: getattr(state.ready, name) for name in names}
     more = {"version": __version__, "state": state.why_not_ready() or "ready", "engine": engine}
-    return reply({**info, **more})
+    return json_response({**info, **more})
 
 
 async def version(request: web.Request) -> web.Response:
     """GET /version: the version of the server."""
-    return reply({"version": __version__})
+    return json_response({"version": __version__})
 
 
 async def weight_version(request: web.Request) -> web.Response:
     """GET or POST /get_weight_version: weights never change while the server runs."""
-    return reply({"weight_version": "default"})
+    return json_response({"weight_version": "default"})
 
 
 async def flush_cache(request: web.Request) -> web.Response:
@@ -53,7 +53,7 @@ async def flush_cache(request: web.Request) -> web.Response:
     frontend = request.app[FRONTEND]
     _check_allowed(frontend, "/flush_cache")
     frontend.client.flush_cache()
-    return reply({"message": "Ok"})
+    return json_response({"message": "Ok"})
 
 
 async def abort_request(request: web.Request) -> web.Response:
@@ -69,7 +69,7 @@ async def abort_request(request: web.Request) -> web.Response:
         raise wrong("request_id", "must be the X-Request-Id of a request")
     frontend.client.abort_named(name)
     frontend.client.tell_others(frontend.config.httpserver_workers, name)
-    return reply({"message": "Ok"})
+    return json_response({"message": "Ok"})
 
 
 async def no_profiler(request: web.Request) -> web.Response:

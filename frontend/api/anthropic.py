@@ -18,7 +18,7 @@ from ..chat.chat import ChatStream, chat_finish_reason, open_chat, prompt_ids
 from ..context import Frontend
 from ..engine.job import Job, Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
-from ..wire.body import encode_json, reply
+from ..wire.body import encode_json, json_response
 from ..wire.errors import anthropic_error
 from ..wire.schema import Json, decode_body, spelled
 from ..wire.sse import stream_reply
@@ -44,7 +44,7 @@ async def messages(frontend: Frontend, request: web.Request, data: bytes) -> web
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return reply(writer.whole_message())
+        return json_response(writer.whole_message())
 
 
 async def count_tokens(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
@@ -52,7 +52,7 @@ async def count_tokens(frontend: Frontend, request: web.Request, data: bytes) ->
     body = decode_body(data, CountTokensBody)
     with spelled(_NAMES):
         ids = await prompt_ids(frontend, anthropic_chat(body, frontend.facts))
-    return reply({"input_tokens": len(ids)})
+    return json_response({"input_tokens": len(ids)})
 
 
 class MessageWriter:

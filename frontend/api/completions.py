@@ -17,7 +17,7 @@ from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
 from ..engine.params import GenerationSpec, openai_spec, parse_prompts
 from ..text.detokenize import DecodedToken, Decoder, TextOptions, TextStream, Vocabulary
-from ..wire.body import encode_json, reply
+from ..wire.body import encode_json, json_response
 from ..wire.schema import CompletionBody, Json, decode_body, wrong
 from ..wire.sse import stream_reply
 from .generate import named_logprobs
@@ -39,7 +39,7 @@ async def completions(frontend: Frontend, request: web.Request, data: bytes) -> 
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return reply(writer.whole_reply())
+        return json_response(writer.whole_reply())
 
 
 def _spec(frontend: Frontend, body: CompletionBody) -> GenerationSpec:

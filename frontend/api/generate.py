@@ -15,7 +15,7 @@ from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
 from ..engine.params import generate_spec
 from ..text.detokenize import DecodedToken, TextStream, Vocabulary
-from ..wire.body import encode_json, reply
+from ..wire.body import encode_json, json_response
 from ..wire.schema import GenerateBody, GenerateParameters, Json, decode_body, wrong
 from ..wire.sse import error_json, stream_reply
 
@@ -78,7 +78,7 @@ async def _whole(
             ]
             result["tokens"] = _unwrap(details)
         result |= writer.prompt_logprobs(job.replies[0])
-    return reply(result)
+    return json_response(result)
 
 
 def _unwrap(values: list[Any]) -> Any:

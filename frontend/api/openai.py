@@ -26,7 +26,7 @@ from ..parsers.deltas import (
     join,
 )
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import encode_json, reply
+from ..wire.body import encode_json, json_response
 from ..wire.schema import ChatBody, Json, OpenAiBody, decode_body
 from ..wire.sse import KEEP_ALIVE, error_json, stream_reply
 
@@ -44,7 +44,7 @@ async def chat(frontend: Frontend, request: web.Request, data: bytes) -> web.Str
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return reply(writer.whole_reply())
+        return json_response(writer.whole_reply())
 
 
 class ChunkWriter:

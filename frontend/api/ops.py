@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ...shared.errors import NotFoundError
 from ..context import FRONTEND
 from ..engine.metrics import kv_usage
-from ..wire.body import reply
+from ..wire.body import json_response
 
 
 async def health(request: web.Request) -> web.Response:
@@ -21,19 +21,19 @@ async def health(request: web.Request) -> web.Response:
     frontend = request.app[FRONTEND]
     now, limit_s = time.monotonic(), frontend.config.health_timeout_s
     if frontend.client.state.is_healthy(now, limit_s):
-        return reply({"message": "Ok"})
-    return reply({"message": "Error"}, 503)
+        return json_response({"message": "Ok"})
+    return json_response({"message": "Error"}, 503)
 
 
 async def liveness(request: web.Request) -> web.Response:
     """GET /liveness: 200 while this process's event loop runs."""
-    return reply({"status": "ok"})
+    return json_response({"status": "ok"})
 
 
 async def readiness(request: web.Request) -> web.Response:
     """GET /readiness: 503 with the reason while new requests are refused."""
     reason = request.app[FRONTEND].client.state.why_not_ready()
-    return reply({"status": reason}, 503) if reason else reply({"status": "ok"})
+    return json_response({"status": reason}, 503) if reason else json_response({"status": "ok"})
 
 
 async def metrics(request: web.Request) -> web.Response:
@@ -51,12 +51,14 @@ async def token_load(request: web.Request) -> web.Response:
         current = kv_usage(heartbeat)
         capacity = heartbeat.pages_total * frontend.config.page_size
         peak = heartbeat.estimated_peak_tokens / max(1, capacity)
-    return reply({"current_load": current, "logical_max_load": 0.0, "dynamic_max_load": peak})
+    return json_response(
+        {"current_load": current, "logical_max_load": 0.0, "dynamic_max_load": peak}
+    )
 
 
 async def model_name(request: web.Request) -> web.Response:
     """GET or POST /get_model_name: the name of the model."""
-    return reply({"model_name": request.app[FRONTEND].config.model_name})
+    return json_response({"model_name": request.app[FRONTEND].config.model_name})
 
 
 async def models(request: web.Request) -> web.Response:
@@ -65,7 +67,7 @@ async def models(request: web.Request) -> web.Response:
     more = {}
     if "anthropic-version" in request.headers:
         more = {"first_id": card["id"], "last_id": card["id"], "has_more": False}
-    return reply({"object": "list", "data": [card], **more})
+    return json_response({"object": "list", "data": [card], **more})
 
 
 async def model(request: web.Request) -> web.Response:
@@ -74,7 +76,7 @@ async def model(request: web.Request) -> web.Response:
     model_id = request.match_info["id"]
     if model_id != card["id"]:
         raise NotFoundError(f"model {model_id!r:.200} is not served here", "model")
-    return reply(card)
+    return json_response(card)
 
 
 def _model_card(request: web.Request) -> dict[str, Any]:

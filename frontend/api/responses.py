@@ -19,7 +19,7 @@ from ..context import Frontend
 from ..engine.job import Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import encode_json, reply
+from ..wire.body import encode_json, json_response
 from ..wire.schema import Json, decode_body, spelled
 from ..wire.sse import KEEP_ALIVE, stream_reply
 from .openai import chat_logprobs
@@ -50,10 +50,10 @@ async def responses(frontend: Frontend, request: web.Request, data: bytes) -> we
         if body.stream:
             return await stream_reply(job, writer)
         while job.is_open:  # the events are dropped, the items remain
-            for chat_reply in await job.receive():
-                writer.add(chat_reply)
+            for reply in await job.receive():
+                writer.add(reply)
         writer.end()
-        return reply(writer.response)
+        return json_response(writer.response)
 
 
 class ResponseWriter:

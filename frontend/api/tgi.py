@@ -12,7 +12,7 @@ from aiohttp import web
 from msgspec import Struct
 
 from ..context import Frontend
-from ..wire.body import reply
+from ..wire.body import json_response
 from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
@@ -88,15 +88,15 @@ async def _whole(frontend: Frontend, request: web.Request, body: TgiBody) -> web
         beams: list[Json] = []
         details = []
         logprobs = []
-        for job_reply in job.replies:
-            text, tokens = job_reply.stream.take()
-            details.append(writer.details(job_reply, tokens))
+        for reply in job.replies:
+            text, tokens = reply.stream.take()
+            details.append(writer.details(reply, tokens))
             logprobs.append(writer.logprobs(tokens))
             beams.append(
                 {
                     "generated_text": text,
-                    "finish_reason": job_reply.finish_reason,
-                    "generated_tokens": job_reply.stream.num_tokens,
+                    "finish_reason": reply.finish_reason,
+                    "generated_tokens": reply.stream.num_tokens,
                     "logprob": details[-1][-1]["cumlogprob"] if tokens else -9999.0,
                 }
             )
@@ -112,7 +112,7 @@ async def _whole(frontend: Frontend, request: web.Request, body: TgiBody) -> web
             }
         result["logprobs"] = logprobs[best]
         result |= writer.prompt_logprobs(job.replies[best])
-    return reply([result] if frontend.config.return_list else result)
+    return json_response([result] if frontend.config.return_list else result)
 
 
 async def _stream(frontend: Frontend, request: web.Request, body: TgiBody) -> web.StreamResponse:

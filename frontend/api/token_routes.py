@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from ..chat.request import check_tools, normalise_messages, template_kwargs
 from ..context import FRONTEND
-from ..wire.body import read_body, reply
+from ..wire.body import json_response, read_body
 from ..wire.schema import (
     ChatBody,
     Effort,
@@ -52,7 +52,7 @@ async def tokens(request: web.Request) -> web.Response:
     ids = await frontend.tokenizer.encode(
         body.text, "text", frontend.client.max_req_total_len, special
     )
-    return reply({"ntokens": len(ids)})
+    return json_response({"ntokens": len(ids)})
 
 
 async def tokenize(request: web.Request) -> web.Response:
@@ -81,7 +81,7 @@ async def tokenize(request: web.Request) -> web.Response:
         messages, tools = normalise_messages(body.messages), check_tools(body.tools)
         ids = await tokenizer.encode_chat(messages, tools, kwargs, max_total)
     texts = [tokenizer.vocabulary.text(i) for i in ids] if body.return_token_strs else None
-    return reply(
+    return json_response(
         {"count": len(ids), "max_model_len": max_total, "tokens": ids, "token_strs": texts}
     )
 
@@ -94,4 +94,4 @@ async def detokenize(request: web.Request) -> web.Response:
     if len(body.tokens) > limit:
         raise wrong("tokens", f"{len(body.tokens)} ids; at most {limit}, as many as a request has")
     frontend.tokenizer.check_ids(body.tokens, "tokens")
-    return reply({"prompt": frontend.tokenizer.decode(body.tokens)})
+    return json_response({"prompt": frontend.tokenizer.decode(body.tokens)})

@@ -1,1 +1,1 @@
-"""What all chat routes share: a conversation in, messages of the assistant out."""
+"""Shared by all chat routes: a conversation in, the assistant's messages out."""

@@ -1,1 +1,1 @@
-"""One HTTP request on its way through the engine: parameters, job, the link to the scheduler."""
+"""One HTTP request on the engine: parameters, job, metrics, the link to the scheduler."""

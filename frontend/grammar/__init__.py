@@ -1,1 +1,1 @@
-"""Constrained output: what clients ask for -> grammars -> compiled, in a process of its own."""
+"""Constrained output: formats and tools -> grammars, compiled in another process."""

@@ -1,1 +1,1 @@
-"""What the model writes, taken apart: reasoning, content and tool calls, from token ids."""
+"""The model's output, parsed into reasoning, content and tool calls."""

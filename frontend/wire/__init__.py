@@ -1,1 +1,1 @@
-"""What crosses HTTP whatever the route: bodies, errors, server-sent events."""
+"""HTTP for all routes: bodies, errors, server-sent events."""

@@ -1,4 +1,4 @@
-"""HTTP bodies: `read_body` reads a request's bytes, `reply` answers with JSON."""
+"""HTTP bodies: `read_body` reads a request's bytes, `json_response` answers."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ _MAX_BODIES = 16  # bodies of the maximum size that may be incomplete in memory 
 encode_json = msgspec.json.Encoder().encode
 
 
-def reply(value: Any, status: int = 200) -> web.Response:
+def json_response(value: Any, status: int = 200) -> web.Response:
     """A JSON response."""
     return web.Response(body=encode_json(value), status=status, content_type="application/json")
 

@@ -1,6 +1,10 @@
 """The language of templates is sandboxed; messages keep their borders."""
 
+import json
+import os
 import socket
+import subprocess
+import sys
 
 import jinja2
 import pytest
@@ -54,3 +58,24 @@ def test_messages_keep_their_borders() -> None:
             assert receive(there) == message
         here.close()
         assert receive(there) == b""
+
+
+def test_the_process_answers_until_the_other_side_closes() -> None:
+    link, theirs = socket.socketpair()
+    module = "glimmer.frontend.text.template_child"
+    with theirs:
+        command = [sys.executable, "-P", "-m", module, str(os.getpid())]
+        process = subprocess.Popen(command, stdin=theirs.fileno())
+    link.settimeout(60)
+    template = "{{ name }}{{ end }}{% if fail %}{{ raise_exception('no') }}{% endif %}"
+    send(link, json.dumps({"template": template, "variables": {"end": "!"}}).encode())
+    assert receive(link) == b"ready"
+    for message, answer in (
+        ({"name": "é"}, "=é!"),
+        ({"fail": True}, "!TemplateError: no"),
+        ({"name": "again"}, "=again!"),
+    ):
+        send(link, json.dumps(message).encode())
+        assert receive(link).decode() == answer
+    link.close()
+    assert process.wait(60) == 0
