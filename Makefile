@@ -11,7 +11,7 @@ FULL_SIZE := tests/workers/test_full_size.py
 # 2.13.0, so pip prefers it here, and also where the configured index itself offers both. In every
 # other case pip installs what the configured index has. `make demo CPU_TORCH=` never asks.
 CPU_TORCH ?= https://download.pytorch.org/whl/cpu
-HAS_CPU_TORCH = ! nvidia-smi -L >/dev/null 2>&1 && timeout 5 $(PYTHON) -c 'import urllib.request; \
+HAS_CPU_TORCH = ! nvidia-smi -L >/dev/null 2>&1 && timeout 8 $(PYTHON) -c 'import urllib.request; \
     assert b"cpu-cp3" in urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=3).read()' 2>/dev/null
 
 .PHONY: help demo test gpu check format docs constraints clean

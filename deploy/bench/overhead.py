@@ -78,7 +78,9 @@ class Load:
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         writer.write(head.encode() + data)
-        events, tail, end = 0, b"", b""
+        events = 0
+        tail = b""  # may hold the beginning of an event mark
+        end = b""  # the last bytes of the stream
         while received := await reader.read(1 << 16):
             tail += received
             events += tail.count(_EVENT)
@@ -174,13 +176,14 @@ def _get(port: int, path: str) -> str:
 def _measure(load: Load, running: int, tokens: int) -> Result:
     """Measure one load, once its counters are up to date."""
     time.sleep(1.1)  # the counters arrive with the scheduler's heartbeat, once a second
-    (steps_before, planning_before), cpu_before = _counters(load.port), _cpu_seconds(load.server)
+    steps_before, planning_before = _counters(load.port)
+    cpu_before = _cpu_seconds(load.server)
     seconds = _run(load, running, tokens)
     cpu_after = _cpu_seconds(load.server)
     time.sleep(1.1)
     steps_after, planning_after = _counters(load.port)
     steps = steps_after - steps_before
-    cpu = {k: (cpu_after[k] - cpu_before.get(k, 0.0)) / seconds for k in cpu_after}
+    cpu = {role: (used - cpu_before.get(role, 0.0)) / seconds for role, used in cpu_after.items()}
     step_us = (planning_after - planning_before) / max(steps, 1) * 1e6
     return Result(running, running * tokens, seconds, steps, step_us, cpu)
 

@@ -4,13 +4,21 @@ import json
 from pathlib import Path
 
 import pytest
+from glimmer.deploy.bench import latency
 from glimmer.deploy.bench.latency import main
+from glimmer.deploy.bench.roofline import gpu_of
 from glimmer.shared.errors import UsageError
 
 SERVER = ["--model_dir", "demo", "--device", "cpu", "--max_req_total_len", "2048"]
 
 
-def test_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_and_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = latency.measure
+    monkeypatch.setattr(  # a CPU has no roofline
+        latency, "measure", lambda bench, spec, _, args: measure(bench, spec, gpu_of("H100"), args)
+    )
     path = tmp_path / "out.json"
     flags = [
         "--decode",
@@ -26,13 +34,13 @@ def test_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "1",
     ]
     assert main([*flags, "--json", str(path), "--chunked_prefill_size", "64", *SERVER]) == 0
-    assert "prefill" in capsys.readouterr().out
+    assert "%" in capsys.readouterr().out
     made = json.loads(path.read_text())
     assert made["benchmark"] == "latency"
     rows = [(r["kind"], r["rows"], r["tokens"]) for r in made["results"]]
     assert rows == [("prefill", 2, 100), ("decode", 1, 70), ("decode", 3, 40), ("mixed", 2, 50)]
     for result in made["results"]:
-        assert result["ms"] > 0
+        assert result["ms"] > result["roofline_ms"] > 0
         rows, tokens = result["rows"], result["tokens"]
         count = {"prefill": rows * tokens, "decode": rows, "mixed": rows + tokens}[result["kind"]]
         assert result["tokens_per_s"] == pytest.approx(count / result["ms"] * 1e3)
