@@ -1,4 +1,4 @@
-"""The ops' benchmark names what it needs, and on a card its table adds up to a step."""
+"""The benchmark of ops names what it lacks, and on a GPU it times every op of a step."""
 
 import json
 from pathlib import Path

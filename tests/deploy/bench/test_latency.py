@@ -1,4 +1,4 @@
-"""The benchmark runs true steps through a rank and says what they took."""
+"""The benchmark runs real steps of a rank and reports their time."""
 
 import json
 from pathlib import Path

@@ -27,7 +27,7 @@ def test_every_stream_is_whole_and_every_number_is_there(
     results = report["results"]
     assert [r["running"] for r in results] == [1, 8]
     for result in results:
-        assert result["tokens"] >= 16 * result["running"]  # else a stream broke: main raises
+        assert result["tokens"] >= 16 * result["running"]  # main raises if a stream breaks
         assert min(result["tokens_per_s"], result["steps"], result["step_us"]) > 0
         assert {"client", "frontend", "scheduler", "fake_worker"} <= set(result["cpu"])
     assert "scheduler us/step" in capfd.readouterr().out

@@ -1,4 +1,4 @@
-"""What a benchmark's rank says of its steps."""
+"""The figures that a benchmark's rank computes from its steps."""
 
 import pytest
 import torch

@@ -59,7 +59,7 @@ def test_the_commit_is_gits_and_says_when_files_differ(tmp_path: Path) -> None:
     assert commit(tmp_path) == f"{head}-dirty"
     package = tmp_path / "site-packages" / "glimmer"
     package.mkdir(parents=True)
-    assert commit(package) is None  # not that of whose checkout it lies in
+    assert commit(package) is None  # not the commit of the checkout around it
 
 
 def test_a_wheel_knows_the_commit_it_was_built_from(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_verifying_and_making_three_drafts(rows: int, is_chained: bool, ms: floa
 
 
 def test_drafts_beside_a_prompt_cost_what_they_add() -> None:
-    """Its tokens read all experts anyhow: what is left are passes of one layer and the head."""
+    """The prompt reads all experts in any case, so drafts add passes of one layer and the head."""
     plain, drafting = roofline(), roofline(drafts=3)
     assert 0.001 < drafting.mixed(8, 1024, 4096) - plain.mixed(8, 1024, 4096) < 0.004
     assert 0.001 < drafting.prefill(4096) - plain.prefill(4096) < 0.003

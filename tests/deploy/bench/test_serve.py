@@ -20,7 +20,7 @@ def bench(server: RunningServer, *flags: str) -> int:
 def test_the_figures_and_their_origin_are_in_table_and_json(
     scripted: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scripted.pause = 0.002  # else a busy machine hands over all chunks of a reply at once
+    scripted.pause = 0.002  # without it, a busy machine delivers all chunks of a reply at once
     path = tmp_path / "result.json"
     flags = ["--concurrency", "4", "--api_key", "hush", "--json", str(path), "--details"]
     assert bench(scripted, *flags) == 0

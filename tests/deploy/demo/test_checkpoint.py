@@ -1,4 +1,4 @@
-"""The generated checkpoint is what transformers and the chat-template rules expect."""
+"""The generated checkpoint can be read by transformers, and its template follows the rules."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Why a GPU cannot be used is told in one line, with what to change."""
+"""A GPU that cannot be used is reported in one line, with the reason and the remedy."""
 
 import importlib.util
 import logging

@@ -250,3 +250,12 @@ def test_streams_that_drain_survive_a_lost_worker_but_end_with_the_scheduler(
     assert not server.children("fake_scheduler")
     server.signal(signal.SIGTERM)
     assert server.wait() == 0
+
+
+def test_two_deaths_during_a_start_end_it_with_the_schedulers_reason(serve: Serve) -> None:
+    server = serve("--model_owner", "mute-worker")
+    server.await_log("loading weights 75%")
+    kill_together(server, "worker", "scheduler")
+    assert server.wait() == 1
+    assert server.log.splitlines()[-1].startswith("glimmer: scheduler 0 failed while ")
+    assert not server.runtime.exists()
