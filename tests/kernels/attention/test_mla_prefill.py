@@ -10,6 +10,7 @@ from glimmer.kernels.attention.mla_decode import mla_decode
 from glimmer.kernels.attention.mla_prefill import mla_prefill
 from glimmer.kernels.attention.mla_projections import up_project
 from glimmer.kernels.attention.paged_rows import PagedRows
+from glimmer.kernels.attention.prefill_attention_triton import launch_merge
 
 CUDA = torch.cuda.is_available()
 PAGE, RANK, ROPE, NOPE, VALUE, HEADS, SCALE = 4, 5, 2, 3, 4, 2, 0.41
@@ -143,6 +144,21 @@ def test_kernels_match_whatever_the_segments(
         placed["new_tokens"] = up_project(placed["new_tokens"], placed["kv_b"], NOPE)
         again = mla_prefill(**placed, scale=SCALE, backend="triton").double().cpu()
         assert torch.equal(again, got)
+
+
+def test_segments_are_merged_in_float32_and_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    types = []
+
+    def merge(out: torch.Tensor, *parts: torch.Tensor) -> torch.Tensor:
+        types.append(out.dtype)
+        return launch_merge(out, *parts)
+
+    module = "glimmer.kernels.attention"
+    monkeypatch.setattr(f"{module}.prefill_attention_triton.launch_merge", merge)
+    monkeypatch.setattr(f"{module}.mla_prefill._FAST_SEGMENT", 4)
+    case = _on(make([2], [13]), "cuda" if CUDA else "cpu", torch.float16)
+    mla_prefill(**case, scale=SCALE, backend="triton")
+    assert types == [torch.float32, torch.float32, torch.float16]
 
 
 @pytest.mark.gpu
