@@ -158,11 +158,11 @@ class Scheduler:
         if self._now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
-        timeout = f"took longer than {self._config.step_timeout_s:.0f} s"
+        timeout_s = self._config.step_timeout_s
         if self.workers.is_overdue(self._now_ns):
-            self._fail_workers(f"a step {timeout}")
+            self._fail_workers(f"a step took longer than {timeout_s:.0f} s")
         if self._grammars.loading and self._grammars.is_overdue(self._now_ns):
-            self._fail_workers(f"loading a grammar {timeout}")
+            self._fail_workers(f"loading a grammar took longer than {timeout_s:.0f} s")
 
     # --- making a plan -----------------------------------------------------------------------
 
