@@ -2,14 +2,17 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine import Engine
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.sampling import SamplingParams
-from glimmer.workers import forward
+from glimmer.workers import forward as forward_module
+from glimmer.workers.forward import Forward
 
 GREEDY = SamplingParams(max_new_tokens=9)
 
@@ -43,7 +46,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Graph, Any]]:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 0))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(forward, "measure_peak", measure)
+    monkeypatch.setattr(forward_module, "measure_peak", measure)
     return found
 
 
@@ -93,3 +96,80 @@ def test_steps_replay_the_graphs_that_cover_them(
     assert replays(StepPlan(0, 1, [], [], [], beside, [0])) == pieces
     long = [PrefillChunk(2, 0, [5] * 41, sample=True)]
     assert replays(StepPlan(0, 2, [], [], [], long, [])) == 0
+    scratch_row = runner.table.scratch_row
+    assert runner.forward.decode_graphs.padded([2, 0, 1], 0) == [2, 0, 1, scratch_row]
+    assert replays(StepPlan(0, 3, [], [], [], [], [0, 1])) == 1
+    with runner.forward.without_graphs():
+        assert replays(StepPlan(0, 4, [], [], [], [], [0, 1])) == 0
+
+
+class RerunGraph(Graph):
+    """Replays run the captured functions again, and put their results where the first ones are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any]] = []
+
+    def replay(self) -> None:
+        super().replay()
+        for function, results in self.calls:
+            overwrite(results, function())
+
+
+def overwrite(old: Any, new: Any) -> None:
+    if isinstance(old, torch.Tensor):
+        old.copy_(new)
+    elif old is not None:
+        for pair in zip(old, new, strict=True):
+            overwrite(*pair)
+
+
+@pytest.mark.parametrize("mtp_step", [0, 3])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_replayed_decode_steps_change_no_token(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    captured: list[Any],
+    mtp_step: int,
+    temperature: float,
+) -> None:
+    """On a CPU: padding, buffers and results of both parts of a step, in batches of several sizes."""
+
+    def recording(function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            results = function(*args)
+            if captured and captured[-1][0].is_open:
+                captured[-1][0].calls.append((partial(function, *args), results))
+            return results
+
+        return call
+
+    @contextlib.contextmanager
+    def record(graph: Any, pool: Any) -> Iterator[None]:
+        captured.append((graph, pool))
+        graph.is_open = True
+        yield
+        graph.is_open = False
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", RerunGraph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    for name in ("_decode", "_draft"):
+        monkeypatch.setattr(Forward, name, recording(getattr(Forward, name)))
+    sampling = SamplingParams(max_new_tokens=12, temperature=temperature, seed=3)
+    prompts = [[(5 * i + n) % 150 for i in range(n)] for n in (1, 3, 17, 40, 65)]
+    options: dict[str, Any] = {"running_max_req_size": 8, "graph_max_batch_size": 6}
+    if mtp_step:
+        options |= {"mtp_mode": "eagle_with_att", "mtp_step": mtp_step, "mtp_fixed_step": True}
+    outputs = []
+    for has_graphs in (False, True):
+        engine = Engine(tiny_model, tmp_path, **options)
+        forward = engine.runner.forward
+        if has_graphs:
+            with torch.inference_mode():
+                forward.prepare_graphs()
+                forward.capture_graphs(lambda *_: None)
+        with forward.without_graphs(decode=False):  # graphs of layers are not run again
+            outputs.append([engine.generate(prompts[:count], sampling) for count in (5, 3, 1)])
+    assert outputs[0] == outputs[1]
+    assert sum(graph.replays > 0 for graph, _ in captured if graph.calls) >= 3

@@ -11,6 +11,14 @@ from glimmer.workers.graphs import batch_sizes, covering_size
 PROMPTS = [[(5 * i + n) % 150 for i in range(n)] for n in (1, 3, 17, 40, 64, 65, 100)]
 
 
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(0, None), (1, 2), (2, 2), (3, 5), (5, 5), (6, 9), (9, 9), (10, None)],
+)
+def test_a_batch_takes_the_least_size_that_holds_it(count: int, size: int | None) -> None:
+    assert covering_size([2, 5, 9], count) == size
+
+
 @pytest.mark.parametrize("num_drafts", [1, 4, 7])
 def test_sizes_with_drafts_are_bounded_by_tokens(num_drafts: int) -> None:
     sizes = batch_sizes(512, num_drafts)
