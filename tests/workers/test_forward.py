@@ -134,7 +134,7 @@ def test_replayed_decode_steps_change_no_token(
     mtp_step: int,
     temperature: float,
 ) -> None:
-    """On a CPU: padding, buffers and results of both parts of a step, in batches of several sizes."""
+    """On a CPU: padding, buffers and both parts of a step, in batches of several sizes."""
 
     def recording(function: Any) -> Any:
         def call(*args: Any) -> Any:

@@ -10,9 +10,9 @@ from glimmer.workers.rows import RowTable
 PARAMS = SamplingParams(max_new_tokens=4)
 
 
-def table_with(lengths: list[int], pages: int = 200) -> RowTable:
+def table_with(lengths: list[int], pages: int = 200, max_drafts: int = 0) -> RowTable:
     """Row r holds lengths[r] tokens in pages 1000 * r + i; its last token is 70 + r."""
-    table = RowTable(len(lengths), pages, 4, 100, "cpu")
+    table = RowTable(len(lengths), pages, 4, 100, "cpu", max_drafts)
     admits = [
         RowAdmit(row, PARAMS, [1000 * row + i for i in range(pages)], length, row, [])
         for row, length in enumerate(lengths)
@@ -96,3 +96,24 @@ def test_plans_that_would_corrupt_other_rows_are_refused() -> None:
     table.min_tokens[0] += 4
     with pytest.raises(ValueError, match="row 0"):
         build_batch(plan([], [0]), table)
+
+
+def test_with_drafts_the_token_after_each_chunk_token_is_known_or_will_be_sampled() -> None:
+    table = table_with([6, 0, 9], max_drafts=2)
+    table.drafts[2] = torch.tensor([81, 82])
+    chunks = [
+        PrefillChunk(0, 6, [10, 11, 12], sample=True),
+        PrefillChunk(1, 0, [20, 21], sample=False, next_id=22),
+    ]
+    batch = build_batch(StepPlan(0, 1, [], [], [], chunks, [2], 2), table)
+    assert batch.packed is not None
+    assert batch.packed.next_ids.tolist() == [21, 22, 11, 12, 0]
+    assert batch.packed.num_chunk_points == 1
+    assert batch.inputs.token_ids.tolist() == [20, 21, 10, 11, 12, 72, 81, 82]
+    assert batch.inputs.positions.tolist() == [0, 1, 6, 7, 8, 9, 10, 11]
+    assert batch.points.rows.tolist() == [0, 2, 2, 2]
+    assert batch.points.positions.tolist() == [0, 2, 3, 4]
+    assert batch.points.drafts is not None
+    assert batch.points.drafts.tolist() == [[-1, -1], [-1, -1], [81, -1], [81, 82]]
+    assert batch.sampling_index is not None
+    assert batch.sampling_index.tolist() == [4, 5, 6, 7]
