@@ -22,7 +22,7 @@ from glimmer.deploy.demo.run import next_steps
 from glimmer.deploy.demo.training.dialogues import Dialogue, dialogue
 from server import RunningServer, running_server
 
-CASES = 5
+CASES = 4
 KNOWN = {
     "What is the capital of France?": "Paris",
     "What is the opposite of hot?": "cold",
