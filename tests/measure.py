@@ -34,6 +34,10 @@ from source_shape import (
 )
 
 HERE = Path(__file__).parent
+# Modules of workers/ that take a plan to its result; older checkouts have others of them.
+STEP_MODULES = frozenset(
+    "loop step forward drafts inputs rows graphs runner drafting mtp pending".split()
+)
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,16 @@ def path_figures(root: Path) -> dict[str, str]:
         "- functions executed": str(sum(len(file.functions) for file in plain.path)),
         "- lines executed": str(sum(file.lines for file in plain.path)),
         "- code lines executed": str(sum(file.code_lines for file in plain.path)),
-        "functions of workers/ given a StepPlan or a part, no drafts": _rooms(root, plain.rooms),
-        "- the same with 2 drafts": _rooms(root, drafted.rooms),
+        "functions of workers/ that take a plan to its result": _rooms(root, _step_files(plain)),
+        "- with 2 drafts": _rooms(root, _step_files(drafted)),
+        "functions of workers/ given a StepPlan or a part": _rooms(root, plain.rooms),
+        "- with 2 drafts each": _rooms(root, drafted.rooms),
     }
+
+
+def _step_files(trace: Trace) -> list[FilePath]:
+    """Of the executed path: no model, sampling or memory."""
+    return [f for f in trace.path if f.file.removeprefix("workers/")[:-3] in STEP_MODULES]
 
 
 def _rooms(root: Path, rooms: Sequence[FilePath]) -> str:

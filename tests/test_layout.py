@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "workers": {"workers", "kernels", "shared"},
     "deploy": {*FOLDERS, "__version__"},
 }
-MAX_PARAMETERS = 10  # the goal is 8
+MAX_PARAMETERS = 8
 MAX_FUNCTION_LINES = 60
 MAX_FILES_IN_A_FOLDER = 20
 LONG_FILE_LINES = 400  # longer ones are printed, with the reason if there is one

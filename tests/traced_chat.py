@@ -4,8 +4,8 @@ chats through them on the CPU, and collects the functions that ran.
 `python tests/traced_chat.py ROOT [NUM_DRAFTS]` prints them as JSON: `path` and `rooms` are lists of
 [file, first line of the function]. The demo model serves. A first chat fills caches and is not
 counted. Then more chats follow, each with another question, and a function counts if it ran for
-every one of them. So work on a timer, such as a heartbeat, does not count. The process that renders
-chat templates runs, but is not traced.
+every one of them. Work on a timer, such as a heartbeat, is stopped meanwhile. The process that
+renders chat templates runs, but is not traced.
 
 `rooms` are the functions of `workers/` that were given the `StepPlan`, a part of it (`RowAdmit`,
 `PagesAppended`, `PrefillChunk`, or a list of those), or an object with an attribute that is the
@@ -24,6 +24,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,10 @@ from typing import Any
 NUM_CHATS = 8
 MAX_TOKENS = 8
 START_TIMEOUT_S = 120.0
+_PERIOD_S = 1.0  # of heartbeats
+_NEVER_S = 1e6
+# The scheduler's heartbeats, and how long the frontend trusts the last one.
+_TIMERS = {"HEARTBEAT_NS": int(_NEVER_S * 1e9), "_HEARTBEAT_LIMIT_S": _NEVER_S}
 
 
 @dataclass
@@ -169,6 +174,23 @@ def wait_for_frontend(launcher: Any) -> None:
             return
 
 
+def stop_timers() -> None:
+    """Almost no heartbeats and other periodic work from now on: on a busy machine they would run
+    during every chat."""
+    sleep = asyncio.sleep
+
+    async def sleep_long(delay: float) -> None:
+        await sleep(delay if delay < _PERIOD_S / 2 else _NEVER_S)
+
+    asyncio.sleep = sleep_long  # type: ignore[assignment]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("glimmer."):
+            for constant, value in _TIMERS.items():
+                if hasattr(module, constant):
+                    setattr(module, constant, value)
+    time.sleep(2 * _PERIOD_S)  # the timers that run have ended then
+
+
 def ask(port: int, question: str) -> None:
     """Stream one chat and read it to the end."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -201,6 +223,7 @@ def trace_chats(root: Path, directory: Path, num_drafts: int) -> Trace:
     launcher = Receiver.bind(launcher_address(str(runtime_dir)))
     start_processes(str(runtime_dir))
     wait_for_frontend(launcher)
+    stop_timers()
     ask(port, "Who are you?")
     traces = []
     for number in range(NUM_CHATS):
