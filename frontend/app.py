@@ -239,7 +239,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         return await _fail(request, _too_large(request.app[FRONTEND].config))
     except web.HTTPException as error:
         return _fail_http(request, error)
-    except ConnectionError:  # the client went away while we wrote; nobody receives this reply
+    except ConnectionError:  # the client went away during a write; the reply is dropped
         return context.stream.response if context.stream else web.Response(status=499)
     except Exception:
         logger.exception("request %s failed", request_id)

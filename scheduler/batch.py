@@ -218,7 +218,7 @@ def fits(sent: SentStep, result: StepResult) -> bool:
 
 
 class Outcome:
-    """What a result brought: rows for each frontend, and the requests that end with it."""
+    """The effects of a result: rows for each frontend, and the requests that end with it."""
 
     def __init__(self) -> None:
         self.rows: dict[int, list[TokenRow]] = {}  # by frontend

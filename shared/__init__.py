@@ -1,1 +1,1 @@
-"""What all processes agree on: messages, config, errors. Start at `messages.py`."""
+"""Shared by all processes: messages, config, errors. Start at `messages.py`."""

@@ -29,7 +29,7 @@ CONFIG_FILE = "config.json"  # in the runtime directory; written by the launcher
 
 @dataclass(frozen=True)
 class Child:
-    """What a frontend, scheduler or worker process is given when it starts."""
+    """The arguments that a frontend, scheduler or worker process starts with."""
 
     role: str
     index: int

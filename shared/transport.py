@@ -77,7 +77,7 @@ class Receiver:
         return cls(socket, address)
 
     def receive(self, timeout_s: float | None) -> list[AnyMessage]:
-        """All messages that have arrived. Waits up to `timeout_s` (None: for ever) for the first.
+        """All messages that have arrived. Waits up to `timeout_s` (None: no limit) for the first.
         Malformed ones are counted and left out, so the list may be empty."""
         messages: list[AnyMessage] = []
         if self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):

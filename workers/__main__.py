@@ -14,5 +14,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     # An interpreter's end takes objects down in any order. NCCL's communicators wait until CUDA
-    # graphs that use them are gone, which has taken for ever.
+    # graphs that use them are gone, which has hung.
     end_process(run_child(main))

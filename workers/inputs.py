@@ -18,7 +18,7 @@ from .memory.device import ints_to_device, to_device
 from .rows import RowTable
 
 # An extension of a cached prefix by so many tokens is cheaper absorbed: up-projecting one cached
-# token costs as much as the dearer absorbed scores of about 512 queries.
+# token costs as much as the more expensive absorbed scores of about 512 queries.
 ABSORBED_MAX_NEW_TOKENS = 512
 
 
@@ -54,7 +54,7 @@ class SamplingPoints(NamedTuple):
 
 @dataclass(frozen=True)
 class StepInputs:
-    """What the model reads. Flat order: up-projected chunks, absorbed chunks, decode rows."""
+    """Inputs of one forward pass. Flat order: up-projected chunks, absorbed chunks, decode rows."""
 
     token_ids: Tensor  # [num_tokens] int64
     positions: Tensor  # [num_tokens] int64

@@ -37,7 +37,7 @@ _encode = msgspec.msgpack.encode
 
 
 class Setup(msgspec.Struct):
-    """What all grammars have in common. `tokens`: bytes of each id, b"" for those without text."""
+    """Settings of all grammars. `tokens`: bytes of each id, b"" for those without text."""
 
     directory: str
     tokens: list[bytes]

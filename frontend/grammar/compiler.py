@@ -94,7 +94,7 @@ class GrammarCompiler:
             del self._users[name]
 
     async def close(self) -> None:
-        """End the process and remove the files. What is being compiled fails."""
+        """End the process and remove the files. Compilations that run fail."""
         self._closing = True
         if self._process is not None:
             self._process.kill()

@@ -1,6 +1,6 @@
 """One schema document: what its references lead to, and schemas that are put together of others.
 
-What is wrong with it is refused, or, with a function that widens schemas (`widen.py`), left out.
+Wrong parts are refused, or, with a function that widens schemas (`widen.py`), left out.
 """
 
 from collections.abc import Callable
@@ -35,11 +35,11 @@ class Document:
             raise SourceError(problem, where)
 
     def merge(self, a: Schema, b: Schema, where: str) -> Schema:
-        """What satisfies both."""
+        """A schema that is valid where both are."""
         return merge(a, b, where, relaxed=self._widen is not None)
 
     def resolve(self, pointer: Any, where: str) -> Schema:
-        """What a $ref points at, within the document."""
+        """The schema that a $ref names, within the document."""
         try:
             return self._find(pointer, where)
         except SourceError as error:

@@ -62,8 +62,8 @@ class Rules:
         return self._keyed[key]
 
     def text(self, root: list[str]) -> str:
-        """The whole grammar, which begins with one of `root`. Raises SourceError if it goes on for
-        ever."""
+        """The whole grammar, which begins with one of `root`. Raises SourceError if no
+        text of it ends."""
         bodies = {"root": root, **self._bodies}
         if "root" not in _that_end(bodies):
             raise SourceError("matches nothing that has an end")

@@ -2,8 +2,8 @@
 
 The grammar is as strict as the schema or stricter, never laxer, and it leaves no room to dawdle:
 one spelling of white space (", " and ": "), properties in the order in which they are declared,
-none that are not declared unless `additionalProperties` says so. What it cannot hold is refused.
-`oneOf` is read as `anyOf`; unknown formats are annotations, as the standard has them.
+none that are not declared unless `additionalProperties` says so. Schemas that it cannot express are
+refused. `oneOf` is read as `anyOf`; unknown formats are annotations, as the standard has them.
 """
 
 from collections.abc import Callable

@@ -27,8 +27,8 @@ _TIGHTER: dict[str, Callable[..., Any]] = {
 
 
 def merge(a: Schema, b: Schema, where: str, relaxed: bool = False) -> Schema:
-    """What satisfies both. Raises SourceError for keywords that cannot be put together, or takes
-    `a`'s if `relaxed`."""
+    """A schema that is valid where both are. Raises SourceError for keywords that cannot be
+    combined, or takes those of `a` if `relaxed`."""
     if isinstance(a, bool) or isinstance(b, bool):
         if a is False or b is False:
             return False

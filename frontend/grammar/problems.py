@@ -1,4 +1,4 @@
-"""What can be wrong with a grammar's source."""
+"""Errors in the source of a grammar."""
 
 
 class SourceError(Exception):

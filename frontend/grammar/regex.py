@@ -1,7 +1,8 @@
 """Regular expressions -> right-linear EBNF rules. A pattern always matches from begin to end.
 
-Python's own parser reads the pattern; sets such as \\d and \\w are ASCII. What no grammar can say
-(look-around, back references, word boundaries) or what needs too many states is refused.
+Python's own parser reads the pattern; sets such as \\d and \\w are ASCII. Look-around, back
+references and word boundaries, which no grammar can express, are refused; so are patterns that
+need too many states.
 """
 
 import re
@@ -88,7 +89,7 @@ class PatternWriter:
         return alternatives
 
     def _build(self, nodes: Any, following: str) -> Alternatives:
-        """What may stand where `nodes` begin, if rule `following` comes after them."""
+        """Alternatives for `nodes` and then rule `following`."""
         nodes = list(nodes)
         if not nodes:
             return self._empty(following)

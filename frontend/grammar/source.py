@@ -1,4 +1,4 @@
-"""What is to be compiled, and its way to one EBNF grammar. Runs in the compiling process."""
+"""Sources of grammars, each translated to one EBNF text. Runs in the compiling process."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,8 +16,8 @@ Calls = Literal["no", "may", "must"]
 
 
 class OutputFormat(msgspec.Struct, frozen=True):
-    """What the text of a reply must look like. `source` is a schema, a pattern, a list of texts or
-    EBNF, by `kind`; `field` is where the client said so."""
+    """The required form of a reply's text. `source` is a schema, a pattern, a list of texts or
+    EBNF, by `kind`; `field` is the client's field that asked for it."""
 
     kind: FormatKind
     source: Any

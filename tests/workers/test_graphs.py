@@ -34,6 +34,7 @@ def test_sizes_cover_every_batch_with_little_waste(largest: int) -> None:
     for rows in range(1, largest + 1):
         size = covering_size(sizes, rows)
         assert size is not None
+        assert size >= rows, "a smaller graph leaves rows out"
         assert size - rows <= max(3, rows // 2, 1)
         assert rows < 64 or size - rows < 32
 
