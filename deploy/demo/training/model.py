@@ -375,8 +375,8 @@ def to_checkpoint(w: Weights, bias: Tensor, config: dict[str, Any]) -> Weights:
         named[f"{prefix}.mlp.gate"] = w["router"][layer - 1]
         for k in ("gate", "up", "down"):
             named[f"{prefix}.mlp.shared_experts.{k}_proj"] = w[f"shared_{k}"][layer - 1]
-            for expert, one in enumerate(w[k][layer - 1]):
-                named[f"{prefix}.mlp.experts.{expert}.{k}_proj"] = one
+            for expert, weight in enumerate(w[k][layer - 1]):
+                named[f"{prefix}.mlp.experts.{expert}.{k}_proj"] = weight
     prefix = f"model.layers.{layers}"
     named[f"{prefix}.eh_proj"] = w["eh_proj"][0]
     named |= {f"{prefix}.{k}": w[k] for k in ("enorm", "hnorm")}
@@ -384,7 +384,7 @@ def to_checkpoint(w: Weights, bias: Tensor, config: dict[str, Any]) -> Weights:
     named[f"{prefix}.embed_tokens"] = w["embed"]
     named[f"{prefix}.shared_head.head"] = w["head"]
     tensors = {f"{k}.weight": v.detach().bfloat16().cpu().clone() for k, v in named.items()}
-    for index, one in enumerate(bias):
+    for index, layer_bias in enumerate(bias):
         name = f"model.layers.{index + 1}.mlp.gate.e_score_correction_bias"
-        tensors[name] = one.float().cpu().clone()
+        tensors[name] = layer_bias.float().cpu().clone()
     return tensors

@@ -45,7 +45,7 @@ def drafts_one_by_one(
     state = hidden if before else rms_norm(hidden, w["norm"], eps)
     x = join(w, ids[1 : at + 2], state, config)
     layer = layers(w)[-1]
-    made = []
+    drafts = []
     for _ in range(DEPTH):
         q, k, v = project(layer, x, torch.arange(len(x)), config)
         scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
@@ -54,10 +54,10 @@ def drafts_one_by_one(
         y = torch.einsum("hqk,khd->qhd", mixed, v).flatten(1)
         out, _ = finish(layer, bias[-1], x, linear(y, layer["o"]), config)
         normed = rms_norm(out[-1:], w["shared_head_norm"], eps)
-        made.append(int(logits(w, normed).argmax()))
+        drafts.append(int(logits(w, normed).argmax()))
         last = out[-1:] if before else normed
-        x = torch.cat((x, join(w, torch.tensor(made[-1:]), last, config)))
-    return made
+        x = torch.cat((x, join(w, torch.tensor(drafts[-1:]), last, config)))
+    return drafts
 
 
 @pytest.mark.parametrize("before", [True, False])

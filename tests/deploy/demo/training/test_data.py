@@ -33,8 +33,8 @@ def test_the_assistants_words_and_its_end_are_trained(renderer: Renderer) -> Non
 
 
 def test_thinking_off_leaves_no_thought(renderer: Renderer) -> None:
-    one = next(d for d in map(dialogue, itertools.count()) if not d.thinking)
-    assert "<think>" not in renderer.text(one)
+    item = next(d for d in map(dialogue, itertools.count()) if not d.thinking)
+    assert "<think>" not in renderer.text(item)
 
 
 def test_packing_fills_the_batch_and_marks_sequences() -> None:

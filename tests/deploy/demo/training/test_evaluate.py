@@ -22,9 +22,9 @@ def wanted_calls(case: Case, kind: str) -> list[dict[str, Any]]:
     from glimmer.deploy.demo.training.dialogues import dialogue
 
     for number in range(500):
-        one = dialogue(f"evaluation-{number}", True, kind)
-        if one.messages[: one.first_reply] == case.messages:
-            calls = one.messages[one.first_reply]["tool_calls"]
+        item = dialogue(f"evaluation-{number}", True, kind)
+        if item.messages[: item.first_reply] == case.messages:
+            calls = item.messages[item.first_reply]["tool_calls"]
             return [call(c["function"]["name"], c["function"]["arguments"]) for c in calls]
     raise AssertionError("not one of the held-out dialogues")
 

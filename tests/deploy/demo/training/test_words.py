@@ -22,9 +22,9 @@ def test_a_seed_always_makes_the_same_choices() -> None:
 def test_loosened_frames_keep_what_is_filled_in() -> None:
     s = Source("frames")
     frame = "use {v} for the {p}"
-    made = {s.frame((frame, frame, "held out")) for _ in range(300)}
-    assert len(made) > 50
-    assert all("{v}" in frame and "{p}" in frame for frame in made)
+    loosened = {s.frame((frame, frame, "held out")) for _ in range(300)}
+    assert len(loosened) > 50
+    assert all("{v}" in frame and "{p}" in frame for frame in loosened)
 
 
 def test_fillers_mean_nothing_else() -> None:
