@@ -4,7 +4,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from glimmer.kernels.attention.mla_decode_split import find_item, plan_splits, row_work
+from glimmer.kernels.attention.mla_decode_split import (
+    find_item,
+    partial_results,
+    plan_splits,
+    row_work,
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -18,6 +23,11 @@ def test_plans_bound_what_partial_results_need(num_rows: int, max_query_len: int
     parts = num_rows * plan.blocks * plan.most_chunks
     assert plan.most_chunks == 1 or parts <= 4096
     assert 1 <= plan.num_programs <= 132
+    max_columns = max_query_len * 20
+    values, peaks, sums = partial_results(plan, max_columns, num_rows, torch.empty(1, 20, 4))
+    num_lines = parts * min(plan.columns, max_columns) if plan.most_chunks > 1 else 0
+    assert values.shape == (num_lines, 4)
+    assert len(peaks) == len(sums) == num_lines
 
 
 @pytest.mark.parametrize(
