@@ -1,5 +1,4 @@
-"""Turns a plan into the tensors of one forward pass. Decides per row how attention is computed;
-does nothing else, so it is easy to test."""
+"""Turns a plan into the tensors of one forward pass, and decides how each row attends."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence

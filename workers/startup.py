@@ -98,7 +98,8 @@ def _make_ready(
     dtype: torch.dtype,
     report: ReportProgress,
 ) -> None:
-    """On a GPU: tune kernels, measure what steps need, give KV pages the rest, capture graphs."""
+    """On a GPU: tune kernels, measure the memory of steps, give the rest to KV pages, capture
+    graphs."""
     level, cache = config.triton_autotune_level, user_cache_dir() / "tiles"
     use_stored(level, cache)
     if runner.grammars is not None:

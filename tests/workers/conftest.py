@@ -1,4 +1,4 @@
-"""What worker tests share: tiny transformers models, and a driver that plays the scheduler."""
+"""Shared by worker tests: tiny transformers models, and a driver that plays the scheduler."""
 
 import gc
 import subprocess
@@ -171,7 +171,7 @@ def make_config(path: Path, **changes: Any) -> ServeConfig:
 
 @pytest.fixture(autouse=True, scope="module")
 def _give_back_gpu_memory() -> Iterator[None]:
-    """What a module's runners held is for the next module, and for processes it starts."""
+    """Free the memory of a module's runners for the next module and the processes it starts."""
     yield
     if torch.cuda.is_initialized():
         gc.collect()

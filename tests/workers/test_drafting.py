@@ -32,7 +32,7 @@ THINK_END = 546
 
 @dataclass
 class Reply:
-    """What a client was told."""
+    """Everything that a client received."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -75,7 +75,7 @@ def hints(plain: dict[int, Reply]) -> dict[int, list[int]]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of noise: its drafts are wrong, so the tests put right ones in their place."""
+    """A model of random weights: its drafts are wrong, so the tests replace them by right ones."""
     path = tmp_path_factory.mktemp("drafting")
     make_checkpoint(path, seed=7)
     return path
@@ -201,7 +201,7 @@ def files(path: Path, tmp_path_factory: pytest.TempPathFactory) -> GrammarFiles:
 
 
 def constrained(files: GrammarFiles) -> list[Submit]:
-    """Schemas, forced calls and choices, some behind reasoning, beside free rows."""
+    """Schemas, forced calls and choices, some after reasoning, beside free rows."""
     schema = {
         "type": "object",
         "properties": {

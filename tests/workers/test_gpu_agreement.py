@@ -22,7 +22,7 @@ def prompts(count: int, vocab: int) -> list[list[int]]:
 
 
 def read(runner: Any, ids: list[int], num_top: int) -> list[Any]:
-    """What the runner thinks of each token of a text but the first."""
+    """Log-probabilities of each token of a text but the first."""
     params = SamplingParams(max_new_tokens=1, num_prompt_logprobs=num_top)
     pages = list(range(-(-len(ids) // 64) + 1))
     chunk = PrefillChunk(0, 0, ids, sample=True)

@@ -1,4 +1,4 @@
-"""A plan becomes one flat batch with the right positions, slots, groups and sampling places."""
+"""A plan becomes one flat batch with the right positions, slots, groups and sampling points."""
 
 import pytest
 import torch

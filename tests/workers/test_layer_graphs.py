@@ -31,7 +31,7 @@ def test_sizes_end_with_the_largest(tiny_model: Path) -> None:
 
 @torch.inference_mode()
 def test_a_pass_in_pieces_is_a_pass(tiny_model: Path) -> None:
-    """Fresh prompts, a chunk behind a prefix and a decode row, in one step after another."""
+    """Fresh prompts, a chunk after a prefix, and a decode row, in several steps."""
     spec = load_model_spec(tiny_model)
     model = random_weights(spec, Ranks(), torch.float32, "cpu")
     graphs = LayerGraphs(model, 40)

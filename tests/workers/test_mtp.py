@@ -116,9 +116,9 @@ def with_drafts(server: Server, plain: list[list[int]], num_drafts: int) -> None
     while min(map(len, server.outputs)) < 30:
         for row in range(ROWS):  # mostly right drafts in place of those of a random layer
             right = plain[row][len(server.outputs[row]) :][:STEP]
-            for place, token in enumerate(right):
+            for number, token in enumerate(right):
                 if torch.rand(1, generator=generator) < 0.7:
-                    server.table.drafts[row, place] = token
+                    server.table.drafts[row, number] = token
         rows = [row for row in range(ROWS) if len(server.outputs[row]) < 30]
         seen |= set(server.decode(rows, num_drafts))
         for row in range(ROWS):
@@ -306,6 +306,6 @@ def test_an_acceptance_can_be_forced() -> None:
     sampled = torch.tensor([[1, 2, 3, 4]]).expand(count, -1)
     for _ in range(2):
         num_tokens = accept(table, torch.arange(count), sampled, forced)
-        shares = [(num_tokens > place).double().mean().item() for place in (1, 2, 3)]
+        shares = [(num_tokens > number).double().mean().item() for number in (1, 2, 3)]
         torch.testing.assert_close(shares, forced.tolist(), atol=0.02, rtol=0)
         assert torch.equal(table.last_token[:count], num_tokens)

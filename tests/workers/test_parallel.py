@@ -64,7 +64,7 @@ def test_ranks_in_processes_give_the_tokens_of_one(
 
 @dataclasses.dataclass
 class Reply:
-    """What one prompt got."""
+    """The outputs of one prompt."""
 
     outputs: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)

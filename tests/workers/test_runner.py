@@ -139,7 +139,7 @@ def test_steps_may_be_launched_ahead_of_results(tiny_model: Path, make_runner: A
 def test_a_step_without_memory_fails_alone(
     tiny_model: Path, make_runner: Any, monkeypatch: pytest.MonkeyPatch, place: str, is_known: bool
 ) -> None:
-    """The plan behind it may not fit what is there any more; the one behind that frees the rows."""
+    """The next plan may not fit the rows any more; the one after that frees them."""
     runner = make_runner(tiny_model)
     chunk = PrefillChunk(0, 0, [3, 1, 4], sample=True)
     fresh = runner.run(plan([admit(0, [0])], [chunk])).rows
@@ -182,7 +182,7 @@ def test_memory_may_fail_again_at_once(
 def test_wherever_memory_runs_out_others_get_their_tokens(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mtp: dict[str, Any]
 ) -> None:
-    """What was running starts over, with rows and pages of steps that were cut off anywhere."""
+    """Requests start over, with rows and pages of steps that failed at any point."""
     sampling = SamplingParams(max_new_tokens=5, temperature=1.0, seed=3, presence_penalty=0.5)
     prompts = [[(7 * n + i) % 150 for i in range(1 + 9 * n % 90)] for n in range(40)]
     limits = {"running_max_req_size": 6, "batch_max_tokens": 48, "chunked_prefill_size": 32}
@@ -219,8 +219,8 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
 @pytest.mark.gpu
 @pytest.mark.parametrize("least", [(1 << 20) + 512, 512])  # bytes: of large blocks, of all
 def test_a_full_card_fails_a_step_alone(tiny_model: Path, make_runner: Any, least: int) -> None:
-    """What is not there for large tensors is missed in the forward pass, and for small ones before
-    it. A prompt of so many tokens runs without graphs, the steps behind it with."""
+    """Large tensors find no memory in the forward pass, small ones before it. A prompt of so many
+    tokens runs without graphs, the steps after it with graphs."""
     runner = make_runner(
         tiny_model, device="cuda", data_type="bfloat16", graph_max_batch_size=8,
         max_req_total_len=4096, batch_max_tokens=4096,

@@ -1,4 +1,4 @@
-"""Steps for nobody leave no trace, whatever the limits of the server."""
+"""Warm-up steps leave no trace, at any limits of the server."""
 
 from pathlib import Path
 from typing import Any

@@ -84,7 +84,7 @@ def check_weights(model_dir: Path, spec: ModelSpec) -> CheckpointIndex:
 def check_draft(config: ServeConfig, spec: ModelSpec) -> dict[str, TensorEntry] | None:
     """The tensors of the first NextN layer, from `mtp_draft_model_dir` or else the model itself;
     copies of embedding and head may be missing. None without `mtp_mode`. Raises ModelError like
-    `check_weights`; whatever else the directory holds is not looked at."""
+    `check_weights`; other tensors in the directory are ignored."""
     if config.mtp_mode is None:
         return None
     dirs = [Path(path) for path in config.mtp_draft_model_dir or (config.model_dir,)]
@@ -226,7 +226,7 @@ def _read_weight_map(path: Path) -> dict[str, str]:
 
 
 def _read_header(path: Path) -> dict[str, TensorEntry]:
-    """Tensors of one file, whose length must be exactly what its header says."""
+    """Tensors of one file, whose length must be the one in its header."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

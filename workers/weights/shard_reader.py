@@ -1,4 +1,4 @@
-"""Reads tensors of checkpoint files into tensors of any device, as fast as the files come.
+"""Reads tensors of checkpoint files into tensors of any device, as fast as files can be read.
 
 Knows bytes, not models. The files are cut into pieces of a few MB in the order of their bytes;
 threads take one piece after the other, read it into a small buffer of their own and copy from
@@ -87,10 +87,10 @@ def read_tensors(
             ]
             _follow(finished, num_threads, total, report)
         finally:
-            pieces.clear()  # whatever happened here: readers stop after their current piece
+            pieces.clear()  # on any error: readers stop after their current piece
     for reader in readers:
         reader.result()
-    if device.type == "cuda":  # give back what staging took
+    if device.type == "cuda":  # give back the memory of staging
         torch.cuda.empty_cache()
         torch._C._host_emptyCache()
     seconds = max(time.monotonic() - started, 1e-9)
@@ -147,13 +147,13 @@ def _size(piece: list[_Part]) -> int:
 
 def _follow(finished: "SimpleQueue[int]", num_readers: int, total: int, report: Report) -> None:
     """Sum up sizes of finished pieces until each reader has said 0, its end."""
-    done = told = 0
+    done = reported = 0
     while num_readers:
         size = finished.get()
         num_readers -= size == 0
         done += size
-        if done - told > total // _REPORTS or told < done == total:
-            told = done
+        if done - reported > total // _REPORTS or reported < done == total:
+            reported = done
             report(done, total)
 
 
@@ -195,7 +195,7 @@ class _Staging:
         if on_gpu:
             torch.cuda.set_device(device)  # a thread begins with the first one
             self._stream = torch.cuda.Stream(device)
-            # The targets' memory may still be in use by what the main stream has queued.
+            # Work queued on the main stream may still use the targets' memory.
             self._stream.wait_stream(torch.cuda.default_stream(device))
             self._emptied = [torch.cuda.Event() for _ in range(_BUFFERS)]
         self._buffers = [

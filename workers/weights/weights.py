@@ -1,8 +1,8 @@
 """Fills a rank's weights, from a checked checkpoint or with noise.
 
-`_placements` says where each tensor of a checkpoint lands and which part of it; loading and
-random filling both follow it. Whether the checkpoint is sound is `checkpoint.py`'s business, how
-its bytes are read `shard_reader.py`'s.
+`_placements` says which part of each checkpoint tensor goes into which tensor of the model;
+loading and random filling both follow it. `checkpoint.py` checks the checkpoint,
+`shard_reader.py` reads its bytes.
 """
 
 import dataclasses

@@ -90,7 +90,7 @@ TOTAL = int(79.1 * (1 << 30))  # what CUDA reports of an H100 80GB
 
 
 def flash(path: Path, **changes: Any) -> ModelSpec:
-    """What matters here of GLM-4.7-Flash."""
+    """The dimensions of GLM-4.7-Flash that count here."""
     dims = {"num_layers": 47, "kv_lora_rank": 512, "qk_rope_head_dim": 64}
     return dataclasses.replace(load_model_spec(path), **{**dims, **changes})
 

@@ -18,7 +18,7 @@ def spec(tiny_model: Path) -> ModelSpec:
 
 
 def added(x: torch.Tensor, weights: DenseWeights | MoeWeights, spec: ModelSpec) -> torch.Tensor:
-    """What the MLP adds to x."""
+    """The change that the MLP makes to x."""
     stream = x.clone()
     mlp(stream, torch.ones(x.shape[1]), weights, spec, Ranks())
     return stream - x

@@ -1,4 +1,4 @@
-"""The draft layer is one decoder layer behind a joint of two normed inputs."""
+"""The draft layer is one decoder layer after a projection of two normed inputs."""
 
 import dataclasses
 from pathlib import Path

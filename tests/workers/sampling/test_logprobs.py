@@ -38,10 +38,10 @@ def test_chunks_make_no_difference(cut: int) -> None:
     assert found == whole
 
 
-def test_behind_a_cached_prefix_the_first_is_unknown() -> None:
+def test_after_a_cached_prefix_the_first_is_unknown() -> None:
     found = prompt_logprobs(table(0, 8), PrefillChunk(0, 8, [7, 8], True), STATES[:2], logits_of)
     assert [(entry.token_id, entry.rank > 0) for entry in found] == [(7, False), (8, True)]
 
 
-def test_nobody_asked() -> None:
+def test_rows_that_did_not_ask_get_none() -> None:
     assert prompt_logprobs(table(-1), PrefillChunk(0, 0, IDS, True), STATES, logits_of) == []

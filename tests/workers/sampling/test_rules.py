@@ -1,4 +1,4 @@
-"""What a step needs follows from the rows that are in it."""
+"""The rules that a step needs follow from its rows."""
 
 import torch
 from glimmer.shared.sampling import SamplingParams

@@ -274,7 +274,7 @@ def test_grammar_masks_beside_allow_lists_and_free_rows() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-def test_a_card_chooses_what_the_cpu_does_and_nobody_waits_for_it() -> None:
+def test_a_gpu_chooses_as_the_cpu_does_and_the_host_does_not_wait() -> None:
     every = [*MIXED, params(stop_token_ids=STOPS, decay_factor=1.2, num_logprobs=4)]
     outputs = list(range(len(every)))
     raw = torch.randn(len(every), VOCAB, generator=torch.Generator().manual_seed(0)) * 3
