@@ -23,12 +23,22 @@ E2E_GROUPS = {
     ),
     "one server": ("test_bad_input.py", "test_chat.py", "test_clients.py"),
 }
-LONGEST_GROUPS = (
+LONGEST_GROUPS = (  # by CPU time, see cpu_times.py
     "servers",
     "e2e/test_demo_clients.py",
+    "workers/test_drafting.py",
     "e2e/test_exactness.py",
-    "e2e/test_demo_parity.py",
+    "engine/test_constraints.py",
+    "workers/test_mtp_table.py",
+    "training/test_train.py",
+    "moe/test_experts_triton.py",
     "one server",
+    "workers/test_parity.py",
+    "sim/test_sim.py",
+    "grammar/test_compile_child.py",
+    "e2e/test_demo_parity.py",
+    "sampling/test_cut_triton.py",
+    "grammar/test_compiler.py",
 )
 
 with contextlib.suppress(ImportError):  # a machine with a card may lack it

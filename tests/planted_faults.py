@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import venv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,14 +80,25 @@ def _git(directory: Path, *command: str) -> str:
     return run.stdout.decode()
 
 
+def _make_python(directory: Path, tree: Path) -> str:
+    """A Python with the packages of this one, for which `tree` is the package `glimmer`, also in
+    processes that get another environment."""
+    packages = directory / "packages"
+    packages.mkdir(parents=True)
+    (packages / "glimmer").symlink_to(tree)
+    venv.create(directory / "venv", symlinks=True)
+    (site,) = (directory / "venv" / "lib").glob("python3*/site-packages")
+    installed = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "copy.pth").write_text("\n".join([str(packages), *installed]) + "\n")
+    return str(directory / "venv" / "bin" / "python")
+
+
 class Copy:
     """A copy of a checkout's files, in which one fault at a time is planted."""
 
     def __init__(self, checkout: Path, directory: Path) -> None:
         self._tree = directory / "tree"
-        self._packages = directory / "packages"
-        self._packages.mkdir(parents=True)
-        (self._packages / "glimmer").symlink_to(self._tree)
+        self._python = _make_python(directory, self._tree)
         self._changed_at = int(time.time())
         for file in _git(checkout, "ls-files", "-co", "--exclude-standard").splitlines():
             if (checkout / file).is_file():
@@ -126,13 +138,11 @@ class Copy:
         if missing:
             return Verdict("BROKEN", f"no tests {missing}", 0.0)
         started = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        environment = {**os.environ, "PYTHONPATH": str(self._packages)}
+        command = [self._python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
         with tempfile.TemporaryFile("w+") as output:
             process = subprocess.Popen(
                 command,
                 cwd=self._tree,
-                env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
