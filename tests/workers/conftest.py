@@ -1,6 +1,7 @@
 """Shared by worker tests: tiny transformers models, and a driver that plays the scheduler."""
 
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -345,6 +346,7 @@ class Group:
         self.heard_by_launcher: list[AnyMessage] = []
         self.heard_by_scheduler: list[AnyMessage] = []
         command = [sys.executable, "-m", "glimmer.workers", "--runtime_dir", self.runtime_dir]
+        command += ["--parent_pid", str(os.getpid())]  # none is left if the tests are killed
         self.processes = [
             subprocess.Popen([*command, "--index", str(rank)]) for rank in range(config.tp)
         ]
