@@ -144,7 +144,7 @@ def _step_files(trace: Trace) -> list[FilePath]:
 def _rooms(root: Path, rooms: Sequence[FilePath]) -> str:
     count = sum(len(file.functions) for file in rooms)
     returns = sum(count_returns(root / file.file, file.functions) for file in rooms)
-    return f"{count} ({returns} returns)"
+    return f"{count} in {len(rooms)} files ({returns} returns)"
 
 
 def shape(root: Path) -> dict[str, str]:
