@@ -270,8 +270,8 @@ class Outcome:
     def _add_chunk_logprobs(
         self, request: Request, start: int, logprobs: list[TokenLogprob]
     ) -> None:
-        """Entry i is about position start + i (position 0 has none). A resumed request computes
-        its prompt again, and its outputs with it: only what was not sent before is added."""
+        """Entry i is about position start + i; position 0 has none. A resumed request runs its
+        prompt again. Log-probabilities that were sent before are not sent twice."""
         if request.sampling.num_prompt_logprobs < 0 or request.state is RequestState.FINISHED:
             return
         first = max(start, 1)

@@ -2,8 +2,8 @@
 
 Every process binds one inbox in the runtime directory (mode 0700) and connects to the inboxes of
 the processes it sends to. A link has one direction. Messages arrive in order, and none is lost
-while both processes live. Closing a link drops what is queued for a dead process. There is no TCP
-and no pickle.
+while both processes live. Closing a link drops the messages that are queued for a dead process. TCP
+is not used.
 """
 
 import os

@@ -108,7 +108,8 @@ class RowTable:
         self._counts.index_add_(1, rows, added)
 
     def count(self, plan: StepPlan) -> None:
-        """On the host: what the plan's rows have at least when its step is done."""
+        """Update the host's lower bounds: the tokens and outputs that each row of the plan has at
+        least after the step."""
         for chunk in plan.prefill:
             self.min_tokens[chunk.row] += len(chunk.token_ids)
             self.min_outputs[chunk.row] += chunk.sample

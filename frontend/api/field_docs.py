@@ -157,7 +157,7 @@ FIELD_DOCS: dict[str, tuple[str, str]] = {
     "disable_parallel_tool_use": ("At most one call.", "false"),
     "parallel_tool_calls": ("false: at most one call.", "true"),
     "Tool.name": ("Name of the tool.", ""),
-    "Tool.description": ("What the tool is for.", ""),
+    "Tool.description": ("The purpose of the tool.", ""),
     "Tool.type": ("`custom`, or not set.", "custom"),
     "input_schema": ("JSON schema of the arguments.", ""),
     "strict": ("Enforce the schema of the arguments.", "false"),
