@@ -8,7 +8,6 @@ import gc
 import logging
 import time
 
-from ..shared.codec import encode
 from ..shared.lifecycle import Child
 from ..shared.messages import (
     PROTOCOL_VERSION,
@@ -19,7 +18,14 @@ from ..shared.messages import (
     Ready,
     Shutdown,
 )
-from ..shared.transport import Receiver, Sender, frontend_address, scheduler_address, worker_address
+from ..shared.transport import (
+    Receiver,
+    Sender,
+    encode,
+    frontend_address,
+    scheduler_address,
+    worker_address,
+)
 from .core import Outgoing, Scheduler
 
 HEARTBEAT_NS = 1_000_000_000

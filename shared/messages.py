@@ -2,7 +2,7 @@
 then those about the processes themselves.
 
 On the wire a message is a MessagePack array. Its first item is the name of the type (see
-`codec.py`). New fields are appended at the end, with a default. A change of meaning raises
+`transport.py`). New fields are appended at the end, with a default. A change of meaning raises
 `PROTOCOL_VERSION`. Each docstring says sender -> receiver, and when the message is sent.
 
     launcher    frontend            scheduler              worker ranks

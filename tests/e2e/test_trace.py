@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from engine import Engine
-from glimmer.shared.codec import encode
 from glimmer.shared.messages import Finished, Message, Part, StepPlan, StepResult, Submit, Tokens
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
+from glimmer.shared.transport import encode
 from transformers import AutoTokenizer
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "tracing-a-request.md"

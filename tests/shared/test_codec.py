@@ -3,11 +3,11 @@
 import msgpack
 import msgspec
 import pytest
-from glimmer.shared import codec, messages
-from glimmer.shared.codec import decode, encode
+from glimmer.shared import messages, transport
 from glimmer.shared.errors import CodecError
 from glimmer.shared.messages import Message, PrefillChunk, RowAdmit, RowResult, TokenLogprob
 from glimmer.shared.sampling import SamplingParams
+from glimmer.shared.transport import decode, encode
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -104,6 +104,6 @@ def test_hostile_bytes_are_codec_errors(data: bytes) -> None:
 
 def test_a_message_over_the_size_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(messages.Abort(list(range(100))))
-    monkeypatch.setattr(codec, "MAX_MESSAGE_BYTES", len(data) - 1)
+    monkeypatch.setattr(transport, "MAX_MESSAGE_BYTES", len(data) - 1)
     with pytest.raises(CodecError, match="limit"):
         decode(data)

@@ -15,7 +15,6 @@ from typing import Any
 from fakes import FakeWorker, grammar, oracle
 from glimmer.scheduler.core import Outgoing, Scheduler
 from glimmer.scheduler.request import RequestState
-from glimmer.shared.codec import encode
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,
@@ -37,6 +36,7 @@ from glimmer.shared.messages import (
     WorkerFailed,
 )
 from glimmer.shared.sampling import SamplingParams
+from glimmer.shared.transport import encode
 
 MS = 1_000_000
 VOCAB = 24
