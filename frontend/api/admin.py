@@ -13,8 +13,8 @@ from msgspec import Meta, Struct
 from ... import __version__
 from ...shared.errors import RequestError
 from ..context import FRONTEND, Frontend, clean_id
-from ..wire.body import json_response, read_body
-from ..wire.schema import decode_body, wrong
+from ..wire.body import decode_body, json_response, read_body
+from ..wire.schema import wrong
 
 
 class AbortBody(Struct):

@@ -18,9 +18,9 @@ from ..chat.chat import ChatStream, chat_finish_reason, open_chat, prompt_ids
 from ..context import Frontend
 from ..engine.job import Job, Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
-from ..wire.body import encode_json, json_response
+from ..wire.body import decode_body, encode_json, json_response
 from ..wire.errors import anthropic_error
-from ..wire.schema import Json, decode_body, spelled
+from ..wire.schema import Json, spelled
 from ..wire.sse import stream_reply
 from .anthropic_request import CountTokensBody, MessagesBody, anthropic_chat
 

@@ -17,8 +17,8 @@ from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
 from ..engine.params import GenerationSpec, openai_spec, parse_prompts
 from ..text.detokenize import DecodedToken, Decoder, TextOptions, TextStream, Vocabulary
-from ..wire.body import encode_json, json_response
-from ..wire.schema import CompletionBody, Json, decode_body, wrong
+from ..wire.body import decode_body, encode_json, json_response
+from ..wire.schema import CompletionBody, Json, wrong
 from ..wire.sse import stream_reply
 from .generate import named_logprobs
 from .openai import ChunkWriter, usage_json

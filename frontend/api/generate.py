@@ -15,8 +15,8 @@ from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
 from ..engine.params import generate_spec
 from ..text.detokenize import DecodedToken, TextStream, Vocabulary
-from ..wire.body import encode_json, json_response
-from ..wire.schema import GenerateBody, GenerateParameters, Json, decode_body, wrong
+from ..wire.body import decode_body, encode_json, json_response
+from ..wire.schema import GenerateBody, GenerateParameters, Json, wrong
 from ..wire.sse import error_json, stream_reply
 
 

@@ -26,8 +26,8 @@ from ..parsers.deltas import (
     join,
 )
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import encode_json, json_response
-from ..wire.schema import ChatBody, Json, OpenAiBody, decode_body
+from ..wire.body import decode_body, encode_json, json_response
+from ..wire.schema import ChatBody, Json, OpenAiBody
 from ..wire.sse import KEEP_ALIVE, error_json, stream_reply
 
 _PREFIX = b"data: "

@@ -19,8 +19,8 @@ from ..context import Frontend
 from ..engine.job import Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import encode_json, json_response
-from ..wire.schema import Json, decode_body, spelled
+from ..wire.body import decode_body, encode_json, json_response
+from ..wire.schema import Json, spelled
 from ..wire.sse import KEEP_ALIVE, stream_reply
 from .openai import chat_logprobs
 from .responses_request import ResponsesBody, responses_chat

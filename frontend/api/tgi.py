@@ -12,14 +12,13 @@ from aiohttp import web
 from msgspec import Struct
 
 from ..context import Frontend
-from ..wire.body import json_response
+from ..wire.body import decode_body, json_response
 from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
     Json,
     Samples,
     StopSequences,
-    decode_body,
     spelled,
 )
 from .generate import GenerateWriter, open_generate, stream_events

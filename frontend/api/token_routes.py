@@ -7,7 +7,7 @@ from msgspec import Meta, Struct
 
 from ..chat.request import check_tools, normalise_messages, template_kwargs
 from ..context import FRONTEND
-from ..wire.body import json_response, read_body
+from ..wire.body import decode_body, json_response, read_body
 from ..wire.schema import (
     ChatBody,
     Effort,
@@ -16,7 +16,6 @@ from ..wire.schema import (
     Thinking,
     TokensBody,
     Tools,
-    decode_body,
     wrong,
 )
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from ..engine.constraints import ToolRules
-from ..engine.params import GenerationSpec, ModelFacts, openai_spec
-from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, refuse, wrong
+from ..engine.params import GenerationSpec, ModelFacts, openai_spec, refuse
+from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, wrong
 
 _ROLES = {
     "system": "system",

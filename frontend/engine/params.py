@@ -1,4 +1,4 @@
-"""Request bodies, completed and checked: structs of `schema.py` -> `GenerationSpec`.
+"""Request bodies, completed and checked: structs of `wire/schema.py` -> `GenerationSpec`.
 
 Defaults come from `generation_config.json` and the flags. Known fields that are not supported are
 refused, never ignored. Formulas and meanings: `shared/sampling.py`.
@@ -25,7 +25,6 @@ from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
     OpenAiBody,
-    refuse,
     wrong,
 )
 from .output_format import output_format
@@ -176,6 +175,13 @@ def openai_spec(
     )
     salt = body.cache_salt or ""
     return GenerationSpec(sampling, text, body.n or 1, cache_salt=salt, output_format=form)
+
+
+def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
+    """Raises RequestError for fields that are not supported, unless their value changes nothing."""
+    for name, harmless in unsupported.items():
+        if getattr(body, name) not in (None, harmless):
+            raise wrong(name, "not supported")
 
 
 def parse_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:

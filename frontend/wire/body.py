@@ -1,7 +1,8 @@
-"""HTTP bodies: `read_body` reads a request's bytes, `json_response` answers."""
+"""HTTP bodies: a request's bytes, decoded to a struct of `schema.py`, and JSON for the answer."""
 
 import asyncio
-from typing import Any
+import re
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -9,6 +10,7 @@ from aiohttp import web
 from ...shared.errors import OverloadedError, RequestError
 from ..context import FRONTEND
 
+Body = TypeVar("Body")
 BODY_TIMEOUT_S = 60.0
 _MAX_BODIES = 16  # bodies of the maximum size that may be incomplete in memory at a time
 encode_json = msgspec.json.Encoder().encode
@@ -48,3 +50,21 @@ async def read_body(request: web.Request) -> bytes:
     finally:
         frontend.num_body_bytes -= len(body)
     return bytes(body)
+
+
+def decode_body(data: bytes, kind: type[Body]) -> Body:
+    """JSON -> struct. Raises RequestError naming the field that is wrong."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _body_error(error) from None
+
+
+def _body_error(error: Exception) -> RequestError:
+    if not isinstance(error, msgspec.ValidationError):
+        return RequestError(f"body is not valid JSON: {error}")
+    problem, _, location = str(error).partition(" - at ")
+    missing = re.search(r"missing required field `(\w+)`", problem)
+    path = re.search(r"`\$\.?([^`]*)`", location)
+    field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
+    return RequestError(f"{field or 'body'}: {problem}", field=field or None)

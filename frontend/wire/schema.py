@@ -1,15 +1,15 @@
-"""Request bodies: JSON bytes -> typed structs in which every number, text and list is bounded.
+"""Request bodies as typed structs, in which every number, text and list is bounded.
 
-Every rejection is a RequestError that names the field and its limit. Unknown fields are ignored,
-as other servers of these interfaces do. `api/field_docs.py` has the meaning of every field.
+`body.py` decodes them. Every rejection is a RequestError that names the field and its limit.
+Unknown fields are ignored, as other servers of these interfaces do. `api/field_docs.py` has the
+meaning of every field.
 """
 
 import contextlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
@@ -34,7 +34,6 @@ TopP = Annotated[float, Meta(ge=0, le=1)]  # 0: only the most likely token
 Messages = Annotated[list[dict[str, Any]], Meta(max_length=10_000)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
-Body = TypeVar("Body")
 Json = dict[str, Any]
 
 UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that changes nothing
@@ -204,13 +203,6 @@ def wrong(field: str, problem: str) -> RequestError:
     return RequestError(f"{field}: {problem}", field=field)
 
 
-def refuse(body: Struct, unsupported: dict[str, Any]) -> None:
-    """Raises RequestError for fields that are not supported, unless their value changes nothing."""
-    for name, harmless in unsupported.items():
-        if getattr(body, name) not in (None, harmless):
-            raise wrong(name, "not supported")
-
-
 @contextlib.contextmanager
 def spelled(names: Mapping[str, str]) -> Iterator[None]:
     """Renames the field in a RequestError for a route whose fields have other names. `names` maps
@@ -224,21 +216,3 @@ def spelled(names: Mapping[str, str]) -> Iterator[None]:
                 message = str(error).replace(match[0], spelling, 1)
                 raise type(error)(message, spelling + error.field[match.end() :]) from None
         raise
-
-
-def decode_body(data: bytes, kind: type[Body]) -> Body:
-    """JSON -> struct. Raises RequestError naming the field that is wrong."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _body_error(error) from None
-
-
-def _body_error(error: Exception) -> RequestError:
-    if not isinstance(error, msgspec.ValidationError):
-        return RequestError(f"body is not valid JSON: {error}")
-    problem, _, location = str(error).partition(" - at ")
-    missing = re.search(r"missing required field `(\w+)`", problem)
-    path = re.search(r"`\$\.?([^`]*)`", location)
-    field = ".".join(p for p in (path and path[1], missing and missing[1]) if p)
-    return RequestError(f"{field or 'body'}: {problem}", field=field or None)

@@ -7,8 +7,7 @@ from glimmer.frontend.api.anthropic_request import CountTokensBody, MessagesBody
 from glimmer.frontend.chat.request import ChatRequest
 from glimmer.frontend.engine.constraints import ToolRules
 from glimmer.frontend.engine.params import GenerationDefaults, ModelFacts
-from glimmer.frontend.wire.body import encode_json
-from glimmer.frontend.wire.schema import decode_body
+from glimmer.frontend.wire.body import decode_body, encode_json
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import RequestError
 from glimmer.shared.model_spec import load_model_spec

@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 from glimmer.frontend.api.tgi import TgiBody, translate
-from glimmer.frontend.wire.body import encode_json
-from glimmer.frontend.wire.schema import decode_body
+from glimmer.frontend.wire.body import decode_body, encode_json
 
 SHORT: dict[str, Any] = {"inputs": [1, 2, 3], "parameters": {"max_new_tokens": 2}}
 

@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 import pytest
-from glimmer.frontend.wire.schema import ChatBody, CompletionBody, GenerateBody, decode_body
+from glimmer.frontend.wire.body import decode_body
+from glimmer.frontend.wire.schema import ChatBody, CompletionBody, GenerateBody
 from glimmer.shared.errors import RequestError
 from hypothesis import given
 from hypothesis import strategies as st
