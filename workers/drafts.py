@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.sampling import speculative
-from ..kernels.sampling.noise import uniform
+from ..kernels.sampling.sampling import uniform
 from ..shared.config import ServeConfig
 from ..shared.model_spec import num_kv_layers
 from .inputs import Backends, StepBatch, StepInputs, row_inputs

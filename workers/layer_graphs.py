@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..kernels.attention.backends import prefill_backend
 from ..kernels.attention.rope import RopeAngles
-from ..kernels.dense.rms_norm import rms_norm
+from ..kernels.dense.linear import rms_norm
 from .graphs import covering_size
 from .inputs import StepInputs
 from .model.glm4_moe_lite import ModelWeights, embed

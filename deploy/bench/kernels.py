@@ -102,8 +102,7 @@ def _copies(num_bytes: float) -> int:
 
 def projections(o: Operands, tokens: int) -> Iterator[Case]:
     """Norms and dense products of a layer. For few tokens a norm is part of the next product."""
-    from ...kernels.dense.linear import NORM_TOKENS, linear, norm_linear
-    from ...kernels.dense.rms_norm import rms_norm
+    from ...kernels.dense.linear import NORM_TOKENS, linear, norm_linear, rms_norm
     from ...kernels.moe import router
 
     s = o.spec

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dense.rms_norm import rms_norm
+from ..dense.linear import rms_norm
 from .mla_projections import MAX_QUERIES, absorb_queries, is_for_triton
 
 

@@ -1,17 +1,44 @@
-"""Matrix product with a weight, for layers whose time is the time to read the weight."""
+"""RMS normalisation, and the matrix product with a weight that mostly follows it.
+
+Statistics of the norm are float32 whatever the input type. Its result is rounded to that type
+before the weight multiplies it, as the model was trained. Formula:
+https://arxiv.org/abs/1910.07467. For few tokens on CUDA, the op that reads the norm computes it as
+well: `norm_linear` and `norm_route`. Products are for layers whose time is the time to read the
+weight.
+"""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 
 from ..tiles import choose
-from .rms_norm import rms_norm
 
 FEW_TOKENS = 32  # more are left to cuBLAS
 # Up to so many tokens, `norm_linear` computes each token by itself, with its norm. On an H200 the
 # down-projection of two tokens took 3.6 us this way and 5.8 us as a norm and a product of both; of
 # four tokens 6.3 and 5.8.
 NORM_TOKENS = 3
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x ** 2) + eps), over the last dimension; on CUDA one launch.
+
+    x [..., width], strided over all but the last dimension; weight [width]; of one float type
+    -> the shape and type of x, contiguous.
+    """
+    if not x.is_cuda:
+        return rms_norm_reference(x, weight, eps)
+    from .rms_norm_triton import launch_rms_norm
+
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return launch_rms_norm(rows, weight, eps).view(x.shape)
+
+
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` in plain torch."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
 
 
 def linear(

@@ -1,4 +1,4 @@
-"""Triton kernel of `rms_norm.py`: one program per row."""
+"""Triton kernel of `rms_norm`: one program per row."""
 
 import torch
 import triton

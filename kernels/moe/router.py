@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..dense.rms_norm import rms_norm
+from ..dense.linear import rms_norm
 
 # Up to so many tokens are normed by the kernel that routes them. On an H200 four tokens took 4.2 us
 # in one launch and 6.3 us in two.

@@ -1,4 +1,4 @@
-"""Triton kernel of `noise.py`. Arithmetic of int64 wraps here as it does in torch."""
+"""Triton kernel of `uniform`. Arithmetic of int64 wraps here as it does in torch."""
 
 import torch
 import triton

@@ -1,4 +1,5 @@
-"""From logits to tokens: the formula of every sampling parameter, each over a batch of rows.
+"""From logits to tokens: the formula of every sampling parameter, each over a batch of rows, and
+the random numbers for it.
 
 Logits are float32 [num_rows, vocab] throughout, strided over rows only. Parameters are columns of
 the row table, indexed by `rows` int64 [num_rows]; several rows of logits may belong to one request.
@@ -9,6 +10,15 @@ device. `workers/sampling/sampler.py` decides which of them a step needs; penalt
 
 import torch
 from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15)
+_MIX_1 = _signed(0xBF58476D1CE4E5B9)
+_MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def allow_only(logits: Tensor, index: Tensor, allowed: Tensor) -> Tensor:
@@ -42,6 +52,24 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     from .sampling_triton import pick, scan
 
     return pick(scan(logits, None, None))
+
+
+def uniform(seeds: Tensor, positions: Tensor, rows: Tensor | None = None) -> Tensor:
+    """A random number per pair of seed and position, [n] float64 in [0, 1), with 53 random bits:
+    the same on every device and in every batch. On CUDA one launch.
+
+    seeds, positions [n] int64, contiguous; with rows [n] int64, `seeds` is a column of the row
+    table, and the seeds are seeds[rows]. Two rounds of splitmix64
+    (https://prng.di.unimi.it/splitmix64.c), in int64 arithmetic, which wraps.
+    """
+    if seeds.is_cuda:
+        from .noise_triton import launch_uniform
+
+        return launch_uniform(seeds, positions, rows)
+    if rows is not None:
+        seeds = seeds[rows]
+    bits = _mix(_mix(seeds + _GAMMA) + (positions + 1) * _GAMMA)
+    return _shift(bits, 11).double() * 2.0**-53
 
 
 def draw(logits: Tensor, noise: Tensor, rows: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,6 +147,17 @@ def draw_truncated_reference(
     kept = torch.zeros_like(kept).scatter_(1, ids, kept)
     drawn = _invert(weights.masked_fill(~kept, 0), noise)
     return torch.where(temperature > 0, drawn, first), peaks
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, count: int) -> Tensor:
+    """Logical shift right; torch's own repeats the sign bit."""
+    return torch.bitwise_right_shift(x, count) & ((1 << (64 - count)) - 1)
 
 
 def _weights(logits: Tensor, peaks: Tensor, temperature: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class AttentionWeights:
     kv_norm: Tensor  # [kv_lora_rank]
     kv_b: Tensor  # [heads, qk_nope_head_dim + v_head_dim, kv_lora_rank]: W_UK over W_UV
     o: Tensor  # [hidden, heads * v_head_dim]
+    scale: float  # of the scores before the softmax
     spec: ModelSpec
 
     def halves(self) -> tuple[Tensor, Tensor]:
@@ -77,17 +78,17 @@ def project(
     rotates them. `out`: buffers to fill, not with `absorb`."""
     spec = weights.spec
     both = norm_linear(stream, norm, spec.rms_norm_eps, weights.qkv_a)
-    q_latent, kv_a = torch.split(both, [spec.q_lora_rank, spec.latent_dim], dim=-1)
+    q_latent, kv_a = torch.split(both, [spec.q_lora_rank, kv.shape[-1]], dim=-1)
     flat = None if out is None else out.queries.flatten(1)
     queries = norm_linear(q_latent, weights.q_norm, LATENT_NORM_EPS, weights.q_b, flat)
-    queries = queries.view(len(stream), -1, spec.qk_head_dim)
+    queries = queries.view(len(stream), len(weights.kv_b), -1)
     kv_norm = weights.kv_norm
     if absorb:
         w_uk, _ = weights.halves()
         queries = rope_absorb(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, w_uk)
         return Projected(queries)
     if out is None or out.latents is None:
-        out = Projected(queries, stream.new_empty(len(stream), spec.latent_dim))
+        out = Projected(queries, stream.new_empty(len(stream), kv.shape[-1]))
     rope_write(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, out.latents)
     if out.keys_values is not None and out.latents is not None:
         up_project(out.latents, weights.kv_b, spec.qk_nope_head_dim, out.keys_values)
@@ -127,7 +128,7 @@ def _attend_group(
         backend = prefill_backend(group.backend, queries, spec.v_head_dim)
         new_tokens = tokens.latents if backend == "torch" else tokens.keys_values or tokens.latents
         assert new_tokens is not None, "absorbed queries cannot attend up-projected"
-        scale, kv_b = spec.softmax_scale, weights.kv_b
+        scale, kv_b = weights.scale, weights.kv_b
         return mla_prefill(queries, new_tokens, kv, group.rows, kv_b, scale, backend, out)
     w_uk, w_uv = weights.halves()
     if tokens.latents is not None:
@@ -135,5 +136,5 @@ def _attend_group(
     if group.planned is not None:
         return expand_values(group.planned.run(queries, kv), w_uv, out)
     backend = decode_backend(group.backend, queries)
-    value_dim, scale = spec.kv_lora_rank, spec.softmax_scale
+    value_dim, scale = spec.kv_lora_rank, weights.scale
     return mla_decode(queries, kv, group.rows, value_dim, scale, backend, w_uv, out)

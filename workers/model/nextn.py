@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from ...kernels.attention.rope import rope_angles
-from ...kernels.dense.rms_norm import rms_norm
+from ...kernels.dense.linear import rms_norm
 from ...kernels.sampling.sampling import greedy
 from ...shared.model_spec import ModelSpec
 from ..inputs import StepInputs

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.sampling import sampling
-from ...kernels.sampling.noise import uniform
 from ...shared.messages import TokenLogprob
 from ..inputs import SamplingPoints
 from ..memory.device import to_device
@@ -97,7 +96,7 @@ def choose(
     """(ids int64, largest logits float32) [n] of logits [n, ids]."""
     if mode is SamplingMode.GREEDY:
         return sampling.greedy(logits)
-    noise = uniform(scalars["seed"], points.positions, points.rows)
+    noise = sampling.uniform(scalars["seed"], points.positions, points.rows)
     temperature = scalars["temperature"]
     if mode is SamplingMode.DRAW:
         return sampling.draw(logits, noise, points.rows, temperature)

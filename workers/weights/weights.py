@@ -14,9 +14,8 @@ from torch import Tensor
 
 from ...kernels.moe.router import RouterSettings
 from ...shared.model_spec import ModelSpec
-from ..model.glm4_moe_lite import DecoderLayer, ModelWeights
+from ..model.glm4_moe_lite import DecoderLayer, DenseWeights, ModelWeights, MoeWeights
 from ..model.mla import AttentionWeights
-from ..model.moe import DenseWeights, MoeWeights
 from ..model.nextn import NextnWeights
 from ..parallel import Ranks
 from .checkpoint import CheckpointIndex, TensorEntry
@@ -167,6 +166,7 @@ def _empty_layer(
         kv_norm=empty(spec.kv_lora_rank),
         kv_b=empty(heads, up_dim, spec.kv_lora_rank),
         o=empty(hidden, heads * spec.v_head_dim),
+        scale=spec.softmax_scale,
         spec=spec,
     )
     mlp: DenseWeights | MoeWeights

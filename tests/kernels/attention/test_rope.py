@@ -14,7 +14,7 @@ from glimmer.kernels.attention.rope import (
     rope_write,
     rope_write_reference,
 )
-from glimmer.kernels.dense.rms_norm import rms_norm
+from glimmer.kernels.dense.linear import rms_norm
 
 
 @pytest.mark.parametrize("interleave", [True, False])

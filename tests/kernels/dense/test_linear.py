@@ -1,8 +1,7 @@
 """The product with a weight, on the CPU torch's own."""
 
 import torch
-from glimmer.kernels.dense.linear import linear, norm_linear
-from glimmer.kernels.dense.rms_norm import rms_norm
+from glimmer.kernels.dense.linear import linear, norm_linear, rms_norm
 
 
 def test_multiplies_by_the_transposed_weight() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glimmer.kernels.dense.linear import linear, norm_linear
+from glimmer.kernels.dense.linear import linear, norm_linear, rms_norm_reference
 from glimmer.kernels.dense.linear_triton import (
     few_tile,
     linear_few,
@@ -10,7 +10,6 @@ from glimmer.kernels.dense.linear_triton import (
     norm_tile,
     one_tile,
 )
-from glimmer.kernels.dense.rms_norm import rms_norm_reference
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

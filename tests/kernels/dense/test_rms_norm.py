@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glimmer.kernels.dense.rms_norm import rms_norm
+from glimmer.kernels.dense.linear import rms_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

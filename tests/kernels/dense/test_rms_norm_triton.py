@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from glimmer.kernels.dense.rms_norm import rms_norm, rms_norm_reference
+from glimmer.kernels.dense.linear import rms_norm, rms_norm_reference
 from glimmer.kernels.dense.rms_norm_triton import launch_rms_norm
 
 CUDA = torch.cuda.is_available()

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from glimmer.kernels.dense.rms_norm import rms_norm
+from glimmer.kernels.dense.linear import rms_norm
 from glimmer.kernels.moe.router import RouterSettings, norm_route, route
 
 

@@ -6,7 +6,7 @@ equal, which these seeds avoid by checking the margin.
 
 import pytest
 import torch
-from glimmer.kernels.dense.rms_norm import rms_norm_reference
+from glimmer.kernels.dense.linear import rms_norm_reference
 from glimmer.kernels.moe.router import RouterSettings, norm_route, route
 from glimmer.kernels.moe.router_triton import launch_norm_route, launch_route
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from glimmer.kernels.sampling import sampling
 from glimmer.kernels.sampling.cut_triton import ROUNDS, find_cut
-from glimmer.kernels.sampling.noise import uniform
+from glimmer.kernels.sampling.sampling import uniform
 from glimmer.kernels.sampling.sampling_triton import pick, scan
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,7 +1,7 @@
 """The counter-based generator: known values, uniform, independent of the batch."""
 
 import torch
-from glimmer.kernels.sampling.noise import uniform
+from glimmer.kernels.sampling.sampling import uniform
 
 _MASK = (1 << 64) - 1
 

@@ -1,8 +1,8 @@
 """The Triton generator gives the bits of the torch one."""
 
 import torch
-from glimmer.kernels.sampling.noise import uniform
 from glimmer.kernels.sampling.noise_triton import launch_uniform
+from glimmer.kernels.sampling.sampling import uniform
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from glimmer.kernels.sampling import sampling
-from glimmer.kernels.sampling.noise import uniform
+from glimmer.kernels.sampling.sampling import uniform
 
 N = 20_000
 

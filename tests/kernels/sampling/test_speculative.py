@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from glimmer.kernels.sampling.noise import uniform
 from glimmer.kernels.sampling.penalties import count, penalise
-from glimmer.kernels.sampling.sampling import draw_truncated
+from glimmer.kernels.sampling.sampling import draw_truncated, uniform
 from glimmer.kernels.sampling.speculative import accept, drafts_before, kept
 from torch import Tensor
 from torch.nn.functional import pad

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from glimmer.shared.model_spec import ModelSpec, load_model_spec
-from glimmer.workers.model.moe import DenseWeights, MoeWeights, mlp
+from glimmer.workers.model.glm4_moe_lite import DenseWeights, MoeWeights, mlp
 from glimmer.workers.parallel import Ranks
 from glimmer.workers.weights.weights import observe_routing, random_weights
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from glimmer.deploy.demo.checkpoint import make_checkpoint
-from glimmer.kernels.dense.rms_norm import rms_norm
+from glimmer.kernels.dense.linear import rms_norm
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import PrefillChunk, RowAdmit, StepPlan
 from glimmer.shared.model_spec import load_model_spec
