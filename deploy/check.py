@@ -10,7 +10,7 @@ from ..shared.resolve import resolve
 from .launcher.gpus import check_gpus
 from .launcher.launch import default_parent
 from .launcher.listen import bind_port
-from .launcher.preflight import check_memory, check_model, detect_hardware
+from .launcher.preflight import check_access, check_memory, check_model, detect_hardware
 from .launcher.runtime_dir import claim_runtime_dir
 
 
@@ -49,6 +49,7 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
             aspect("memory", lambda: check_memory(settled[0], spec, hardware))
         if with_reference:
             aspect("tokenizer and template, as in transformers", lambda: _compare(config, spec))
+    aspect("API keys", lambda: check_access(config))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0

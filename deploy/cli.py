@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..shared.config import ServeConfig
+from ..shared.config import ServeConfig, forget_secret_variables
 from ..shared.errors import ModelError, StartError, UsageError
 from ..shared.flags import parse_serve_args, serve_parser
 from ..shared.log import setup_logging
+from ..shared.secrets import hide_arguments
 
 _HELP = """usage: glimmer COMMAND [options]
 
@@ -113,12 +114,15 @@ def guarded(action: Callable[[], int]) -> int:
 
 def parse_with_logging(argv: Sequence[str]) -> ServeConfig:
     """Parse the flags of `glimmer serve`. The first word may be the model directory itself.
-    Logging is set up before, because parsing warns about flags, and again with the level given."""
+    Logging is set up before, because parsing warns about flags, and again with the level given.
+    From now on neither the list of processes nor a child's environment shows an API key."""
     setup_logging("launcher", "info")
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--model_dir")
     config = parse_serve_args(words)
+    hide_arguments()
+    forget_secret_variables()
     setup_logging("launcher", config.log_level)
     return config
 

@@ -23,6 +23,7 @@ from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
+from .access.guard import Access
 from .api.docs_page import HOST, docs_page
 from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
@@ -48,13 +49,18 @@ logger = logging.getLogger(__name__)
 def create_app(frontend: Frontend) -> web.Application:
     """The routes over one Frontend, whose client must be running."""
     max_bytes = int(frontend.config.max_body_mb * (1 << 20))
-    app = web.Application(middlewares=[_middleware], client_max_size=max_bytes)
+    guards = [frontend.access.guard()] if frontend.access else []
+    app = web.Application(middlewares=[_middleware, *guards], client_max_size=max_bytes)
     app[FRONTEND] = frontend
     app.on_response_prepare.append(_add_headers)
+    if frontend.access:
+        app.on_response_prepare.append(frontend.access.add_headers)
     routes = all_routes(frontend.config)
-    for route in (*routes, *_about(routes)):
+    for route in (*routes, *_about(routes, frontend.config.has_keys)):
         handler = _admit(route.generating) if route.generating else route.handler
         assert handler is not None, "a route has a handler"
+        if route.generating and frontend.access:
+            handler = frontend.access.metered(handler)
         for method in route.methods.split():
             app.router.add_route(method, route.path.replace("{id}", "{id:.+}"), handler)
             if method == "GET":
@@ -62,9 +68,9 @@ def create_app(frontend: Frontend) -> web.Application:
     return app
 
 
-def _about(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+def _about(routes: tuple[Route, ...], has_keys: bool) -> tuple[Route, ...]:
     """/openapi.json and /docs, made once, and GET /, which leads people to /docs."""
-    document = openapi(routes)
+    document = openapi(routes, has_keys)
     schema, page = encode_json(document), docs_page(document)
 
     async def get_schema(request: web.Request) -> web.Response:
@@ -98,7 +104,8 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
     grammars = GrammarCompiler(
         config, tokenizer.vocabulary, facts.eos_ids, client.grammar_directory
     )
-    return Frontend(config, facts, tokenizer, client, metrics, grammars, Stalls())
+    access = Access(config) if config.has_keys else None
+    return Frontend(config, facts, tokenizer, client, metrics, grammars, Stalls(), access)
 
 
 async def serve(child: Child) -> None:
@@ -270,7 +277,9 @@ async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
     response = _refusal(request, error.status, str(error), error.type, error.field)
     if error.retry_after_s:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    if error.status in (413, 503):
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if error.status in (401, 413, 503):
         response.force_close()
     return response
 

@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
@@ -16,7 +16,11 @@ from .engine.params import ModelFacts
 from .grammar.compiler import GrammarCompiler
 from .text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # `wire/sse.py` imports this module
+if TYPE_CHECKING:  # these import this module
+    from .access.guard import Access
+    from .access.keys import Key
+    from .access.meter import Charge
+    from .engine.job import Job
     from .wire.sse import EventStream, Stalls
 
 
@@ -31,6 +35,7 @@ class Frontend:
     metrics: Metrics
     grammars: GrammarCompiler
     stalls: "Stalls"
+    access: "Access | None" = None  # None: there are no API keys
     created: int = field(default_factory=lambda: int(time.time()))
     num_open: int = 0  # generating requests, including those that are still being tokenized
     num_body_bytes: int = 0  # received so far, of bodies that are not complete yet
@@ -64,6 +69,13 @@ class RequestContext:
     request_id: str
     arrived_s: float  # time.monotonic
     stream: "EventStream | None" = None  # the open event stream, if the reply is one
+    job: "Job[Any] | None" = None  # what it generates, if it does
+    # With API keys:
+    key: "Key | None" = None
+    tenant: str = ""  # whose request it is
+    salt: str = ""  # goes before the cache salt of the request itself
+    hides_cached: bool = False  # cached tokens may be those of others
+    charge: "Charge | None" = None  # what it uses of the key's limits, if it generates
 
 
 FRONTEND = web.AppKey("frontend", Frontend)

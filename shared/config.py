@@ -31,7 +31,8 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 def _option(default: Any, help: str, **meta: Any) -> Any:  # noqa: A002 - argparse's own word
     """A field with its help text. `meta` may hold choices, env (an environment name), alias,
-    repeatable, and bounds (least and most, checked by `resolve`)."""
+    repeatable, bounds (least and most, checked by `resolve`), secret (the field holds SHA-256
+    digests of the values that were given) and private (shown only to holders of an admin key)."""
     return dataclasses.field(default=default, metadata={"help": help, **meta})
 
 
@@ -40,7 +41,9 @@ class ServeConfig:
     """All settings of a server. Names and defaults follow LightLLM's flags."""
 
     # model
-    model_dir: str = _option("", "checkpoint directory, or 'demo' for the bundled model")
+    model_dir: str = _option(
+        "", "checkpoint directory, or 'demo' for the bundled model", private=True
+    )
     model_name: str = _option("default_model_name", "name in /v1/models; default: the directory's")
     model_owner: str | None = _option(None, "owned_by in /v1/models")
     data_type: str | None = _option(
@@ -52,7 +55,9 @@ class ServeConfig:
         1, "threads that read checkpoint shards", env="LOADWORKER", bounds=(1, 1024)
     )
     eos_id: tuple[int, ...] | None = _option(None, "end tokens; default: config.json")
-    chat_template: str | None = _option(None, "Jinja file instead of the checkpoint's template")
+    chat_template: str | None = _option(
+        None, "Jinja file instead of the checkpoint's template", private=True
+    )
     # limits and memory
     tp: int = _option(1, "tensor-parallel ranks", bounds=(1, 1024))
     max_req_total_len: int | None = _option(
@@ -130,7 +135,7 @@ class ServeConfig:
         choices=_HIDDEN_STATES,
     )
     mtp_draft_model_dir: tuple[str, ...] | None = _option(
-        None, "draft checkpoint; default: model_dir"
+        None, "draft checkpoint; default: model_dir", private=True
     )
     mtp_forced_acceptance: tuple[float, ...] = _option(
         (),
@@ -190,10 +195,42 @@ class ServeConfig:
         False, "with use_tgi_api: a reply is a list of one element", env="RETURN_LIST"
     )
     enable_admin_api: bool = _option(
-        False, "allow /flush_cache and the abort_all of /abort_request"
+        False, "without API keys: allow /flush_cache and the abort_all of /abort_request"
+    )
+    # access
+    api_key: tuple[str, ...] = _option(
+        (),
+        "key that requests must send; may be repeated; see also api_key_file",
+        env="GLIMMER_API_KEY",
+        secret=True,
+    )
+    api_key_file: str | None = _option(None, "file with a line name:sha256 per key", private=True)
+    admin_api_key: tuple[str, ...] = _option(
+        (),
+        "key for all routes, also those for administrators; may be repeated",
+        env="GLIMMER_ADMIN_API_KEY",
+        secret=True,
+    )
+    key_max_requests: int | None = _option(
+        None, "most open requests per key; default: no limit", bounds=(1, 1 << 40)
+    )
+    key_max_queued_tokens: int | None = _option(
+        None,
+        "most prompt tokens per key that wait for their first output; default: no limit",
+        bounds=(1, 1 << 40),
+    )
+    key_tokens_per_minute: int | None = _option(
+        None,
+        "most tokens per key and minute, of prompts and outputs; default: no limit",
+        bounds=(1, 1 << 40),
+    )
+    shared_prefix_cache: bool = _option(
+        False, "share cached prefixes between keys; default: only among requests of one key"
     )
     # monitoring
-    metric_gateway: str | None = _option(None, "push metrics to this Prometheus push gateway")
+    metric_gateway: str | None = _option(
+        None, "push metrics to this Prometheus push gateway", private=True
+    )
     job_name: str = _option("lightllm", "job name of pushed metrics")
     grouping_key: tuple[str, ...] = _option(
         (), "key=value that groups pushed metrics; may be repeated", repeatable=True
@@ -203,8 +240,15 @@ class ServeConfig:
         False, "push with basic auth: environment variables USERNAME and PASSWORD"
     )
     # operation
-    runtime_dir: str | None = _option(None, "private directory for sockets; default: a new one")
+    runtime_dir: str | None = _option(
+        None, "private directory for sockets; default: a new one", private=True
+    )
     log_level: str = _option("info", "log level", choices=_LOG_LEVELS, env="LIGHTLLM_LOG_LEVEL")
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether requests need an API key."""
+        return bool(self.api_key or self.admin_api_key or self.api_key_file is not None)
 
     def config_hash(self) -> str:
         """16 hex digits. Processes with equal digits have equal configurations."""
@@ -230,6 +274,7 @@ FIELD_GROUPS = {  # first field of each group in flag help and docs
     "batch_max_tokens": "Scheduling",
     "llm_prefill_att_backend": "Kernels and speculative decoding",
     "host": "HTTP",
+    "api_key": "Access",
     "metric_gateway": "Monitoring",
     "runtime_dir": "Operation",
 }
@@ -238,6 +283,13 @@ FIELD_GROUPS = {  # first field of each group in flag help and docs
 def environment() -> dict[str, str]:
     """A copy of this process's environment."""
     return dict(os.environ)
+
+
+def forget_secret_variables() -> None:
+    """Remove the variables that hold API keys, so that no child process inherits them."""
+    for field in dataclasses.fields(ServeConfig):
+        if field.metadata.get("secret"):
+            os.environ.pop(field.metadata["env"], None)
 
 
 def monitor_credentials() -> tuple[str, str]:

@@ -10,6 +10,8 @@ GlimmerError
   RequestError   400    the client's mistake; `field` names the parameter
     TooLargeError 413   body over the size limit
     NotFoundError 404   no such model
+  UnauthorizedError 401 no API key, or a wrong one
+  ForbiddenError 403    the API key is not an admin's
   OverloadedError 429   queue full; `retry_after_s`
   UnavailableError 503  draining, starting or engine lost; `retry_after_s`
   EngineError    500    the server's fault
@@ -73,6 +75,16 @@ class TooLargeError(RequestError):
 class NotFoundError(RequestError):
     status = 404
     type = "NotFoundError"
+
+
+class UnauthorizedError(HttpError):
+    status = 401
+    type = "AuthenticationError"
+
+
+class ForbiddenError(HttpError):
+    status = 403
+    type = "PermissionDeniedError"
 
 
 class OverloadedError(HttpError):

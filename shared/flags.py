@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from .compat_flags import FAMILIES, FLAGS, VARIABLES, CompatFlag
 from .config import FIELD_GROUPS, ServeConfig, environment
 from .errors import ConfigError, UsageError
+from .secrets import key_digest
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = No
         value = flags.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
     _check_compat_flags(flags)
-    return ServeConfig(**values)
+    return ServeConfig(**values | _digests(values))
 
 
 def serve_parser(
@@ -67,6 +68,19 @@ def serve_parser(
     for flag in FLAGS:
         _add_compat_flag(parser, flag)
     return parser
+
+
+def _digests(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The secret fields among `values`, each key replaced by its digest. An empty key would let
+    everybody in: raises ConfigError."""
+    result = {}
+    for name, field in _fields().items():
+        if field.metadata.get("secret") and name in values:
+            keys = values[name]
+            if not all(key.isprintable() and key.strip() == key != "" for key in keys):
+                raise ConfigError(f"--{name}: a key is empty, or has a blank at an end")
+            result[name] = tuple(key_digest(key) for key in keys)
+    return result
 
 
 class _Parser(argparse.ArgumentParser):
@@ -100,10 +114,13 @@ def _add_field(group: argparse._ActionsContainer, field: "dataclasses.Field[Any]
     if field.default not in (None, "", (), ("auto",)) and "default:" not in text:
         text += f" (default {field.default})"
     choices = field.metadata.get("choices")
+    action = "extend" if field.metadata.get("repeatable") else "store"
+    if field.metadata.get("secret"):  # one value each, so that no other argument becomes a key
+        action, has_many = "append", False
     group.add_argument(
         *names,
         dest=field.name,
-        action="extend" if field.metadata.get("repeatable") else "store",
+        action=action,
         type=str.lower if field.name == "log_level" else kind,
         choices=choices,
         nargs="+" if has_many else None,
@@ -200,9 +217,11 @@ def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
         takes_value = action.nargs != 0
         if takes_value == isinstance(value, bool) or isinstance(value, dict):
             expected = "a value" if takes_value else "true or false"
-            raise ConfigError(f"--config {path}: {key} is {value!r}, needs {expected}")
+            shown = "a mapping" if isinstance(value, dict) else repr(value)
+            raise ConfigError(f"--config {path}: {key} is {shown}, needs {expected}")
         if isinstance(value, list):
-            flags += [name, *map(str, value)]
+            one_each = action.nargs is None
+            flags += [f"{name}={v}" for v in value] if one_each else [name, *map(str, value)]
         elif value is True:
             flags.append(name)
         elif value is not None and value is not False:
@@ -216,6 +235,9 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     for name, field in _fields().items():
         variable = field.metadata.get("env")
         text = environ.get(variable, "") if variable else ""
+        if field.metadata.get("secret") and variable in environ:
+            values[name] = (text,)
+            continue
         if not text:
             continue
         kind, _ = field_type(name)

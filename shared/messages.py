@@ -60,6 +60,7 @@ class Submit(Message, frozen=True):
     priority: int = 0  # lower runs earlier; equal priorities run in order of arrival
     timeout_s: float = 0.0  # longest time in the queue; 0: the server's default
     grammar: Grammar | None = None
+    tenant: str = ""  # whose request it is; "": there are no API keys
 
 
 class Abort(Message, frozen=True):
@@ -73,6 +74,7 @@ class AbortNamed(Message, frozen=True):
     """Frontend -> other frontends: end the HTTP request whose X-Request-Id is `name`."""
 
     name: str  # "": all requests
+    tenant: str | None = None  # of these only the requests of one tenant
 
 
 class FlushCache(Message, frozen=True):

@@ -110,6 +110,10 @@ def _range_problems(config: ServeConfig) -> list[str]:
         least, most = field.metadata.get("bounds", (None, None))
         if least is not None and value is not None and not least <= value <= most:
             problems.append(f"--{field.name} {value}: needs to be from {least} to {most}")
+    if config.enable_admin_api and config.has_keys:
+        problems.append(
+            "--enable_admin_api opens routes to everybody; with API keys use --admin_api_key"
+        )
     for pair in config.grouping_key:
         key, equals, _ = pair.partition("=")
         if not key or not equals:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ...shared.config import ServeConfig
-from ...shared.errors import PortError, StartError
+from ...shared.errors import PortError, StartError, UsageError
 from ..cli import parse_with_logging, with_model
 from ..launcher.gpus import find_gpus
 from ..launcher.launch import launch
@@ -42,6 +42,10 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     flags = ["--model_dir", "demo", "--log_level", "warning", *rest]
     config = _with_free_port(with_model(parse_with_logging(flags)))
+    if config.has_keys:
+        raise UsageError(
+            "the demo asks without an API key: use `glimmer serve demo`, or drop the keys"
+        )
     failures: list[Exception] = []
 
     def ask(launcher: Launcher, url: str) -> None:

@@ -19,7 +19,7 @@ from ...shared.resolve import resolve
 from .gpus import check_gpus
 from .launcher import Launcher
 from .listen import bind_port
-from .preflight import check_memory, check_model, detect_hardware
+from .preflight import check_access, check_memory, check_model, detect_hardware
 from .runtime_dir import claim_runtime_dir
 from .supervise import Children, JanitorKeeper, Modules
 
@@ -47,6 +47,7 @@ def launch(
         runtime = claim_runtime_dir(path, default_parent())
         janitor = stack.enter_context(contextlib.closing(JanitorKeeper(runtime)))
         stack.callback(runtime.remove)  # runs before the janitor is told to look
+        check_access(config)
         check_gpus(config, hardware)
         check_model(config, spec)
         check_memory(config, spec, hardware)

@@ -3,12 +3,15 @@
 Does not import torch, so a broken setup is reported within a second, with the setting to change.
 """
 
+import ipaddress
 import json
+import logging
 import math
 import re
 from pathlib import Path
 from typing import Any
 
+from ...frontend.access.keys import load_keys
 from ...shared.config import ServeConfig
 from ...shared.errors import ConfigError, ModelError
 from ...shared.model_spec import ModelSpec, num_kv_layers
@@ -22,6 +25,7 @@ from ...workers.weights.checkpoint import (
 )
 from .gpus import find_gpus
 
+logger = logging.getLogger(__name__)
 GIB = 1 << 30
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -29,6 +33,26 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 def detect_hardware() -> Hardware:
     """The part of this machine that this process may use."""
     return Hardware(available_memory(), usable_cores(), *find_gpus())
+
+
+def check_access(config: ServeConfig) -> None:
+    """Raise ConfigError if the file of API keys cannot be used. Warn if strangers can use the
+    server, or read the keys of others."""
+    load_keys(config)
+    if not config.has_keys and not _is_loopback(config.host):
+        logger.warning(
+            "--host %s: EVERYBODY WHO REACHES PORT %d CAN USE THIS SERVER. Set --api_key_file or "
+            "GLIMMER_API_KEY, or let only a proxy reach it",
+            config.host,
+            config.port,
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"
 
 
 def check_model(config: ServeConfig, spec: ModelSpec) -> None:

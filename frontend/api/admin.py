@@ -1,7 +1,7 @@
 """Routes about the server itself: its settings, its cache, requests to end.
 
-Routes by which one user could disturb all others need `--enable_admin_api`: flushing the cache and
-aborting all requests.
+Routes by which one user could disturb all others need an admin key: flushing the cache, and
+aborting requests of others. On a server without keys they need `--enable_admin_api`.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 
 from ... import __version__
 from ...shared.errors import RequestError
-from ..context import FRONTEND, Frontend, clean_id
+from ..access.guard import check_admin
+from ..context import CONTEXT, FRONTEND, Frontend, clean_id
 from ..wire.body import decode_body, json_response, read_body
 from ..wire.schema import wrong
 
@@ -26,9 +27,15 @@ class AbortBody(Struct):
 
 
 async def server_info(request: web.Request) -> web.Response:
-    """GET or POST /get_server_info: version, start arguments, settled limits."""
-    frontend = request.app[FRONTEND]
-    info = dataclasses.asdict(frontend.config)
+    """GET or POST /get_server_info: version, start arguments, settled limits; paths on this
+    machine only for an admin key."""
+    frontend, key = request.app[FRONTEND], request[CONTEXT].key
+    is_admin = key is not None and key.is_admin
+    info = {
+        field.name: getattr(frontend.config, field.name)
+        for field in dataclasses.fields(frontend.config)
+        if not field.metadata.get("secret") and (is_admin or not field.metadata.get("private"))
+    }
     state = frontend.client.state
     engine = None
     if state.ready is not None:
@@ -51,24 +58,29 @@ async def weight_version(request: web.Request) -> web.Response:
 async def flush_cache(request: web.Request) -> web.Response:
     """GET or POST /flush_cache: drop all cached prefixes that no running request uses."""
     frontend = request.app[FRONTEND]
-    _check_allowed(frontend, "/flush_cache")
+    _check_allowed(frontend, request, "/flush_cache")
     frontend.client.flush_cache()
     return json_response({"message": "Ok"})
 
 
 async def abort_request(request: web.Request) -> web.Response:
-    """POST /abort_request: end a request of any HTTP process; its reply says "abort"."""
-    frontend = request.app[FRONTEND]
+    """POST /abort_request: end a request of any HTTP process; its reply says "abort".
+
+    With API keys only requests of the same key are ended, unless it is an admin key.
+    """
+    frontend, key = request.app[FRONTEND], request[CONTEXT].key
+    tenant = None if key is None or key.is_admin else key.name
     body = decode_body(await read_body(request), AbortBody)
     request_id = body.request_id if body.request_id is not None else body.rid
     name = "" if request_id is None else clean_id(str(request_id))
     if body.abort_all:
-        _check_allowed(frontend, "abort_all")
+        if tenant is None:
+            _check_allowed(frontend, request, "abort_all")
         name = ""
     elif not name:
         raise wrong("request_id", "must be the X-Request-Id of a request")
-    frontend.client.abort_named(name)
-    frontend.client.tell_others(frontend.config.httpserver_workers, name)
+    frontend.client.abort_named(name, tenant)
+    frontend.client.tell_others(frontend.config.httpserver_workers, name, tenant)
     return json_response({"message": "Ok"})
 
 
@@ -82,6 +94,8 @@ async def no_score(request: web.Request) -> web.Response:
     raise RequestError("the model generates text, it gives no scores")
 
 
-def _check_allowed(frontend: Frontend, action: str) -> None:
-    if not frontend.config.enable_admin_api:
+def _check_allowed(frontend: Frontend, request: web.Request, action: str) -> None:
+    if frontend.access is not None:
+        check_admin(request)
+    elif not frontend.config.enable_admin_api:
         raise RequestError(f"{action} needs --enable_admin_api")

@@ -106,7 +106,7 @@ class GenerateWriter:
     def __init__(
         self, job: Job[TextStream], is_tgi: bool = False, has_details: bool = False
     ) -> None:
-        self._is_tgi, self._has_details = is_tgi, has_details
+        self._job, self._is_tgi, self._has_details = job, is_tgi, has_details
         self._vocabulary = job.frontend.tokenizer.vocabulary
         self._prompt = job.prompts[0]
         self._wants_prompt = job.spec.sampling.num_prompt_logprobs >= 0
@@ -169,7 +169,7 @@ class GenerateWriter:
                 {
                     **self._token(token, count),
                     "cumlogprob": total / count,
-                    "prompt_cache_len": finished.num_cached_tokens if finished else 0,
+                    "prompt_cache_len": self._job.cached_tokens(reply),
                     "mtp_accepted_token_num": finished.mtp_accepted_tokens if finished else 0,
                 }
             )

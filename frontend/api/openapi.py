@@ -4,6 +4,7 @@ import msgspec
 from msgspec import Struct
 
 from ... import __version__
+from ..access.guard import PUBLIC_PATHS
 from ..routes import Route
 from ..wire.schema import Json
 from .field_docs import field_doc
@@ -17,6 +18,7 @@ _REFUSALS = {
     503: "The engine cannot take requests now: see Retry-After.",
 }
 _ALSO = {404: "Not found."}
+_LOCKED = {"401": "The API key is missing or wrong.", "403": "Only an admin key may do this."}
 _HELLO = [{"role": "user", "content": "Hello"}]
 _EXAMPLES: Json = {
     "AbortBody": {"request_id": "a3f1"},
@@ -66,8 +68,8 @@ class AnthropicRefusal(Struct):
     request_id: str | None
 
 
-def openapi(routes: tuple[Route, ...]) -> Json:
-    """The OpenAPI 3.1 document."""
+def openapi(routes: tuple[Route, ...], has_keys: bool = False) -> Json:
+    """The OpenAPI 3.1 document of a server with or without API keys."""
     bodies = {route.body for route in routes if route.body is not None}
     types = [*sorted(bodies, key=lambda body: body.__name__), Refusal, AnthropicRefusal]
     _, schemas = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
@@ -76,7 +78,7 @@ def openapi(routes: tuple[Route, ...]) -> Json:
             field: _described(name, field, about)
             for field, about in schema.get("properties", {}).items()
         }
-    return {
+    document: Json = {
         "openapi": "3.1.0",
         "info": {
             "title": "Glimmer",
@@ -86,6 +88,25 @@ def openapi(routes: tuple[Route, ...]) -> Json:
         "paths": {route.path: _path(route) for route in routes},
         "components": {"schemas": schemas},
     }
+    return _locked(document) if has_keys else document
+
+
+def _locked(document: Json) -> Json:
+    """Say that all routes but the probes need a key, in one of two headers."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "x-api-key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    document["security"] = [{"bearer": []}, {"x-api-key": []}]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            if path in PUBLIC_PATHS:
+                operation["security"] = []
+                continue
+            refusal = operation["responses"]["400"]["content"]
+            for status, text in _LOCKED.items():
+                operation["responses"][status] = {"description": text, "content": refusal}
+    return document
 
 
 def _described(struct: str, field: str, schema: Json) -> Json:

@@ -99,11 +99,12 @@ class SequenceOutput:
 class Generation:
     """The open sequences of one HTTP request. `EngineClient` calls `push`, `finish` and `wake`."""
 
-    def __init__(self, client: "EngineClient", name: str, request_ids: list[int]) -> None:
+    def __init__(self, client: "EngineClient", name: str, tenant: str, ids: list[int]) -> None:
         self.name = name
+        self.tenant = tenant
         self._client = client
-        self._request_ids = request_ids
-        self._open = {request_id: index for index, request_id in enumerate(request_ids)}
+        self._request_ids = ids
+        self._open = {request_id: index for index, request_id in enumerate(ids)}
         self._pending: dict[int, SequenceOutput] = {}  # by index
         self._waiter: asyncio.Future[None] | None = None
 
@@ -222,11 +223,12 @@ class EngineClient:
         cache_salt: str = "",
         grammar: Grammar | None = None,
         name: str = "",
+        tenant: str = "",
     ) -> Generation:
         """Ask for one sequence per (prompt ids, sampling). `name` is the X-Request-Id, by which
-        the request can be aborted. Raises OverloadedError when the link is full."""
+        its `tenant` can abort the request. Raises OverloadedError when the link is full."""
         request_ids = [random.getrandbits(62) for _ in sequences]
-        generation = Generation(self, name, request_ids)
+        generation = Generation(self, name, tenant, request_ids)
         dropped = self._sender.dropped
         for request_id, (prompt_ids, sampling) in zip(request_ids, sequences, strict=True):
             self._generations[request_id] = generation
@@ -238,6 +240,7 @@ class EngineClient:
                 use_prefix_cache,
                 cache_salt,
                 grammar=grammar,
+                tenant=tenant,
             )
             self._sender.send(submit)
         if self._sender.dropped != dropped:
@@ -258,18 +261,20 @@ class EngineClient:
             del self._generations[request_id]
         self.abort(request_ids)
 
-    def abort_named(self, name: str) -> None:
-        """End the sequences of the HTTP request with this name, or all if the name is ""."""
+    def abort_named(self, name: str, tenant: str | None) -> None:
+        """End the sequences of the HTTP request with this name, or all if the name is "". Those
+        of `tenant` only, unless it is None."""
         for generation in set(self._generations.values()):
-            if not name or generation.name == name:
+            is_meant = not name or generation.name == name
+            if is_meant and tenant in (None, generation.tenant):
                 generation.abort_all()
 
-    def tell_others(self, num_frontends: int, name: str) -> None:
+    def tell_others(self, num_frontends: int, name: str, tenant: str | None) -> None:
         """Let the other HTTP processes do the same as `abort_named`."""
         for index in range(num_frontends):
             if index != self.index:
                 sender = Sender.connect(frontend_address(self._runtime_dir, index))
-                sender.send(AbortNamed(name))
+                sender.send(AbortNamed(name, tenant))
                 sender.close()
 
     def flush_cache(self) -> None:
@@ -300,8 +305,8 @@ class EngineClient:
                 generation = self._generations.pop(message.request_id, None)
                 if generation is not None:
                     generation.finish(message)
-            case AbortNamed(name=name):
-                self.abort_named(name)
+            case AbortNamed(name=name, tenant=tenant):
+                self.abort_named(name, tenant)
             case Heartbeat():
                 self.state.on_heartbeat(message, self._clock())
             case Ready(role="scheduler"):

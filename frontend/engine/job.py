@@ -107,14 +107,18 @@ async def open_job(
         for sample in range(spec.n):
             sequences.append((prompt, spec.for_sequence(sample, len(prompt), max_total)))
     streams = [make_stream(sampling.max_new_tokens) for _, sampling in sequences]
-    name = request[CONTEXT].request_id
+    context = request[CONTEXT]
+    if context.charge is not None:
+        context.charge.take_prompts(prompts)
+    salt, name = context.salt + spec.cache_salt, context.request_id
     generation = frontend.client.submit(
-        sequences, spec.use_prefix_cache, spec.cache_salt, spec.grammar, name
+        sequences, spec.use_prefix_cache, salt, spec.grammar, name, context.tenant
     )
     if spec.grammar is not None:
         frontend.grammars.hold(spec.grammar.name)
     replies = [Reply(index, stream) for index, stream in enumerate(streams)]
-    return Job(frontend, request, prompts, spec, generation, replies, _elapsed_s(request))
+    context.job = Job(frontend, request, prompts, spec, generation, replies, _elapsed_s(request))
+    return context.job
 
 
 def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
@@ -172,9 +176,15 @@ class Job(Generic[S]):
         return Usage(
             prompt_tokens=sum(len(prompt) for prompt in self.prompts),
             output_tokens=sum(reply.stream.num_tokens for reply in self.replies),
-            cached_tokens=sum(r.finished.num_cached_tokens for r in firsts if r.finished),
+            cached_tokens=sum(self.cached_tokens(reply) for reply in firsts),
             reasoning_tokens=sum(reply.stream.num_reasoning_tokens for reply in self.replies),
         )
+
+    def cached_tokens(self, reply: Reply[S]) -> int:
+        """Prompt tokens of a reply found in the prefix cache; 0 if they may be those of others."""
+        if reply.finished is None or self.request[CONTEXT].hides_cached:
+            return 0
+        return reply.finished.num_cached_tokens
 
     def _add(self, output: SequenceOutput) -> Reply[S]:
         reply = self.replies[output.index]

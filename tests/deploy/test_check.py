@@ -9,7 +9,7 @@ def test_a_good_setup_is_all_ok(tiny_model: Path, capsys: pytest.CaptureFixture[
     assert main(["check", "--model_dir", str(tiny_model), "--port", "0"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("machine: ")
-    assert [line[:4] for line in lines[1:]] == ["ok  "] * 5
+    assert [line[:4] for line in lines[1:]] == ["ok  "] * 6
 
 
 def test_every_problem_is_told_and_the_first_gives_the_code(

@@ -8,6 +8,7 @@ from glimmer.shared.compat_flags import FLAGS
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ConfigError, UsageError
 from glimmer.shared.flags import parse_serve_args, serve_parser
+from glimmer.shared.secrets import key_digest
 
 GUIDE = """--model_dir /path/to/GLM-4.7-Flash/ --tp 1 --max_req_total_len 202752
 --chunked_prefill_size 8192 --llm_prefill_att_backend fa3 --llm_decode_att_backend flashinfer
@@ -253,3 +254,44 @@ def test_parsing_says_nothing_when_all_is_well(caplog: pytest.LogCaptureFixture)
     with caplog.at_level(logging.DEBUG):
         parse("--model_dir x --port 1")
     assert not caplog.records
+
+
+def test_keys_are_kept_as_digests_only() -> None:
+    config = parse("--api_key one --api-key=two --admin_api_key three")
+    assert config.api_key == (key_digest("one"), key_digest("two"))
+    assert config.admin_api_key == (key_digest("three"),)
+    assert "three" not in repr(config)
+    assert config.has_keys
+    assert not parse("").has_keys
+    assert parse("--api_key_file f").has_keys
+
+
+def test_a_key_flag_takes_one_value_only() -> None:
+    with pytest.raises(UsageError, match="unexpected argument /model"):
+        parse("--api_key one /model")
+
+
+def test_keys_come_from_variables_and_files(tmp_path: Path) -> None:
+    variables = {"GLIMMER_API_KEY": "one", "GLIMMER_ADMIN_API_KEY": "two"}
+    config = parse("", **variables)
+    assert config == parse("--api_key one --admin_api_key two")
+    assert parse("--api_key other", **variables).api_key == (key_digest("other"),)
+    path = tmp_path / "c.yaml"
+    path.write_text("api_key: [one, 2]\nadmin_api_key: three")
+    assert parse(f"--config {path}") == parse("--api_key one --api_key 2 --admin_api_key three")
+
+
+@pytest.mark.parametrize("value", ["", " ", " x", "x ", "a\nb", "\udcff"])
+def test_an_empty_key_is_refused_instead_of_letting_everybody_in(value: str) -> None:
+    with pytest.raises(ConfigError, match="--api_key: a key is empty"):
+        parse_serve_args([f"--api_key={value}"], {})
+    with pytest.raises(ConfigError, match="--api_key: a key is empty"):
+        parse_serve_args([], {"GLIMMER_API_KEY": value})
+
+
+def test_a_mapping_of_keys_is_not_shown(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("api_key: {me: sk-secret}")
+    with pytest.raises(ConfigError, match="api_key is a mapping, needs a value") as caught:
+        parse(f"--config {path}")
+    assert "sk-secret" not in str(caught.value)

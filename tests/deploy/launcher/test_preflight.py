@@ -3,7 +3,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from glimmer.deploy.launcher.preflight import check_memory, check_model, detect_hardware
+from glimmer.deploy.launcher.preflight import (
+    check_access,
+    check_memory,
+    check_model,
+    detect_hardware,
+)
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ConfigError, ModelError
 from glimmer.shared.model_spec import load_model_spec
@@ -127,3 +132,19 @@ def test_this_machine_has_memory_and_processors() -> None:
     hardware = detect_hardware()
     assert hardware.host_memory > 1 << 28
     assert hardware.num_cpus >= 1
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "127.example"])
+def test_a_port_open_to_strangers_without_keys_is_warned_about(
+    host: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_access(ServeConfig(host=host, port=8123))
+    assert len(caplog.records) == 1
+    assert f"--host {host}: EVERYBODY WHO REACHES PORT 8123 CAN USE THIS SERVER" in caplog.text
+    caplog.clear()
+    check_access(ServeConfig(host=host, api_key=("0" * 64,)))
+    for local in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
+        check_access(ServeConfig(host=local))
+    assert not caplog.records
+    with pytest.raises(ConfigError, match=r"--api_key_file .*keys: No such file"):
+        check_access(ServeConfig(api_key_file=str(tmp_path / "keys")))
