@@ -9,17 +9,19 @@ import contextlib
 import html
 import logging
 import math
+import re
 import secrets
 import signal
 import socket
 import time
+from functools import partial
 from pathlib import Path
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..shared.config import ServeConfig
-from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
+from ..shared.errors import EngineError, HttpError, OverloadedError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
@@ -35,22 +37,24 @@ from .grammar.compiler import GrammarCompiler
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
 from .wire.body import encode_json, json_response, read_body
-from .wire.errors import error_body
-from .wire.sse import Stalls
+from .wire.connection import MAX_HEAD, Connection, Connections, Expects
+from .wire.errors import error_body, refusal_bytes
+from .wire.shape import BodyLimits
 
 _BACKLOG = 4096
-_MAX_HEADER = 64 << 10  # bytes of one header or of the request line; gateways add long tokens
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _BEAT_S = 1.0
 _END_S = 2.0  # for the last events, when draining has timed out
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
+_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
 def create_app(frontend: Frontend) -> web.Application:
     """The routes over one Frontend, whose client must be running."""
-    max_bytes = int(frontend.config.max_body_mb * (1 << 20))
+    limits = frontend.body_limits
     guards = [frontend.access.guard()] if frontend.access else []
-    app = web.Application(middlewares=[_middleware, *guards], client_max_size=max_bytes)
+    app = web.Application(middlewares=[_middleware, *guards], client_max_size=limits.num_bytes)
     app[FRONTEND] = frontend
     app.on_response_prepare.append(_add_headers)
     if frontend.access:
@@ -104,8 +108,17 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
     grammars = GrammarCompiler(
         config, tokenizer.vocabulary, facts.eos_ids, client.grammar_directory
     )
-    access = Access(config) if config.has_keys else None
-    return Frontend(config, facts, tokenizer, client, metrics, grammars, Stalls(), access)
+    return Frontend(
+        config,
+        facts,
+        tokenizer,
+        client,
+        metrics,
+        grammars,
+        Connections(int(config.max_client_mb * (1 << 20))),
+        BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
+        Access(config) if config.has_keys else None,
+    )
 
 
 async def serve(child: Child) -> None:
@@ -137,7 +150,7 @@ async def _live(child: Child, client: EngineClient) -> None:
         frontend.tokenizer.start()
         runner = await listen(frontend, listener)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
-        helpers = [asyncio.create_task(task) for task in (frontend.stalls.run(), _beat(child))]
+        helpers = [asyncio.create_task(task) for task in (frontend.connections.run(), _beat(child))]
         if frontend.config.metric_gateway:
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
@@ -149,6 +162,7 @@ async def _live(child: Child, client: EngineClient) -> None:
             await runner.cleanup()
             await frontend.grammars.close()
             frontend.tokenizer.close()
+            frontend.heavy.shutdown(wait=False, cancel_futures=True)
 
 
 async def _beat(child: Child) -> None:
@@ -158,7 +172,22 @@ async def _beat(child: Child) -> None:
         await asyncio.sleep(_BEAT_S)
 
 
-async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
+class Listening:
+    """The open port, and all connections that came through it."""
+
+    def __init__(
+        self, server: asyncio.Server, runner: web.AppRunner, connections: Connections
+    ) -> None:
+        self._server, self._runner, self._connections = server, runner, connections
+
+    async def cleanup(self) -> None:
+        """Close the port, let replies end for a moment, close all connections."""
+        self._server.close()
+        self._connections.close()
+        await self._runner.cleanup()
+
+
+async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     """Accept connections on a bound socket. A client that goes away cancels its handler."""
     logging.getLogger("aiohttp.server").addFilter(_is_worth_logging)
     runner = web.AppRunner(
@@ -167,13 +196,32 @@ async def listen(frontend: Frontend, listener: socket.socket) -> web.AppRunner:
         access_log=None,
         auto_decompress=False,  # `read_body` refuses compressed bodies
         keepalive_timeout=75.0,
-        max_line_size=_MAX_HEADER,
-        max_field_size=_MAX_HEADER,
+        max_line_size=MAX_HEAD,
+        max_field_size=MAX_HEAD,
         shutdown_timeout=_END_S,
     )
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
-    return runner
+    assert runner.server is not None, "set up"
+    paths = {route.path.encode() for route in all_routes(frontend.config) if route.generating}
+    frontend.connections.serve(runner.server, frontend.has_room, partial(_refuse, frontend, paths))
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(frontend.connections.accept, sock=listener, backlog=_BACKLOG)
+    return Listening(server, runner, frontend.connections)
+
+
+def _refuse(frontend: Frontend, paths: set[bytes], data: bytes, end: int) -> bytes:
+    """The reply to a whole generating request while too many are open, without the cost of a
+    request in aiohttp. b"" for others. `paths`: those of generating routes."""
+    path, length = data.split(b" ", 2)[1], _LENGTH.search(data, 0, end)
+    is_whole = length is not None and len(data) == end + int(length[1])
+    if path not in paths or not is_whole or frontend.client.state.why_not_ready():
+        return b""
+    error = frontend.full()
+    with contextlib.suppress(OverloadedError), frontend.counted():
+        raise error
+    given = _REQUEST_ID.search(data, 0, end)
+    request_id = clean_id(given[1].decode("latin-1")) if given else secrets.token_hex(16)
+    return refusal_bytes(path.decode(), error, request_id)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:
@@ -225,11 +273,13 @@ def _bind(child: Child) -> socket.socket:
 def _admit(handler: Generating) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         frontend = request.app[FRONTEND]
-        with frontend.metrics.counted():
+        with frontend.counted():
             frontend.check_accepting()
-            data = await read_body(request)
+            if not frontend.has_room():
+                raise frontend.full()
+            body = await read_body(request)
             with frontend.admitted():
-                return await handler(frontend, request, data)
+                return await handler(frontend, request, body)
 
     return handle
 
@@ -237,13 +287,14 @@ def _admit(handler: Generating) -> Handler:
 @web.middleware
 async def _middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
     request_id = clean_id(request.headers.get("X-Request-Id", "")) or secrets.token_hex(16)
-    context = request[CONTEXT] = RequestContext(request_id, time.monotonic())
+    connection = _connection(request)
+    context = request[CONTEXT] = RequestContext(request_id, time.monotonic(), connection)
     try:
         return await handler(request)
     except HttpError as error:
         return await _fail(request, error)
     except web.HTTPRequestEntityTooLarge:
-        return await _fail(request, _too_large(request.app[FRONTEND].config))
+        return await _fail(request, _too_large(request.client_max_size))
     except web.HTTPException as error:
         return _fail_http(request, error)
     except ConnectionError:  # the client went away during a write; the reply is dropped
@@ -253,8 +304,17 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         internal = EngineError(f"internal error; request id {request_id}")
         return await _fail(request, internal)
     finally:
-        if context.stream is not None:
-            context.stream.close()
+        context.drop()
+        if request.content.is_eof():
+            connection.expect(Expects.HEAD)
+
+
+def _connection(request: web.Request) -> Connection:
+    """Raises ConnectionResetError if the client has gone."""
+    connection = request.transport.get_protocol() if request.transport is not None else None
+    if not isinstance(connection, Connection):
+        raise ConnectionResetError
+    return connection
 
 
 def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
@@ -279,7 +339,7 @@ async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
-    if error.status in (401, 413, 503):
+    if error.status in (401, 503) or not request.content.is_eof():
         response.force_close()
     return response
 
@@ -291,8 +351,8 @@ def _refusal(
     return json_response(error_body(request.path, status, message, kind, field, request_id), status)
 
 
-def _too_large(config: ServeConfig) -> TooLargeError:
-    return TooLargeError(f"the request body exceeds {config.max_body_mb:g} MB (--max_body_mb)")
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the request body exceeds {limit / (1 << 20):.3g} MB (--max_body_mb)")
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

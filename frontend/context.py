@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,15 @@ from .engine.metrics import Metrics
 from .engine.params import ModelFacts
 from .grammar.compiler import GrammarCompiler
 from .text.tokenizer import Tokenizer
+from .wire.connection import Connection, Connections
+from .wire.shape import BodyLimits
 
 if TYPE_CHECKING:  # these import this module
     from .access.guard import Access
     from .access.keys import Key
     from .access.meter import Charge
     from .engine.job import Job
-    from .wire.sse import EventStream, Stalls
+    from .wire.sse import EventStream
 
 
 @dataclass
@@ -34,11 +37,14 @@ class Frontend:
     client: EngineClient
     metrics: Metrics
     grammars: GrammarCompiler
-    stalls: "Stalls"
+    connections: Connections
+    body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys
+    heavy: ThreadPoolExecutor = field(  # for work on large bodies and replies
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heavy")
+    )
     created: int = field(default_factory=lambda: int(time.time()))
     num_open: int = 0  # generating requests, including those that are still being tokenized
-    num_body_bytes: int = 0  # received so far, of bodies that are not complete yet
 
     def check_accepting(self) -> None:
         """Raises UnavailableError unless new requests can be taken."""
@@ -48,13 +54,37 @@ class Frontend:
         ):  # while it restarts, requests wait in the queue
             raise UnavailableError(f"not accepting requests: {reason}", None, RETRY_AFTER_S)
 
+    def __post_init__(self) -> None:
+        running = self.config.running_max_req_size or 0
+        self.max_open = self.config.max_queued_requests + running
+
+    def has_room(self, num_waiting: int = 0) -> bool:
+        """Whether another request may be opened, besides `num_waiting` that have arrived. The
+        scheduler has the exact limit, for all HTTP processes together."""
+        return self.num_open + num_waiting < self.max_open
+
+    def full(self) -> OverloadedError:
+        """The error for a request that has no room."""
+        problem = f"{self.max_open} requests are open"
+        return OverloadedError(problem, retry_after_s=RETRY_AFTER_S)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Counts a generating request and its failure. A disconnected client is no failure."""
+        self.metrics.requests.inc()
+        try:
+            yield
+        except ConnectionError:
+            raise
+        except Exception:
+            self.metrics.failures.inc()
+            raise
+
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Counts a generating request. Raises OverloadedError when far too many are open. This is
-        a safety net: normally clients meet the scheduler's queue limit first."""
-        limit = self.config.max_queued_requests + (self.config.running_max_req_size or 0)
-        if self.num_open >= limit:
-            raise OverloadedError(f"{limit} requests are open", retry_after_s=RETRY_AFTER_S)
+        """Counts a generating request. Raises OverloadedError when too many are open."""
+        if not self.has_room():
+            raise self.full()
         self.num_open += 1
         try:
             yield
@@ -68,6 +98,9 @@ class RequestContext:
 
     request_id: str
     arrived_s: float  # time.monotonic
+    connection: Connection
+    num_held: int = 0  # bytes of the connection's budget
+    num_body_bytes: int = 0
     stream: "EventStream | None" = None  # the open event stream, if the reply is one
     job: "Job[Any] | None" = None  # what it generates, if it does
     # With API keys:
@@ -76,6 +109,16 @@ class RequestContext:
     salt: str = ""  # goes before the cache salt of the request itself
     hides_cached: bool = False  # cached tokens may be those of others
     charge: "Charge | None" = None  # what it uses of the key's limits, if it generates
+
+    def hold(self, num_bytes: int) -> None:
+        """Count memory that is held for this request. Raises OverloadedError if it is too much."""
+        self.connection.budget.charge(num_bytes)
+        self.num_held += num_bytes
+
+    def drop(self) -> None:
+        """What was held is free again."""
+        self.connection.budget.release(self.num_held)
+        self.num_held = 0
 
 
 FRONTEND = web.AppKey("frontend", Frontend)

@@ -1,6 +1,6 @@
 """The table of routes: path, methods, handler, and facts for `/openapi.json`.
 
-A generating route runs a request on the engine: its handler gets the body's bytes, the request
+A generating route runs a request on the engine: its handler gets the body, the request
 counts as open, and it is refused while the server cannot take more. This process answers all other
 routes by itself.
 """
@@ -19,9 +19,10 @@ from .api.completions import completions
 from .api.openai import chat
 from .api.responses_request import ResponsesBody
 from .context import Frontend
+from .wire.body import Payload
 from .wire.schema import ChatBody, CompletionBody, GenerateBody, TokensBody
 
-Generating = Callable[[Frontend, web.Request, bytes], Awaitable[web.StreamResponse]]
+Generating = Callable[[Frontend, web.Request, Payload], Awaitable[web.StreamResponse]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

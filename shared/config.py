@@ -88,8 +88,17 @@ class ServeConfig:
     queue_timeout_s: float = _option(
         600.0, "longest wait in the queue; 0: no limit", bounds=(0, 1e9)
     )
-    max_body_mb: float = _option(
-        32.0, "largest request body; larger ones are refused with 413", bounds=(0.001, 1024)
+    max_body_mb: float | None = _option(
+        None,
+        "largest request body; larger ones are refused with 413; default: 1 MB and 16 bytes per "
+        "token of max_req_total_len",
+        bounds=(0.001, 1024),
+    )
+    max_client_mb: float = _option(
+        512.0,
+        "most memory that one HTTP process holds for clients (bodies, prompts, unread replies), a "
+        "quarter of it for one connection; more is refused with 429",
+        bounds=(1, 1 << 20),
     )
     # scheduling
     batch_max_tokens: int | None = _option(

@@ -57,6 +57,12 @@ def resolve(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
     return settled
 
 
+def default_body_mb(max_tokens: int) -> float:
+    """The limit for a body, in MB, if the longest request has so many tokens. Text has 4 to 8
+    bytes per token, and up to 12 with escapes."""
+    return 1 + 16 * max_tokens / (1 << 20)
+
+
 def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeConfig:
     if config.performance_mode == "personal":
         fields = {field.name: field for field in dataclasses.fields(config)}
@@ -89,6 +95,7 @@ def _settle(config: ServeConfig, spec: ModelSpec, hardware: Hardware) -> ServeCo
         data_type=_TORCH_NAMES.get(config.data_type or "", config.data_type or spec.dtype),
         eos_id=config.eos_id or spec.eos_token_ids,
         max_req_total_len=longest,
+        max_body_mb=config.max_body_mb or default_body_mb(longest),
         batch_max_tokens=batch,
         chunked_prefill_size=chunk,
         running_max_req_size=rows,

@@ -14,7 +14,7 @@ from ... import __version__
 from ...shared.errors import RequestError
 from ..access.guard import check_admin
 from ..context import CONTEXT, FRONTEND, Frontend, clean_id
-from ..wire.body import decode_body, json_response, read_body
+from ..wire.body import json_response, read_body
 from ..wire.schema import wrong
 
 
@@ -70,7 +70,7 @@ async def abort_request(request: web.Request) -> web.Response:
     """
     frontend, key = request.app[FRONTEND], request[CONTEXT].key
     tenant = None if key is None or key.is_admin else key.name
-    body = decode_body(await read_body(request), AbortBody)
+    body, _ = await (await read_body(request)).decode(AbortBody, lambda _: None)
     request_id = body.request_id if body.request_id is not None else body.rid
     name = "" if request_id is None else clean_id(str(request_id))
     if body.abort_all:

@@ -9,6 +9,7 @@ expect them.
 import hashlib
 import secrets
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 from aiohttp import web
@@ -18,7 +19,7 @@ from ..chat.chat import ChatStream, chat_finish_reason, open_chat, prompt_ids
 from ..context import Frontend
 from ..engine.job import Job, Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
-from ..wire.body import decode_body, encode_json, json_response
+from ..wire.body import Payload, encode_json, json_reply, json_response
 from ..wire.errors import anthropic_error
 from ..wire.schema import Json, spelled
 from ..wire.sse import stream_reply
@@ -34,24 +35,34 @@ _NAMES = {
 _STOP_REASONS = {"stop": "end_turn", "tool_calls": "tool_use"}  # others: "max_tokens"
 
 
-async def messages(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def messages(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /v1/messages: the next message of a conversation, in Anthropic's format."""
-    body = decode_body(data, MessagesBody)
+    build = partial(anthropic_chat, facts=frontend.facts)
     with spelled(_NAMES):
-        opened = await open_chat(frontend, request, anthropic_chat(body, frontend.facts))
+        body, conversation = await payload.decode(
+            MessagesBody, build, "messages", "system", "tools"
+        )
+        opening = open_chat(frontend, request, conversation)
+        del conversation
+        opened = await opening
     with opened as job:
         writer = MessageWriter(body, job)
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return json_response(writer.whole_message())
+        return await json_reply(job, writer.whole_message)
 
 
-async def count_tokens(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def count_tokens(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /v1/messages/count_tokens: the length of the prompt that /v1/messages would run."""
-    body = decode_body(data, CountTokensBody)
+    build = partial(anthropic_chat, facts=frontend.facts)
     with spelled(_NAMES):
-        ids = await prompt_ids(frontend, anthropic_chat(body, frontend.facts))
+        _, conversation = await payload.decode(CountTokensBody, build)
+        ids = await prompt_ids(frontend, conversation)
     return json_response({"input_tokens": len(ids)})
 
 

@@ -17,29 +17,52 @@ from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
 from ..engine.params import GenerationSpec, openai_spec, parse_prompts
 from ..text.detokenize import DecodedToken, Decoder, TextOptions, TextStream, Vocabulary
-from ..wire.body import decode_body, encode_json, json_response
+from ..wire.body import Payload, encode_json, json_reply
 from ..wire.schema import CompletionBody, Json, wrong
 from ..wire.sse import stream_reply
 from .generate import named_logprobs
 from .openai import ChunkWriter, usage_json
 
 
-async def completions(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def completions(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /v1/completions: the continuation of one text or several."""
-    body = decode_body(data, CompletionBody)
-    spec = _spec(frontend, body)
-    prompts = parse_prompts(body.prompt)
-    if body.stream and len(prompts) > 1:
-        raise wrong("prompt", "a stream takes one prompt")
-    prompt_ids = [await _encode(frontend, prompt) for prompt in prompts]
-    echoes = [_echo(frontend, prompt) if body.echo else "" for prompt in prompts]
-    make_stream = partial(TextStream, frontend.tokenizer.vocabulary, spec.text)
-    with await open_job(frontend, request, prompt_ids, spec, make_stream, "prompt") as job:
+    body, checked = await payload.decode(CompletionBody, partial(_check, frontend), "prompt")
+    opening = _open(frontend, request, *checked)
+    del checked
+    opened, echoes = await opening
+    with opened as job:
         writer = _CompletionWriter(body, job, echoes)
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return json_response(writer.whole_reply())
+        return await json_reply(job, writer.whole_reply)
+
+
+def _check(frontend: Frontend, body: CompletionBody) -> tuple[GenerationSpec, list[Any], list[str]]:
+    """How to generate, the prompts, and their texts if the replies repeat them."""
+    spec = _spec(frontend, body)
+    prompts = parse_prompts(body.prompt)
+    if body.stream and len(prompts) > 1:
+        raise wrong("prompt", "a stream takes one prompt")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            frontend.tokenizer.check_ids(prompt, "prompt")
+    echoes = [_echo(frontend, prompt) if body.echo else "" for prompt in prompts]
+    return spec, prompts, echoes
+
+
+async def _open(
+    frontend: Frontend,
+    request: web.Request,
+    spec: GenerationSpec,
+    prompts: list[Any],
+    echoes: list[str],
+) -> tuple[Job[TextStream], list[str]]:
+    prompt_ids = [await _encode(frontend, prompt) for prompt in prompts]
+    make_stream = partial(TextStream, frontend.tokenizer.vocabulary, spec.text)
+    return await open_job(frontend, request, prompt_ids, spec, make_stream, "prompt"), echoes
 
 
 def _spec(frontend: Frontend, body: CompletionBody) -> GenerationSpec:
@@ -64,7 +87,7 @@ class _CompletionWriter(ChunkWriter):
     """The choices of one request. `echoes` are the prompts' texts, empty unless requested."""
 
     def __init__(self, body: CompletionBody, job: Job[TextStream], echoes: list[str]) -> None:
-        reply_id = f"cmpl-{'batch-' if len(job.prompts) > 1 else ''}{secrets.token_hex(4)}"
+        reply_id = f"cmpl-{'batch-' if len(job.prompt_lengths) > 1 else ''}{secrets.token_hex(4)}"
         super().__init__("text_completion", reply_id, body, job)
         self._vocabulary = job.frontend.tokenizer.vocabulary
         self._body, self._echoes = body, echoes
@@ -178,7 +201,6 @@ async def _encode(frontend: Frontend, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
         max_total = frontend.client.max_req_total_len
         return await frontend.tokenizer.encode(prompt, "prompt", max_total)
-    frontend.tokenizer.check_ids(prompt, "prompt")
     ids: list[int] = prompt
     return ids
 

@@ -4,6 +4,7 @@ Greedy unless do_sample. The text is not templated, the stop text stays in the o
 has exactly one `data:` event per token (clients count them) and no [DONE].
 """
 
+from collections.abc import Coroutine
 from functools import partial
 from typing import Any
 
@@ -13,72 +14,92 @@ from ...shared.errors import HttpError
 from ...shared.messages import TokenLogprob
 from ..context import Frontend
 from ..engine.job import Job, Reply, open_job
-from ..engine.params import generate_spec
+from ..engine.params import GenerationSpec, generate_spec
 from ..text.detokenize import DecodedToken, TextStream, Vocabulary
-from ..wire.body import decode_body, encode_json, json_response
+from ..wire.body import Payload, encode_json, json_reply
 from ..wire.schema import GenerateBody, GenerateParameters, Json, wrong
 from ..wire.sse import error_json, stream_reply
 
+Checked = tuple[GenerationSpec, str | list[int], bool]  # prompt, whether it gets special tokens
+Opening = Coroutine[Any, Any, Job[TextStream]]  # submits a request
 
-async def generate(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+
+async def generate(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /generate: all text at once."""
-    return await _whole(frontend, request, decode_body(data, GenerateBody))
+    body, opening = await _decode(frontend, request, payload)
+    return await _whole(body, opening)
 
 
 async def generate_stream(
-    frontend: Frontend, request: web.Request, data: bytes
+    frontend: Frontend, request: web.Request, payload: Payload
 ) -> web.StreamResponse:
     """POST /generate_stream: one event per token."""
-    return await stream_events(frontend, request, decode_body(data, GenerateBody))
+    return await stream_events(*await _decode(frontend, request, payload))
 
 
 async def generate_either(
-    frontend: Frontend, request: web.Request, data: bytes
+    frontend: Frontend, request: web.Request, payload: Payload
 ) -> web.StreamResponse:
     """POST /: /generate or /generate_stream, as `stream` in the body says."""
-    body = decode_body(data, GenerateBody)
-    return await (stream_events if body.stream else _whole)(frontend, request, body)
+    body, opening = await _decode(frontend, request, payload)
+    return await (stream_events if body.stream else _whole)(body, opening)
+
+
+async def _decode(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> tuple[GenerateBody, Opening]:
+    build = partial(check, frontend)
+    body, checked = await payload.decode(GenerateBody, build, "inputs")
+    return body, open_generate(frontend, request, checked)
+
+
+def check(frontend: Frontend, body: GenerateBody) -> Checked:
+    """Check the body. Raises RequestError."""
+    spec = generate_spec(body, frontend.facts)
+    if not isinstance(body.inputs, str):
+        frontend.tokenizer.check_ids(body.inputs, "inputs")
+    special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+    return spec, body.inputs, special
 
 
 async def open_generate(
-    frontend: Frontend, request: web.Request, body: GenerateBody
+    frontend: Frontend, request: web.Request, checked: Checked
 ) -> Job[TextStream]:
-    """Check and submit. Raises RequestError."""
-    spec = generate_spec(body, frontend.facts)
-    if isinstance(body.inputs, str):
-        special = (body.parameters or GenerateParameters()).add_special_tokens is not False
+    """Submit. Raises RequestError."""
+    spec, prompt, special = checked
+    if isinstance(prompt, str):
         max_total = frontend.client.max_req_total_len
-        prompt = await frontend.tokenizer.encode(body.inputs, "inputs", max_total, special)
-    else:
-        prompt = body.inputs
-        frontend.tokenizer.check_ids(prompt, "inputs")
+        prompt = await frontend.tokenizer.encode(prompt, "inputs", max_total, special)
     make_stream = partial(TextStream, frontend.tokenizer.vocabulary, spec.text)
     return await open_job(frontend, request, [prompt], spec, make_stream, "inputs")
 
 
-async def _whole(
-    frontend: Frontend, request: web.Request, body: GenerateBody
-) -> web.StreamResponse:
-    with await open_generate(frontend, request, body) as job:
+async def _whole(body: GenerateBody, opening: Opening) -> web.StreamResponse:
+    with await opening as job:
         await job.run()
-        writer = GenerateWriter(job)
-        outputs = [reply.stream.take() for reply in job.replies]
-        result: Json = {
-            "generated_text": [text for text, _ in outputs],
-            "count_output_tokens": _unwrap([reply.stream.num_tokens for reply in job.replies]),
-            "finish_reason": _unwrap([reply.finish_reason for reply in job.replies]),
-            "prompt_tokens": len(job.prompts[0]),
-            "logprobs": _unwrap([writer.logprobs(tokens) for _, tokens in outputs]),
-            "input_usage": writer.input_usage,
-        }
-        if body.parameters is not None and body.parameters.return_details:
-            details = [
-                writer.details(reply, tokens)
-                for reply, (_, tokens) in zip(job.replies, outputs, strict=True)
-            ]
-            result["tokens"] = _unwrap(details)
-        result |= writer.prompt_logprobs(job.replies[0])
-    return json_response(result)
+        return await json_reply(job, partial(_whole_reply, body, job))
+
+
+def _whole_reply(body: GenerateBody, job: Job[TextStream]) -> Json:
+    writer = GenerateWriter(job)
+    outputs = [reply.stream.take() for reply in job.replies]
+    result: Json = {
+        "generated_text": [text for text, _ in outputs],
+        "count_output_tokens": _unwrap([reply.stream.num_tokens for reply in job.replies]),
+        "finish_reason": _unwrap([reply.finish_reason for reply in job.replies]),
+        "prompt_tokens": job.prompt_lengths[0],
+        "logprobs": _unwrap([writer.logprobs(tokens) for _, tokens in outputs]),
+        "input_usage": writer.input_usage,
+    }
+    if body.parameters is not None and body.parameters.return_details:
+        details = [
+            writer.details(reply, tokens)
+            for reply, (_, tokens) in zip(job.replies, outputs, strict=True)
+        ]
+        result["tokens"] = _unwrap(details)
+    return result | writer.prompt_logprobs(job.replies[0])
 
 
 def _unwrap(values: list[Any]) -> Any:
@@ -87,13 +108,14 @@ def _unwrap(values: list[Any]) -> Any:
 
 
 async def stream_events(
-    frontend: Frontend, request: web.Request, body: GenerateBody, is_tgi: bool = False
+    body: GenerateBody, opening: Opening, is_tgi: bool = False
 ) -> web.StreamResponse:
     """The reply of /generate_stream. In TGI's format the last event has the whole text."""
     parameters = body.parameters or GenerateParameters()
     if (parameters.best_of or parameters.n or 1) != 1:
+        opening.close()
         raise wrong("parameters.best_of", "must be 1 for streams")
-    with await open_generate(frontend, request, body) as job:
+    with await opening as job:
         return await stream_reply(job, GenerateWriter(job, is_tgi, bool(parameters.return_details)))
 
 
@@ -108,12 +130,13 @@ class GenerateWriter:
     ) -> None:
         self._job, self._is_tgi, self._has_details = job, is_tgi, has_details
         self._vocabulary = job.frontend.tokenizer.vocabulary
-        self._prompt = job.prompts[0]
+        self._prompt = job.prompts[0] if job.prompts else []
+        self._prompt_length = job.prompt_lengths[0]
         self._wants_prompt = job.spec.sampling.num_prompt_logprobs >= 0
         self._texts: list[str] = []  # all text so far, for TGI's last event
         self._num_sent = 0
         self.input_usage = {
-            "input_text_tokens": len(self._prompt),
+            "input_text_tokens": self._prompt_length,
             "input_audio_tokens": 0,
             "input_image_tokens": 0,
         }
@@ -156,7 +179,7 @@ class GenerateWriter:
                 event["details"] = {
                     "generated_tokens": self._num_sent,
                     "finish_reason": reply.finish_reason,
-                    "prompt_tokens": len(self._prompt),
+                    "prompt_tokens": self._prompt_length,
                 }
         return b"data:" + encode_json(event) + b"\n\n"
 
@@ -195,7 +218,7 @@ class GenerateWriter:
             "logprob": logprob.logprob if logprob else None,
             "special": token is not None and token.token_id in self._vocabulary.special_ids,
             "count_output_tokens": count,
-            "prompt_tokens": len(self._prompt),
+            "prompt_tokens": self._prompt_length,
             "logprobs": named_logprobs(self._vocabulary, logprob),
         }
 

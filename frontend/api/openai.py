@@ -7,6 +7,7 @@ removed. Sampled by default. Every stream ends with `data: [DONE]`, except one t
 
 import secrets
 import time
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -26,7 +27,7 @@ from ..parsers.deltas import (
     join,
 )
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import decode_body, encode_json, json_response
+from ..wire.body import Payload, encode_json, json_reply
 from ..wire.schema import ChatBody, Json, OpenAiBody
 from ..wire.sse import KEEP_ALIVE, error_json, stream_reply
 
@@ -36,15 +37,18 @@ _OPENING = b'"delta":{"role":"assistant","content":""}'
 _EMPTY = b'"delta":{}'
 
 
-async def chat(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def chat(frontend: Frontend, request: web.Request, payload: Payload) -> web.StreamResponse:
     """POST /v1/chat/completions: the next message of a conversation."""
-    body = decode_body(data, ChatBody)
-    with await open_chat(frontend, request, chat_request(body, frontend.facts)) as job:
+    build = partial(chat_request, facts=frontend.facts)
+    body, conversation = await payload.decode(ChatBody, build, "messages", "tools")
+    opening = open_chat(frontend, request, conversation)
+    del conversation  # it may be large, and the reply may take long
+    with await opening as job:
         writer = _ChatWriter(body, job)
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
-        return json_response(writer.whole_reply())
+        return await json_reply(job, writer.whole_reply)
 
 
 class ChunkWriter:

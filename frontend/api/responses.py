@@ -8,6 +8,7 @@ that does not stream is the response after the same steps.
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from ..context import Frontend
 from ..engine.job import Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
 from ..text.detokenize import DecodedToken, Vocabulary
-from ..wire.body import decode_body, encode_json, json_response
+from ..wire.body import Payload, encode_json, json_reply
 from ..wire.schema import Json, spelled
 from ..wire.sse import KEEP_ALIVE, stream_reply
 from .openai import chat_logprobs
@@ -40,11 +41,16 @@ _ECHOED = (
 )
 
 
-async def responses(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def responses(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /v1/responses: the next items of a conversation. Nothing is stored."""
-    body = decode_body(data, ResponsesBody)
+    build = partial(responses_chat, facts=frontend.facts)
     with spelled(_NAMES):
-        opened = await open_chat(frontend, request, responses_chat(body, frontend.facts))
+        body, conversation = await payload.decode(ResponsesBody, build, "input")
+        opening = open_chat(frontend, request, conversation)
+        del conversation
+        opened = await opening
     with opened as job:
         writer = ResponseWriter(body, frontend.tokenizer.vocabulary, job.usage)
         if body.stream:
@@ -53,7 +59,7 @@ async def responses(frontend: Frontend, request: web.Request, data: bytes) -> we
             for reply in await job.receive():
                 writer.add(reply)
         writer.end()
-        return json_response(writer.response)
+        return await json_reply(job, lambda: writer.response)
 
 
 class ResponseWriter:

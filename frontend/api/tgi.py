@@ -5,6 +5,7 @@ the model (typical_p, truncate, watermark, ...) are ignored. The best of several
 with the highest mean log-probability.
 """
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from aiohttp import web
 from msgspec import Struct
 
 from ..context import Frontend
-from ..wire.body import decode_body, json_response
+from ..engine.job import Job
+from ..text.detokenize import TextStream
+from ..wire.body import Payload, json_reply
 from ..wire.schema import (
     GenerateBody,
     GenerateParameters,
@@ -21,7 +24,7 @@ from ..wire.schema import (
     StopSequences,
     spelled,
 )
-from .generate import GenerateWriter, open_generate, stream_events
+from .generate import Checked, GenerateWriter, check, open_generate, stream_events
 
 _NAMES = {"parameters.best_of": "num_beam"}
 
@@ -45,24 +48,25 @@ class TgiBody(Struct):
     stream: bool | None = None  # read by / only
 
 
-async def generate(frontend: Frontend, request: web.Request, data: bytes) -> web.StreamResponse:
+async def generate(
+    frontend: Frontend, request: web.Request, payload: Payload
+) -> web.StreamResponse:
     """POST /generate: all text at once."""
-    return await _whole(frontend, request, decode_body(data, TgiBody))
+    return await _reply(frontend, request, payload, stream=False)
 
 
 async def generate_stream(
-    frontend: Frontend, request: web.Request, data: bytes
+    frontend: Frontend, request: web.Request, payload: Payload
 ) -> web.StreamResponse:
     """POST /generate_stream: one event per token, the last one with the whole text."""
-    return await _stream(frontend, request, decode_body(data, TgiBody))
+    return await _reply(frontend, request, payload, stream=True)
 
 
 async def generate_either(
-    frontend: Frontend, request: web.Request, data: bytes
+    frontend: Frontend, request: web.Request, payload: Payload
 ) -> web.StreamResponse:
     """POST /: /generate or /generate_stream, as `stream` in the body says."""
-    body = decode_body(data, TgiBody)
-    return await (_stream if body.stream else _whole)(frontend, request, body)
+    return await _reply(frontend, request, payload, stream=None)
 
 
 def translate(body: TgiBody) -> GenerateBody:
@@ -77,43 +81,56 @@ def translate(body: TgiBody) -> GenerateBody:
     return GenerateBody(body.inputs, parameters, body.multimodal_params)
 
 
-async def _whole(frontend: Frontend, request: web.Request, body: TgiBody) -> web.StreamResponse:
-    translated = translate(body)
+async def _reply(
+    frontend: Frontend, request: web.Request, payload: Payload, stream: bool | None
+) -> web.StreamResponse:
+    """`stream` None: as the body says."""
+
+    def build(body: TgiBody) -> tuple[GenerateBody, Checked]:
+        translated = translate(body)
+        checked = check(frontend, translated)
+        translated.inputs = ""
+        return translated, checked
+
     with spelled(_NAMES):
-        opened = await open_generate(frontend, request, translated)
+        body, (translated, checked) = await payload.decode(TgiBody, build, "inputs")
+        opening = open_generate(frontend, request, checked)
+        del checked
+        if body.stream if stream is None else stream:
+            return await stream_events(translated, opening, is_tgi=True)
+        opened = await opening
     with opened as job:
         await job.run()
-        writer = GenerateWriter(job)
-        beams: list[Json] = []
-        details = []
-        logprobs = []
-        for reply in job.replies:
-            text, tokens = reply.stream.take()
-            details.append(writer.details(reply, tokens))
-            logprobs.append(writer.logprobs(tokens))
-            beams.append(
-                {
-                    "generated_text": text,
-                    "finish_reason": reply.finish_reason,
-                    "generated_tokens": reply.stream.num_tokens,
-                    "logprob": details[-1][-1]["cumlogprob"] if tokens else -9999.0,
-                }
-            )
-        best = max(range(len(beams)), key=lambda n: beams[n]["logprob"])
-        result: Json = {"generated_text": beams[best]["generated_text"]}
-        if translated.parameters and translated.parameters.return_details:
-            result["details"] = {
-                "generated_tokens": beams[best]["generated_tokens"],
-                "finish_reason": beams[best]["finish_reason"],
-                "tokens": details[best],
-                "prompt_tokens": len(job.prompts[0]),
-                "beam_sequences": beams,
+        return await json_reply(job, partial(_whole_reply, translated, job))
+
+
+def _whole_reply(body: GenerateBody, job: Job[TextStream]) -> Any:
+    writer = GenerateWriter(job)
+    beams: list[Json] = []
+    details = []
+    logprobs = []
+    for reply in job.replies:
+        text, tokens = reply.stream.take()
+        details.append(writer.details(reply, tokens))
+        logprobs.append(writer.logprobs(tokens))
+        beams.append(
+            {
+                "generated_text": text,
+                "finish_reason": reply.finish_reason,
+                "generated_tokens": reply.stream.num_tokens,
+                "logprob": details[-1][-1]["cumlogprob"] if tokens else -9999.0,
             }
-        result["logprobs"] = logprobs[best]
-        result |= writer.prompt_logprobs(job.replies[best])
-    return json_response([result] if frontend.config.return_list else result)
-
-
-async def _stream(frontend: Frontend, request: web.Request, body: TgiBody) -> web.StreamResponse:
-    with spelled(_NAMES):
-        return await stream_events(frontend, request, translate(body), is_tgi=True)
+        )
+    best = max(range(len(beams)), key=lambda n: beams[n]["logprob"])
+    result: Json = {"generated_text": beams[best]["generated_text"]}
+    if body.parameters and body.parameters.return_details:
+        result["details"] = {
+            "generated_tokens": beams[best]["generated_tokens"],
+            "finish_reason": beams[best]["finish_reason"],
+            "tokens": details[best],
+            "prompt_tokens": job.prompt_lengths[0],
+            "beam_sequences": beams,
+        }
+    result["logprobs"] = logprobs[best]
+    result |= writer.prompt_logprobs(job.replies[best])
+    return [result] if job.frontend.config.return_list else result

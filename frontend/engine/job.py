@@ -25,6 +25,9 @@ from .constraints import ToolRules, constraint_for
 from .metrics import RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec
 
+_MAX_IDS = 1 << 20  # that one request sends to the scheduler; encoding them takes some 10 ms
+_MANY_TOKENS, _MANY_LOGPROBS = 10_000, 2_000
+_ID_BYTES, _LOGPROB_BYTES = 36, 130  # memory of one in a list
 logger = logging.getLogger(__name__)
 
 
@@ -100,6 +103,8 @@ async def open_job(
     max_total = frontend.client.max_req_total_len
     if len(prompts) * spec.n > MAX_SEQUENCES:
         raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
+    if len(prompts) * spec.n > 1:
+        _check_total(prompts, spec, max_total, prompt_field)
     sequences = []
     for prompt in prompts:
         if not 0 < len(prompt) < max_total:
@@ -116,9 +121,30 @@ async def open_job(
     )
     if spec.grammar is not None:
         frontend.grammars.hold(spec.grammar.name)
+    context.drop()
+    lengths = [len(prompt) for prompt in prompts]
+    if spec.sampling.num_prompt_logprobs < 0:
+        prompts = []
+    context.hold(_ID_BYTES * sum(map(len, prompts)))
     replies = [Reply(index, stream) for index, stream in enumerate(streams)]
-    context.job = Job(frontend, request, prompts, spec, generation, replies, _elapsed_s(request))
+    submitted_s = _elapsed_s(request)
+    context.job = Job(frontend, request, prompts, lengths, spec, generation, replies, submitted_s)
     return context.job
+
+
+def _check_total(
+    prompts: list[list[int]], spec: GenerationSpec, max_total: int, field: str
+) -> None:
+    """Raises RequestError when the sequences of one request have too many ids together."""
+    biases = len(spec.sampling.allowed_token_ids) + len(spec.sampling.logit_bias)
+    total = spec.n * sum(len(prompt) + biases for prompt in prompts)
+    limit = max(_MAX_IDS, 8 * max_total)
+    if total > limit:
+        raise wrong(
+            field,
+            f"{total} token ids in all sequences of the request together, with those of "
+            f"allowed_token_ids and logit_bias; at most {limit}",
+        )
 
 
 def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
@@ -145,12 +171,20 @@ class Job(Generic[S]):
 
     frontend: Frontend
     request: web.Request
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # only if a reply repeats them
+    prompt_lengths: list[int]
     spec: GenerationSpec
     generation: Generation
     replies: list[Reply[S]]
     submitted_s: float  # this and the next are durations since the request arrived
     first_token_s: float | None = None
+    num_logprobs: int = 0  # received
+
+    @property
+    def is_large(self) -> bool:
+        """Whether writing the replies as one takes long."""
+        num_tokens = sum(reply.stream.num_tokens for reply in self.replies)
+        return num_tokens > _MANY_TOKENS or self.num_logprobs > _MANY_LOGPROBS
 
     @property
     def is_open(self) -> bool:
@@ -174,7 +208,7 @@ class Job(Generic[S]):
         """Counts so far; final when nothing is open."""
         firsts = self.replies[:: self.spec.n]
         return Usage(
-            prompt_tokens=sum(len(prompt) for prompt in self.prompts),
+            prompt_tokens=sum(self.prompt_lengths),
             output_tokens=sum(reply.stream.num_tokens for reply in self.replies),
             cached_tokens=sum(self.cached_tokens(reply) for reply in firsts),
             reasoning_tokens=sum(reply.stream.num_reasoning_tokens for reply in self.replies),
@@ -190,7 +224,9 @@ class Job(Generic[S]):
         reply = self.replies[output.index]
         stream = reply.stream
         stream.add(output.token_ids, output.logprobs)
-        reply.prompt_logprobs += output.prompt_logprobs
+        if output.logprobs or output.prompt_logprobs:
+            self._hold(output.logprobs + output.prompt_logprobs)
+            reply.prompt_logprobs += output.prompt_logprobs
         if output.finished is not None:
             reply.finished = output.finished
             if stream.finish_reason is None:
@@ -200,6 +236,15 @@ class Job(Generic[S]):
             stream.must_abort = False
             self.generation.abort(output.index)
         return reply
+
+    def _hold(self, logprobs: list[TokenLogprob]) -> None:
+        """Count log-probabilities, which are kept until the reply is written. Raises
+        OverloadedError when they are too many."""
+        num_logprobs = sum(1 + len(entry.top) for entry in logprobs)
+        self.num_logprobs += num_logprobs
+        context = self.request[CONTEXT]
+        if context.stream is None:  # a stream writes them at once
+            context.hold(_LOGPROB_BYTES * num_logprobs)
 
     def _raise_if_failed(self, finished: Finished) -> None:
         message = finished.message or f"the engine ended the request: {finished.reason}"

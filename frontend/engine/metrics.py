@@ -6,7 +6,6 @@ reaches one of them, so each labels its metrics with its number; the sum over `f
 total.
 """
 
-import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,6 +134,8 @@ class Metrics:
             ).labels(**self._labels)
             for name, text in _COUNTERS.items()
         }
+        self.requests = self._counters["request_count"]
+        self.failures = self._counters["request_failure"]
         self._histograms = {
             attribute: self._histogram(name, text, buckets or lengths)
             for name, attribute, text, buckets in _HISTOGRAMS
@@ -146,18 +147,6 @@ class Metrics:
             registry=self.registry,
         ).labels(**self._labels)
         self.registry.register(_EngineCollector(client, engine_labels, config.page_size))
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        """Counts a generating request and its failure. A disconnected client is no failure."""
-        self._counters["request_count"].inc()
-        try:
-            yield
-        except ConnectionError:
-            raise
-        except Exception:
-            self._counters["request_failure"].inc()
-            raise
 
     def observe(self, record: RequestRecord) -> None:
         """One request was answered."""

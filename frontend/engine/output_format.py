@@ -24,19 +24,12 @@ _STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
     "json_object": "json_object",
 }
 _HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it, without effect
-_ALL_FIELDS = (*_FIELDS, "structured_outputs", "response_format")
 
 
 def output_format(fields: SamplingFields, prefix: str = "") -> OutputFormat | None:
     """The format that a request demands; None for free text. `prefix` stands before the fields'
     names in errors. Raises RequestError for wrong values and for formats that exclude each
     other."""
-    if all(getattr(fields, name, None) is None for name in _ALL_FIELDS):
-        return None
-    return _only_format(fields, prefix)
-
-
-def _only_format(fields: SamplingFields, prefix: str) -> OutputFormat | None:
     formats = [
         _format(prefix + name, kind, getattr(fields, name))
         for name, kind in _FIELDS.items()

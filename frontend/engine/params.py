@@ -107,7 +107,7 @@ def generate_spec(body: GenerateBody, facts: ModelFacts) -> GenerationSpec:
     if any((body.multimodal_params or {}).values()):
         raise wrong("multimodal_params", "this model reads text only")
     fields = body.parameters or GenerateParameters()
-    form = output_format(fields, "parameters.")
+    form = output_format(fields, "parameters.") if fields.has_format else None
     if fields.best_of is not None and fields.n is not None and fields.n != fields.best_of:
         raise wrong("parameters.n", f"must equal best_of ({fields.best_of})")
     num_prompt_logprobs = _first(fields.prompt_logprobs, -1)
@@ -150,7 +150,7 @@ def openai_spec(
     Raises RequestError."""
     facts.check_model(body.model)
     refuse(body, UNSUPPORTED)
-    form = output_format(body)
+    form = output_format(body) if body.has_format else None
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise wrong("best_of", f"must equal n ({body.n or 1})")
     max_new, min_new = max_tokens or 65536, body.min_tokens or 0

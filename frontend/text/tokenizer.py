@@ -82,7 +82,7 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of `text`. Raises RequestError naming `field` when it is far too long."""
         check_text_length(len(text), field, max_tokens)
-        return await self._run(lambda: self._encode(text, add_special_tokens))
+        return await self.run(lambda: self._encode(text, add_special_tokens))
 
     async def encode_chat(
         self,
@@ -112,7 +112,7 @@ class Tokenizer:
         loop = asyncio.get_running_loop()
         text = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
         check_text_length(len(text), "messages", max_tokens)
-        return await self._run(lambda: self._encode(text, add_special_tokens=False))
+        return await self.run(lambda: self._encode(text, add_special_tokens=False))
 
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""
@@ -133,7 +133,8 @@ class Tokenizer:
             self._renderer.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(self, job: Callable[[], T]) -> T:
+    async def run(self, job: Callable[[], T]) -> T:
+        """Run a job in the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:

@@ -2,17 +2,27 @@
 
 import asyncio
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from ...shared.errors import OverloadedError, RequestError
-from ..context import FRONTEND
+from ...shared.errors import RequestError
+from ..context import CONTEXT, FRONTEND
+from .connection import Expects
+from .shape import Shape
+
+if TYPE_CHECKING:  # `engine/job.py` imports this folder
+    from ..engine.job import Job
 
 Body = TypeVar("Body")
 BODY_TIMEOUT_S = 60.0
-_MAX_BODIES = 16  # bodies of the maximum size that may be incomplete in memory at a time
+SMALL_BYTES = 64 << 10  # bodies up to this size are decoded at once
+_MANY = 1024  # a longer list has short elements
+T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
 
 
@@ -21,12 +31,32 @@ def json_response(value: Any, status: int = 200) -> web.Response:
     return web.Response(body=encode_json(value), status=status, content_type="application/json")
 
 
-async def read_body(request: web.Request) -> bytes:
+async def json_reply(job: "Job[Any]", make: Callable[[], Any]) -> web.Response:
+    """The reply that `make` builds. If it is large, other requests are served meanwhile."""
+    if not job.is_large:
+        return json_response(make())
+    loop = asyncio.get_running_loop()
+    body = await loop.run_in_executor(job.frontend.heavy, lambda: _encode_in_parts(make()))
+    return web.Response(body=body, content_type="application/json")
+
+
+def _encode_in_parts(value: Any) -> bytes:
+    """JSON, encoded by many short calls: each of them keeps other threads from running."""
+    if isinstance(value, dict):
+        members = [encode_json(k) + b":" + _encode_in_parts(v) for k, v in value.items()]
+        return b"{" + b",".join(members) + b"}"
+    if isinstance(value, list):
+        encode = encode_json if len(value) > _MANY else _encode_in_parts
+        return b"[" + b",".join(map(encode, value)) + b"]"
+    return encode_json(value)
+
+
+async def read_body(request: web.Request) -> "Payload":
     """The whole body.
 
     Refuses a compressed body (400), one that is too large (413; before reading it if its length
-    is known), one that takes too long to arrive (408), and any body while clients that send
-    slowly already hold too much memory (429).
+    is known), one that takes too long to arrive (408), and any body while too much is held for
+    this client or for all (429).
     """
     encoding = request.headers.get("Content-Encoding", "identity")
     if encoding != "identity":
@@ -34,22 +64,59 @@ async def read_body(request: web.Request) -> bytes:
     size, limit = request.content_length or 0, request.client_max_size
     if size > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
-    frontend = request.app[FRONTEND]
+    context, frontend = request[CONTEXT], request.app[FRONTEND]
+    context.connection.expect(Expects.BODY)
     body = bytearray()
+    shape: Shape | None = None
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             async for chunk in request.content.iter_any():
+                context.hold(len(chunk))
                 body += chunk
-                frontend.num_body_bytes += len(chunk)
                 if len(body) > limit:
                     raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=len(body))
-                if frontend.num_body_bytes > _MAX_BODIES * limit:
-                    raise OverloadedError("too many request bodies are on their way", None, 1.0)
+                if shape is not None:
+                    shape.add(chunk)
+                elif len(body) > SMALL_BYTES:
+                    shape = Shape(frontend.body_limits)
+                    shape.add(bytes(body))
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
-    finally:
-        frontend.num_body_bytes -= len(body)
-    return bytes(body)
+    context.connection.expect(Expects.NOTHING)
+    context.num_body_bytes = len(body)
+    if shape is not None:
+        context.hold(shape.num_bytes)
+    return Payload(bytes(body), frontend.heavy)
+
+
+class Payload:
+    """The bytes of a body, until they are decoded."""
+
+    def __init__(self, data: bytes, heavy: Executor) -> None:
+        self._data, self._heavy = data, heavy
+
+    async def decode(
+        self, kind: type[Body], build: Callable[[Body], T], *forget: str
+    ) -> tuple[Body, T]:
+        """The typed body, and what `build` makes of it. The bytes and the fields `forget` are
+        dropped. If the bytes are many, other requests are served meanwhile. Raises RequestError
+        naming the field that is wrong, and what `build` raises."""
+        data, self._data = self._data, b""
+        job = partial(_build, data, kind, build, forget)
+        if len(data) <= SMALL_BYTES:
+            return job()
+        del data
+        return await asyncio.get_running_loop().run_in_executor(self._heavy, job)
+
+
+def _build(
+    data: bytes, kind: type[Body], build: Callable[[Body], T], forget: tuple[str, ...]
+) -> tuple[Body, T]:
+    body = decode_body(data, kind)
+    result = build(body)
+    for name in forget:
+        setattr(body, name, None)
+    return body, result
 
 
 def decode_body(data: bytes, kind: type[Body]) -> Body:

@@ -4,6 +4,12 @@ Anthropic's error object on Anthropic's paths; on all others OpenAI's, with Ligh
 `message` beside it.
 """
 
+import math
+
+import msgspec
+from aiohttp.helpers import rfc822_formatted_time
+
+from ...shared.errors import HttpError
 from .schema import Json
 
 _ANTHROPIC_PATH = "/v1/messages"
@@ -41,3 +47,19 @@ def anthropic_error(status: int, message: str) -> Json:
     other = "api_error" if status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(status, other)
     return {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def refusal_bytes(path: str, error: HttpError, request_id: str) -> bytes:
+    """The whole HTTP reply to a request of `path` that is refused before it is parsed."""
+    fields = error_body(path, error.status, str(error), error.type, error.field, request_id)
+    body = msgspec.json.encode(fields)
+    return (
+        b"HTTP/1.1 %d Refused\r\n" % error.status
+        + (
+            f"X-Request-Id: {request_id}\r\n"
+            f"Retry-After: {max(1, math.ceil(error.retry_after_s))}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            f"Date: {rfc822_formatted_time()}\r\nServer: glimmer\r\n\r\n"
+        ).encode()
+        + body
+    )

@@ -36,6 +36,10 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Tools = Annotated[list[dict[str, Any]], Meta(max_length=1024)]
 Json = dict[str, Any]
 
+FORMAT_FIELDS = (
+    *("guided_json", "guided_grammar", "guided_regex", "guided_choice"),
+    *("structured_outputs", "regular_constraint", "response_format"),
+)
 UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that changes nothing
     "bad_words": [],
     "include_stop_str_in_output": False,
@@ -76,6 +80,11 @@ class SamplingFields(Struct):
     guided_choice: Any = None
     structured_outputs: Any = None
     regular_constraint: Any = None
+
+    @property
+    def has_format(self) -> bool:
+        """Whether a field constrains the text of the reply."""
+        return any(getattr(self, name, None) is not None for name in FORMAT_FIELDS)
 
 
 class GenerateParameters(SamplingFields):

@@ -14,6 +14,8 @@ from glimmer.shared.errors import OverloadedError
 from hypothesis import given
 from hypothesis import strategies as st
 
+NO_CONNECTION: Any = None
+
 
 @dataclass
 class FakeJob:
@@ -39,7 +41,7 @@ class Bench:
 
     @contextlib.contextmanager
     def request(self, num_prompt_tokens: int = 0) -> Iterator[FakeJob]:
-        context, job = RequestContext("x", self.now), FakeJob()
+        context, job = RequestContext("x", self.now, NO_CONNECTION), FakeJob()
         with self.meter.admitted(context):
             charge = context.charge
             assert isinstance(charge, Charge)
@@ -120,7 +122,7 @@ def test_prompts_and_outputs_come_from_the_tokens_of_a_minute() -> None:
 
 def test_requests_that_begin_together_do_not_all_overdraw() -> None:
     bench = Bench(Limits(tokens_per_minute=100))
-    contexts = [RequestContext(str(n), 0.0) for n in range(3)]
+    contexts = [RequestContext(str(n), 0.0, NO_CONNECTION) for n in range(3)]
     with contextlib.ExitStack() as stack:
         for context in contexts:  # all are being tokenized
             stack.enter_context(bench.meter.admitted(context))

@@ -121,22 +121,23 @@ async def test_many_clients_that_go_away_cost_no_more_aborts_than_requests(serve
 async def test_losing_the_engine_mid_stream_is_an_error_event_without_done(server: Any) -> None:
     server.engine.manual = True
     body = {"messages": [{"role": "user", "content": "x"}], "stream": True}
-    waiting = asyncio.create_task(server.stream("/v1/chat/completions", body))
+    url, session = server.url, server.session
+    chat_head = asyncio.create_task(session.post(url + "/v1/chat/completions", json=body))
     plain = asyncio.create_task(server.post("/generate", {"inputs": "x"}))
-    light = asyncio.create_task(server.stream("/generate_stream", {"inputs": "x"}))
+    light_head = asyncio.create_task(session.post(url + "/generate_stream", json={"inputs": "x"}))
     submits = await server.engine.submitted(3)
     for submit in submits:
         server.engine.tokens(submit, server.engine.output_ids[:1])
-    await server.settle(lambda: len(server.frontend.stalls.streams) == 2)
+    chat, light = await chat_head, await light_head  # both streams are open
     server.engine.lose("SIGKILL")
-    data = await waiting
+    data = await chat.read()
     error = (
         b'{"error":{"message":"the engine was lost: SIGKILL","type":"server_error",'
         b'"code":"stream_error"}}'
     )
     assert data.endswith(b"\n\ndata: " + error + b"\n\n")
     assert b"[DONE]" not in data
-    assert (await light).endswith(b"\n\ndata:" + error + b"\n\n")
+    assert (await light.read()).endswith(b"\n\ndata:" + error + b"\n\n")
     status, reply = await plain
     assert (status, reply["error"]["code"]) == (503, 503)
     async with server.session.post(server.url + "/generate", json={"inputs": "x"}) as refused:

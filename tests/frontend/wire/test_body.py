@@ -54,14 +54,19 @@ async def test_bodies_that_never_arrive_time_out(
     await writer.wait_closed()
 
 
-async def test_half_sent_bodies_take_bounded_memory(server: Any) -> None:
+async def test_half_sent_bodies_take_bounded_memory(start: Any) -> None:
+    server = await start(max_client_mb=16.0)
+
+    def held() -> int:
+        return server.frontend.connections.budget.held
+
     port = int(server.url.rsplit(":", 1)[1])
     head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 1048576\r\n\r\n"
     slow = []
     for _ in range(16):  # of 1 MB each, but for the last byte
         slow.append((await asyncio.open_connection("127.0.0.1", port))[1])
         slow[-1].write(head + b" " * (1048576 - 1))
-    await server.settle(lambda: server.frontend.num_body_bytes == 16 * (1048576 - 1))
+    await server.settle(lambda: held() == 16 * (1048576 - 1))
     answer = await server.exchange(head + b" " * 100)
     assert answer.startswith(b"HTTP/1.1 429")
     assert b"Retry-After: 1" in answer
@@ -69,4 +74,4 @@ async def test_half_sent_bodies_take_bounded_memory(server: Any) -> None:
     assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
     for writer in slow:
         writer.close()
-    await server.settle(lambda: server.frontend.num_body_bytes == 0)
+    await server.settle(lambda: held() == 0)
