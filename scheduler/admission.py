@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from functools import cached_property
 from operator import attrgetter
+from typing import Protocol
 
 from ..shared.config import ServeConfig
 from ..shared.messages import Submit
@@ -22,6 +23,7 @@ _FIRST_SHARE = 1 / 16  # this share of all KV tokens if that is less
 _LEARNING_RATE = 0.05
 _MAX_RETRY_S = 60.0
 _MAX_INTERVAL_NS = 10_000_000_000
+_SHARE_OF_FREE = 4  # one user alone can fill 4/5 of the queue
 _QUEUE_KEY = attrgetter("queue_key")
 
 
@@ -55,6 +57,11 @@ class WaitingQueue:
         del self._requests[index]
         self.num_tokens -= request.num_prompt_tokens
 
+    def share_of(self, tenant: str) -> tuple[int, int]:
+        """Requests of a user in the queue, and their prompt tokens. All requests are one user's:
+        `FairQueue` has a queue for each."""
+        return len(self._requests), self.num_tokens
+
     def expired(self, now_ns: int) -> list[Request]:
         """Requests whose wait is over. They stay in the queue until they are removed."""
         if not self._next_deadline_ns or now_ns < self._next_deadline_ns:
@@ -73,6 +80,16 @@ class WaitingQueue:
         has_row = any(r.row >= 0 or r.table.pages for r in self._requests)
         assert not has_row, "queued but has a row"
         return self._requests.copy()
+
+
+class Queue(Protocol):
+    """A `WaitingQueue`, or a `FairQueue` of several of them."""
+
+    @property
+    def num_tokens(self) -> int: ...
+    def __len__(self) -> int: ...
+    def share_of(self, tenant: str) -> tuple[int, int]: ...
+    def push(self, request: Request) -> None: ...
 
 
 class Admission:
@@ -119,20 +136,30 @@ class Admission:
             return Ending("length")
         return None
 
-    def refuse(self, request: Request, waiting: WaitingQueue) -> Ending | None:
+    def refuse(self, request: Request, waiting: Queue) -> Ending | None:
         """Returns an Ending for a new request that must not enter the queue."""
         if self.draining:
             return Ending("overloaded", "the server is shutting down", retry_after_s=1.0)
-        ending = self.fit_length(request)
-        if ending is not None:
+        if (ending := self.fit_length(request)) is not None:
             return ending
-        config = self._config
         num_waiting = len(waiting)
-        if num_waiting >= config.max_queued_requests:
+        if num_waiting >= self._config.max_queued_requests:
             return self._overloaded(f"{num_waiting} requests are waiting", num_waiting)
         num_tokens = waiting.num_tokens + request.num_prompt_tokens
-        if num_waiting and num_tokens > config.max_queued_tokens:
+        if num_waiting and num_tokens > self._config.max_queued_tokens:
             return self._overloaded(f"{waiting.num_tokens} prompt tokens are waiting", num_waiting)
+        return self._exceeds_share(request, waiting) if request.tenant else None
+
+    def _exceeds_share(self, request: Request, waiting: Queue) -> Ending | None:
+        """One user may take a multiple of what is free, so some always stays free for others."""
+        num_own, own_tokens = waiting.share_of(request.tenant)
+        num_free = self._config.max_queued_requests - len(waiting)
+        free_tokens = self._config.max_queued_tokens - waiting.num_tokens
+        if num_own >= _SHARE_OF_FREE * num_free:
+            return self._overloaded(f"{num_own} requests of this key are waiting", num_own)
+        own_tokens += request.num_prompt_tokens
+        if num_own and own_tokens > _SHARE_OF_FREE * free_tokens:
+            return self._overloaded("too many prompt tokens of this key are waiting", num_own)
         return None
 
     def timed_out(self, num_waiting: int) -> Ending:

@@ -34,6 +34,7 @@ from ..shared.messages import (
 from .admission import Admission, Forecast, WaitingQueue, choose_victim
 from .batch import Outcome, SentStep, StepBuilder, StepLimits
 from .draft import DraftPolicy
+from .fairness import FairQueue
 from .grammars import Grammars
 from .losses import Frontends, blame, requeue
 from .request import Ending, Request, RequestState
@@ -69,7 +70,7 @@ class Scheduler:
         self._stats = Stats()
         self.workers = WorkerGroup(config, self._limits.max_rows, first_epoch)
         self._requests: dict[int, Request] = {}  # every live one, by id
-        self._waiting = WaitingQueue()
+        self._waiting: FairQueue | WaitingQueue = FairQueue() if config.has_keys else WaitingQueue()
         self._running: list[Request] = []  # those with a row, sorted by age_key
         self._outbox: list[Outgoing] = []
         self._now_ns = 0

@@ -7,13 +7,13 @@ tokens, so a stream goes on where it was.
 
 from collections.abc import Iterable
 
-from .admission import WaitingQueue
+from .admission import Queue
 from .request import Ending, Request, RequestState
 
 MAX_WORKER_LOSSES = 2  # a request that ran in so many groups that died may be the cause
 
 
-def requeue(requests: Iterable[Request], waiting: WaitingQueue) -> list[Request]:
+def requeue(requests: Iterable[Request], waiting: Queue) -> list[Request]:
     """The KV of all live `requests` is gone, and no result in flight will be read. Put those that
     ran back into the queue, and return them."""
     queued_states = (RequestState.WAITING, RequestState.PAUSED)

@@ -56,6 +56,7 @@ class Request:
         self.frontend = submit.frontend
         self.sampling = submit.sampling
         self.grammar = submit.grammar
+        self.tenant = submit.tenant
         self.priority = submit.priority
         self.arrival = arrival
         self.arrival_ns = now_ns
@@ -74,7 +75,6 @@ class Request:
         self.num_accepted = 0  # outputs that were drafts
         self.num_logprob_positions = 1  # prompt logprobs were sent for all positions below this
         self.table = PageTable(self.tokens, submit.cache_salt if uses_cache else None)
-
         # For the queue
         self.pages_needed = 0  # pages that were missing when it was last looked at
         self.overtaken = 0  # requests that started before this one while it did not fit

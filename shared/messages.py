@@ -60,7 +60,7 @@ class Submit(Message, frozen=True):
     priority: int = 0  # lower runs earlier; equal priorities run in order of arrival
     timeout_s: float = 0.0  # longest time in the queue; 0: the server's default
     grammar: Grammar | None = None
-    tenant: str = ""  # whose request it is; "": there are no API keys
+    tenant: str = ""  # users (names of API keys) get equal shares; "": without keys
 
 
 class Abort(Message, frozen=True):

@@ -72,7 +72,7 @@ class Knobs:
     crowds: bool  # many samples of one long prompt in small chunks: expect waits for prefixes
 
     @classmethod
-    def draw(cls, rng: random.Random) -> "Knobs":
+    def draw(cls, rng: random.Random, api_key: tuple[str, ...]) -> "Knobs":
         page_size = rng.choice((1, 2, 4, 16))
         limit = rng.choice((24, 40, 64))
         least = -(-limit // page_size) + 1
@@ -102,6 +102,7 @@ class Knobs:
             step_timeout_s=STEP_TIMEOUT_S,
             mtp_step=rng.choice((0, 0, 1, 2, 4, 7)),
             mtp_fixed_step=rng.random() < 0.3,
+            api_key=api_key,
         )
         return cls(
             config=config,
@@ -239,7 +240,9 @@ class SimWorld:
         self.rng = random.Random(seed)
         self.grammar_rng = random.Random(~seed)
         self.flush_rng = random.Random(seed + (1 << 32))
-        self.knobs = Knobs.draw(self.rng)
+        self.tenant_rng = random.Random(seed + (2 << 32))
+        self.tenants = self.tenant_rng.choice(("", "", "a", "abc"))
+        self.knobs = Knobs.draw(self.rng, ("0" * 64,) * bool(self.tenants))
         self.core = Scheduler(self.knobs.config)
         self.now_ns = 1_000 * MS
         self.end_active_ns = self.now_ns + self.knobs.active_ms * MS
@@ -531,6 +534,7 @@ class SimWorld:
             priority=rng.choice((0, 0, 0, 1, -1)),
             timeout_s=rng.choice((0.0, 0.0, 0.0, 0.03)),
             grammar=self._maybe_grammar(),
+            tenant=self.tenant_rng.choice(self.tenants or ("",)),
         )
         abort = rng.random() < self.knobs.abort_share
         client = Client(submit, salt, 0, rng.randrange(6) if abort else None)
