@@ -49,9 +49,7 @@ class Frontend:
     def check_accepting(self) -> None:
         """Raises UnavailableError unless new requests can be taken."""
         reason = self.client.state.why_not_ready()
-        if (
-            reason and reason != "engine restarting"
-        ):  # while it restarts, requests wait in the queue
+        if reason not in ("", "engine restarting"):  # while it restarts, requests wait in the queue
             raise UnavailableError(f"not accepting requests: {reason}", None, RETRY_AFTER_S)
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import math
 import sys
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 from typing import Protocol
@@ -140,7 +141,7 @@ class Admission:
         """Returns an Ending for a new request that must not enter the queue."""
         if self.draining:
             return Ending("overloaded", "the server is shutting down", retry_after_s=1.0)
-        if (ending := self.fit_length(request)) is not None:
+        if ending := self.fit_length(request):
             return ending
         num_waiting = len(waiting)
         if num_waiting >= self._config.max_queued_requests:
@@ -204,19 +205,19 @@ class Admission:
         return min(longest, int(guess))
 
 
+@dataclass
 class Forecast:
     """Expected KV use of the running requests. They are looked at once, when first needed; `add`
     takes in requests that start in the same step."""
 
-    def __init__(self, admission: Admission, memory: Memory, running: Sequence[Request]) -> None:
-        self._admission = admission
-        self._memory = memory
-        self._running = running
+    admission: Admission
+    memory: Memory
+    running: Sequence[Request]
 
     @cached_property
     def rows(self) -> list[tuple[int, int]]:
         """(expected growth, tokens of pages not shared) of each request."""
-        return [self._row(request) for request in self._running]
+        return [self._row(request) for request in self.running]
 
     @cached_property
     def growth(self) -> int:
@@ -225,18 +226,18 @@ class Forecast:
 
     def _row(self, request: Request) -> tuple[int, int]:
         num_own_pages = len(request.table.pages) - request.table.num_shared
-        growth = self._admission.expected_growth(request)
-        return growth, num_own_pages * self._memory.page_size
+        growth = self.admission.expected_growth(request)
+        return growth, num_own_pages * self.memory.page_size
 
     def _in_use(self) -> int:
-        return (self._memory.num_pages - self._memory.num_available) * self._memory.page_size
+        return (self.memory.num_pages - self.memory.num_available) * self.memory.page_size
 
     def can_start(self, request: Request, num_needed: int) -> bool:
         """Whether `request`, which takes `num_needed` more pages now, should start beside the
         others."""
-        growth = self._admission.expected_growth(request)
-        used = num_needed * self._memory.page_size
-        capacity = self._memory.num_pages * self._memory.page_size
+        growth = self.admission.expected_growth(request)
+        used = num_needed * self.memory.page_size
+        capacity = self.memory.num_pages * self.memory.page_size
         if self._in_use() + used + self.growth + growth <= capacity:
             return True  # even if all were longest at the same time
         return self.peak((growth, used)) <= capacity

@@ -5,6 +5,7 @@ them. `core.py` decides which requests are offered to it, and in which order. A 
 the requests of a plan until its result arrives; an `Outcome` reads the result.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -206,9 +207,8 @@ def fits(sent: SentStep, result: StepResult) -> bool:
         return False
     if result.error or sent.is_void:
         return True
-    if len(result.rows) != len(sent.sampling):
-        return False
-    if len(result.prompt_logprobs) not in (0, len(sent.chunked)):
+    num_logprobs = len(result.prompt_logprobs)
+    if len(result.rows) != len(sent.sampling) or num_logprobs not in (0, len(sent.chunked)):
         return False
     return all(
         0 < len(row.token_ids) <= width
@@ -217,14 +217,14 @@ def fits(sent: SentStep, result: StepResult) -> bool:
     )
 
 
+@dataclass
 class Outcome:
     """The effects of a result: rows for each frontend, and the requests that end with it."""
 
-    def __init__(self) -> None:
-        self.rows: dict[int, list[TokenRow]] = {}  # by frontend
-        self.ended: list[tuple[Request, str]] = []  # with the reason
-        self.num_tokens = 0
-        self.accepted: list[int] = []  # [n]: decode rows that accepted n drafts
+    rows: dict[int, list[TokenRow]] = field(default_factory=dict)  # by frontend
+    ended: list[tuple[Request, str]] = field(default_factory=list)  # with the reason
+    num_tokens: int = 0
+    accepted: list[int] = field(default_factory=list)  # [n]: decode rows that accepted n drafts
 
     def add_tokens(self, sent: SentStep, results: list[RowResult], memory: Memory) -> None:
         """Append each row's tokens to its request, up to the one that ends it. Results of requests

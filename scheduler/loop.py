@@ -135,7 +135,7 @@ class SchedulerLoop:
         self._links = Links(child)
         self._greetings = Greetings(child.config.config_hash())
         self._next_heartbeat_ns = 0
-        self._checked = True  # pages were checked since the last request
+        self._checked = True  # pages were checked since the last message
         self._running = True
         self.steps = 0
         self.step_time_s = 0.0
@@ -171,6 +171,7 @@ class SchedulerLoop:
 
     def turn(self, inbox: list[AnyMessage]) -> None:
         """Give the core its messages, and send its plans and messages."""
+        self._checked = self._checked and not inbox
         while True:
             started = time.monotonic_ns()
             plan, outbox = self._core.step(started, inbox)
@@ -187,8 +188,6 @@ class SchedulerLoop:
             self.steps += 1
             self.step_time_s += (time.monotonic_ns() - started) / 1e9
             inbox = []
-        if self._core.num_live:
-            self._checked = False
 
     @property
     def _step_us(self) -> float:

@@ -123,7 +123,10 @@ class Receiver:
                     data = self._socket.recv(zmq.NOBLOCK)
                 except zmq.Again:
                     break
-                self._decode_into(messages, data)
+                try:
+                    messages.append(decode(data))
+                except CodecError:
+                    self.malformed += 1
         return messages
 
     def wait(self, fds: Iterable[int], timeout_s: float) -> list[int]:
@@ -135,12 +138,6 @@ class Receiver:
             poller.register(fd, zmq.POLLIN)
         events = poller.poll(int(timeout_s * 1000) + 1)
         return [fd for fd, _ in events if isinstance(fd, int)]
-
-    def _decode_into(self, messages: list[AnyMessage], data: bytes) -> None:
-        try:
-            messages.append(decode(data))
-        except CodecError:
-            self.malformed += 1
 
     def close(self) -> None:
         """Close and remove the socket file."""

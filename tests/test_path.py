@@ -6,10 +6,9 @@ import pytest
 from measure import print_path, trace
 
 ROOT = Path(__file__).parent.parent
-# The goal is 50 files and 2,900 lines.
 MAX_FILES = 49
-# 110 of them bound what a client may make the server hold (`wire/connection.py`).
-MAX_LINES = 3110
+# Over 110 of them bound what a client may make the server hold (`wire/connection.py`).
+MAX_LINES = 3060
 
 
 def test_one_streamed_chat_executes_little_code(capsys: pytest.CaptureFixture[str]) -> None:

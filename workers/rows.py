@@ -88,8 +88,6 @@ class RowTable:
             self.num_pages[row] = 0  # a later step that uses the row by mistake is refused
             self.last_hidden.pop(row, None)
             self.rules.free(row)
-        for admit in plan.admitted:
-            self._admit_on_host(admit)
         if plan.admitted:
             self._admit(plan.admitted)
         self._append_pages([*plan.admitted, *plan.appended])
@@ -117,15 +115,14 @@ class RowTable:
             self.min_tokens[row] += 1
             self.min_outputs[row] += 1
 
-    def _admit_on_host(self, admit: RowAdmit) -> None:
-        row, params = admit.row, admit.sampling
-        self.min_tokens[row] = admit.num_cached_tokens
-        self.min_outputs[row] = admit.num_output_tokens
-        self.num_pages[row] = 0
-        self.last_hidden.pop(row, None)
-        self.rules.admit(row, params, admit.counted_ids)
-
     def _admit(self, admits: Sequence[RowAdmit]) -> None:
+        for admit in admits:
+            row = admit.row
+            self.min_tokens[row] = admit.num_cached_tokens
+            self.min_outputs[row] = admit.num_output_tokens
+            self.num_pages[row] = 0
+            self.last_hidden.pop(row, None)
+            self.rules.admit(row, admit.sampling, admit.counted_ids)
         params = [admit.sampling for admit in admits]
         ints = [
             [admit.row for admit in admits],

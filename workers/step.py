@@ -184,10 +184,11 @@ class ModelRunner:
         return StepResult(plan.epoch, plan.step, step.results, step.prompt_logprobs)
 
     def _check_pages(self, plan: StepPlan) -> None:
+        num_pages = self.forward.num_pages
         parts: list[RowAdmit | PagesAppended] = [*plan.admitted, *plan.appended]
         for part in parts:
-            if part.pages and not (min(part.pages) >= 0 and max(part.pages) < self.num_pages):
-                raise ValueError(f"row {part.row}: pages {part.pages} of {self.num_pages}")
+            if part.pages and not (min(part.pages) >= 0 and max(part.pages) < num_pages):
+                raise ValueError(f"row {part.row}: pages {part.pages} of {num_pages}")
 
     def _compute(self, step: PendingStep) -> None:
         plan, rows, table = step.plan, step.rows, self.table

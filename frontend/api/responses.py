@@ -55,7 +55,7 @@ async def responses(
         writer = ResponseWriter(body, frontend.tokenizer.vocabulary, job.usage)
         if body.stream:
             return await stream_reply(job, writer)
-        while job.is_open:  # the events are dropped, the items remain
+        while job.generation.is_open:  # the events are dropped, the items remain
             for reply in await job.receive():
                 writer.add(reply)
         writer.end()

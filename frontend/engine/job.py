@@ -186,11 +186,6 @@ class Job(Generic[S]):
         num_tokens = sum(reply.stream.num_tokens for reply in self.replies)
         return num_tokens > _MANY_TOKENS or self.num_logprobs > _MANY_LOGPROBS
 
-    @property
-    def is_open(self) -> bool:
-        """Whether more output follows."""
-        return self.generation.is_open
-
     async def receive(self) -> list[Reply[S]]:
         """Wait for output; the replies that have some. Empty when nothing arrived for a long time.
         Raises the HttpError that fits when the engine failed one of them."""
@@ -201,7 +196,7 @@ class Job(Generic[S]):
 
     async def run(self) -> None:
         """Receive until the end. The streams keep the output."""
-        while self.is_open:
+        while self.generation.is_open:
             await self.receive()
 
     def usage(self) -> Usage:

@@ -15,6 +15,11 @@ from ..engine.job import Job, Reply, Stream
 from .body import encode_json
 
 KEEP_ALIVE = b": keep-alive\n\n"
+_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
 S = TypeVar("S", bound=Stream)
 
 
@@ -42,7 +47,7 @@ async def stream_reply(job: Job[S], writer: Writer[S]) -> web.StreamResponse:
     together."""
     stream = EventStream(job.request, writer)
     data = writer.opening
-    while job.is_open:
+    while job.generation.is_open:
         replies = await job.receive()
         data += b"".join(map(writer.add, replies)) if replies else writer.keep_alive
         await stream.write(data)
@@ -57,13 +62,7 @@ class EventStream:
     its first token still gets a plain error reply. A later error is the last event."""
 
     def __init__(self, request: web.Request, writer: Writer[S]) -> None:
-        self.response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",
-            }
-        )
+        self.response = web.StreamResponse(headers=_HEADERS)
         self._request = request
         self._format_error = writer.fail
         request[CONTEXT].stream = self

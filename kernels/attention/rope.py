@@ -104,17 +104,9 @@ def rope_write_reference(
     rotary.copy_(rope(rotary, angles))
     normed = rms_norm(kv_a[:, :-width], kv_norm, eps)
     latents = torch.cat((normed, rope(kv_a[:, -width:], angles)), dim=-1)
-    kv_write(kv, slots, latents)
-    return latents
-
-
-def kv_write(kv: Tensor, slots: Tensor, latents: Tensor) -> None:
-    """Write latents [num_tokens, latent_dim] to their slots [num_tokens] int64, all different.
-
-    kv [num_pages, page_size, latent_dim], of the type of latents: one layer, pages may be strided.
-    """
     page_size = kv.shape[1]
     kv[slots // page_size, slots % page_size] = latents
+    return latents
 
 
 def rope_absorb(

@@ -201,7 +201,7 @@ def test_wherever_memory_runs_out_others_get_their_tokens(
     modules = ("rows", "inputs", "sampling.rules", "sampling.sampler")
     places = [*(f"{module}.to_device" for module in modules), "inputs.ints_to_device"]
     places += ["forward.hidden_states", "forward.build_batch", "step.HostCopy"]
-    places += ["sampling.sampler.uniform"]
+    places += ["sampling.sampler.sampling.uniform"]
     for place in places:
         path = f"glimmer.workers.{place}"
         monkeypatch.setattr(path, fail_sometimes(resolve_name(path)))

@@ -6,6 +6,7 @@ head gets its own keys and values) and absorbed (queries are projected into late
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class AttentionWeights:
     scale: float  # of the scores before the softmax
     spec: ModelSpec
 
+    @cached_property
     def halves(self) -> tuple[Tensor, Tensor]:
         """W_UK [heads, qk_nope_head_dim, kv_lora_rank], W_UV [heads, v_head_dim, kv_lora_rank]."""
         w_uk, w_uv = torch.split(self.kv_b, [self.spec.qk_nope_head_dim, self.spec.v_head_dim], 1)
@@ -84,7 +86,7 @@ def project(
     queries = queries.view(len(stream), len(weights.kv_b), -1)
     kv_norm = weights.kv_norm
     if absorb:
-        w_uk, _ = weights.halves()
+        w_uk, _ = weights.halves
         queries = rope_absorb(queries, kv_a, kv_norm, LATENT_NORM_EPS, angles, kv, slots, w_uk)
         return Projected(queries)
     if out is None or out.latents is None:
@@ -130,7 +132,7 @@ def _attend_group(
         assert new_tokens is not None, "absorbed queries cannot attend up-projected"
         scale, kv_b = weights.scale, weights.kv_b
         return mla_prefill(queries, new_tokens, kv, group.rows, kv_b, scale, backend, out)
-    w_uk, w_uv = weights.halves()
+    w_uk, w_uv = weights.halves
     if tokens.latents is not None:
         queries = absorb_queries(queries, w_uk)
     if group.planned is not None:

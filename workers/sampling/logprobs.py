@@ -12,8 +12,6 @@ from ..rows import RowTable
 _LEAST_LOGPROB = -9999.0  # stands for -inf, which JSON cannot say
 _SEGMENT = 256  # tokens whose logits exist at one time
 
-Logprobs = tuple[Tensor, Tensor, Tensor, Tensor]  # see `sampling.logprobs`
-
 
 def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[TokenLogprob]:
     """Log-probabilities of ids [n] under softmax(logits [n, vocab]), each with the `num_top[i]`
@@ -23,8 +21,10 @@ def token_logprobs(logits: Tensor, ids: Tensor, num_top: Sequence[int]) -> list[
     return read_logprobs(ids, computed, num_top)
 
 
-def read_logprobs(ids: Tensor, computed: Logprobs, num_top: Sequence[int]) -> list[TokenLogprob]:
-    """The same from the result of `sampling.logprobs` for ids [n]."""
+def read_logprobs(
+    ids: Tensor, computed: Sequence[Tensor], num_top: Sequence[int]
+) -> list[TokenLogprob]:
+    """The same from the four tensors of `sampling.logprobs` for ids [n]."""
     logprobs, ranks, top_ids, top = computed
     logprobs, top = logprobs.clamp(min=_LEAST_LOGPROB), top.clamp(min=_LEAST_LOGPROB)
     tensors = ids, logprobs, ranks, top_ids, top

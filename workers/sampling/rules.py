@@ -147,9 +147,10 @@ class RowRules:
         stops = tuple({t for t in params.stop_token_ids if t < self._vocab_size})
         if stops and params.decay_factor != 1:
             self.boosts[row] = Boost(stops, params.decay_start, params.decay_factor)
-        biases = _collect_biases(params, stops, self._vocab_size)
-        if biases.ids:
-            self.biases[row] = biases
+        if params.logit_bias or params.min_new_tokens > 0:
+            biases = _collect_biases(params, stops, self._vocab_size)
+            if biases.ids:
+                self.biases[row] = biases
         if params.allowed_token_ids:
             ids = to_device(params.allowed_token_ids, torch.int64, self._device)
             allowed = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)

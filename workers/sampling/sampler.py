@@ -56,9 +56,7 @@ class Sampled:
             )
         entries: list[list[TokenLogprob]] = [[] for _ in self.rows]
         if logprobs:
-            chosen, rank, top_ids, top = logprobs
-            columns = chosen, rank, top_ids, top
-            named = read_logprobs(ids[self.wanted], columns, self.num_top)
+            named = read_logprobs(ids[self.wanted], logprobs, self.num_top)
             for point, entry in zip(self.wanted, named, strict=True):
                 entries[point] = [entry]
         return ids.tolist(), entries

@@ -3,12 +3,11 @@
 import torch
 from glimmer.kernels.attention.mla_decode import mla_decode
 from glimmer.kernels.attention.paged_rows import PagedRows
-from glimmer.kernels.attention.rope import kv_write
 
 
 def test_slots_are_where_the_page_table_points() -> None:
     kv, latents = torch.zeros(8, 4, 1), torch.arange(6.0)[:, None]
-    kv_write(kv, torch.tensor([28, 29, 30, 31, 8, 9]), latents)
+    kv.flatten(0, 1)[[28, 29, 30, 31, 8, 9]] = latents
     assert kv[[7, 2]].flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 0]
 
 
