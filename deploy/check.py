@@ -49,7 +49,7 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
             aspect("memory", lambda: check_memory(settled[0], spec, hardware))
         if with_reference:
             aspect("tokenizer and template, as in transformers", lambda: _compare(config, spec))
-    aspect("API keys", lambda: check_access(config))
+    aspect("API keys and certificate", lambda: check_access(config))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0

@@ -21,11 +21,13 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..shared.config import ServeConfig
-from ..shared.errors import EngineError, HttpError, OverloadedError, PortError, TooLargeError
+from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
-from .access.guard import Access
+from .access.guard import Access, unauthorized
+from .access.reload import keep_current
+from .access.tls import Tls
 from .api.docs_page import HOST, docs_page
 from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
@@ -118,6 +120,7 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
         Connections(int(config.max_client_mb * (1 << 20))),
         BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
         Access(config) if config.has_keys else None,
+        Tls(config) if config.ssl_certfile is not None else None,
     )
 
 
@@ -151,6 +154,9 @@ async def _live(child: Child, client: EngineClient) -> None:
         runner = await listen(frontend, listener)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
         helpers = [asyncio.create_task(task) for task in (frontend.connections.run(), _beat(child))]
+        reloaders = [part.reloader for part in (frontend.access, frontend.tls) if part]
+        if reloaders:
+            helpers.append(asyncio.create_task(keep_current(reloaders, state.reload)))
         if frontend.config.metric_gateway:
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
@@ -205,7 +211,10 @@ async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     paths = {route.path.encode() for route in all_routes(frontend.config) if route.generating}
     frontend.connections.serve(runner.server, frontend.has_room, partial(_refuse, frontend, paths))
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(frontend.connections.accept, sock=listener, backlog=_BACKLOG)
+    tls = frontend.tls.context if frontend.tls else None
+    server = await loop.create_server(
+        frontend.connections.accept, sock=listener, backlog=_BACKLOG, ssl=tls
+    )
     return Listening(server, runner, frontend.connections)
 
 
@@ -216,8 +225,10 @@ def _refuse(frontend: Frontend, paths: set[bytes], data: bytes, end: int) -> byt
     is_whole = length is not None and len(data) == end + int(length[1])
     if path not in paths or not is_whole or frontend.client.state.why_not_ready():
         return b""
-    error = frontend.full()
-    with contextlib.suppress(OverloadedError), frontend.counted():
+    error: HttpError = frontend.full()
+    if frontend.access is not None and frontend.access.key_of_head(data[:end]) is None:
+        error = unauthorized()
+    with contextlib.suppress(HttpError), frontend.counted():
         raise error
     given = _REQUEST_ID.search(data, 0, end)
     request_id = clean_id(given[1].decode("latin-1")) if given else secrets.token_hex(16)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # these import this module
     from .access.guard import Access
     from .access.keys import Key
     from .access.meter import Charge
+    from .access.tls import Tls
     from .engine.job import Job
     from .wire.sse import EventStream
 
@@ -40,6 +41,7 @@ class Frontend:
     connections: Connections
     body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys
+    tls: "Tls | None" = None  # None: plain HTTP
     heavy: ThreadPoolExecutor = field(  # for work on large bodies and replies
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heavy")
     )

@@ -213,7 +213,9 @@ class ServeConfig:
         env="GLIMMER_API_KEY",
         secret=True,
     )
-    api_key_file: str | None = _option(None, "file with a line name:sha256 per key", private=True)
+    api_key_file: str | None = _option(
+        None, "file with a line name:sha256 per key; read again when it changes", private=True
+    )
     admin_api_key: tuple[str, ...] = _option(
         (),
         "key for all routes, also those for administrators; may be repeated",
@@ -235,6 +237,12 @@ class ServeConfig:
     )
     shared_prefix_cache: bool = _option(
         False, "share cached prefixes between keys; default: only among requests of one key"
+    )
+    ssl_certfile: str | None = _option(
+        None, "PEM file with the certificate: serve HTTPS; read again when it changes", private=True
+    )
+    ssl_keyfile: str | None = _option(
+        None, "PEM file with the certificate's key; default: in ssl_certfile", private=True
     )
     # monitoring
     metric_gateway: str | None = _option(
@@ -258,6 +266,11 @@ class ServeConfig:
     def has_keys(self) -> bool:
         """Whether requests need an API key."""
         return bool(self.api_key or self.admin_api_key or self.api_key_file is not None)
+
+    @property
+    def can_reload(self) -> bool:
+        """Whether there are files that SIGHUP reads again."""
+        return self.api_key_file is not None or self.ssl_certfile is not None
 
     def config_hash(self) -> str:
         """16 hex digits. Processes with equal digits have equal configurations."""

@@ -354,6 +354,10 @@ class WorkerFailed(Message, frozen=True):
     reason: str
 
 
+class Reload(Message, frozen=True):
+    """Launcher -> frontends, on SIGHUP: read the files of keys and certificates again."""
+
+
 class Shutdown(Message, frozen=True):
     """Launcher -> all processes. `drain_s` > 0: refuse new requests and finish running ones within
     that time. `drain_s` == 0: stop now."""
@@ -378,5 +382,6 @@ AnyMessage = (
     | Heartbeat
     | PeerLost
     | WorkerFailed
+    | Reload
     | Shutdown
 )

@@ -121,6 +121,8 @@ def _range_problems(config: ServeConfig) -> list[str]:
         problems.append(
             "--enable_admin_api opens routes to everybody; with API keys use --admin_api_key"
         )
+    if config.ssl_keyfile is not None and config.ssl_certfile is None:
+        problems.append("--ssl_keyfile needs --ssl_certfile")
     for pair in config.grouping_key:
         key, equals, _ = pair.partition("=")
         if not key or not equals:

@@ -42,9 +42,9 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
     flags = ["--model_dir", "demo", "--log_level", "warning", *rest]
     config = _with_free_port(with_model(parse_with_logging(flags)))
-    if config.has_keys:
+    if config.has_keys or config.ssl_certfile is not None:
         raise UsageError(
-            "the demo asks without an API key: use `glimmer serve demo`, or drop the keys"
+            "the demo asks without API key and TLS: use `glimmer serve demo` for these"
         )
     failures: list[Exception] = []
 

@@ -29,6 +29,7 @@ from ...shared.messages import (
     PeerLost,
     Progress,
     Ready,
+    Reload,
     Shutdown,
     WorkerFailed,
 )
@@ -93,6 +94,8 @@ class Launcher:
         self._engine_ready_at = math.inf  # infinite while the engine is not ready
         self._deadline = 0.0  # of the drain or stop
         self._stop_requests = 0
+        self._is_reload_asked = False
+        self._has_terminal = _can_open_terminal()
         self._attempts: Counter[str] = Counter()  # restarts since the unit was last ready
         self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
         self._last_tick = started
@@ -105,7 +108,7 @@ class Launcher:
         self._display = StartDisplay()
         with (
             Receiver.bind(launcher_address(str(self._children.runtime_dir))) as inbox,
-            _handlers(self.stop, self._wake_write.fileno()),
+            _handlers(self.stop, self._hang_up, self._wake_write.fileno()),
         ):
             try:
                 self._start_everything()
@@ -123,6 +126,15 @@ class Launcher:
         self._stop_requests += 1
         with contextlib.suppress(OSError):
             self._wake_write.send(b"\0")
+
+    def _hang_up(self) -> None:
+        """SIGHUP: read key and certificate files again. Stop if there are none, or if the signal
+        came because the terminal was closed."""
+        is_closed = self._has_terminal and not _can_open_terminal()
+        if self._config.can_reload and not is_closed:
+            self._is_reload_asked = True
+        else:
+            self.stop()
 
     # --- events -----------------------------------------------------------------------------
 
@@ -151,6 +163,9 @@ class Launcher:
             self._lost(process, reason)
 
     def _follow_requests(self) -> None:
+        if self._is_reload_asked:
+            self._is_reload_asked = False
+            self._tell("frontend", Reload())
         if self._stop_requests == 0:
             return
         if self._stop_requests > 1 or self._phase is Phase.STARTING:
@@ -225,7 +240,8 @@ class Launcher:
         self._display.close()
         logger.info("worker 0: %s", self._display.spent("worker 0"))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
-        url = f"http://{f'[{host}]' if ':' in host else host}:{self._config.port}"
+        scheme = "http" if self._config.ssl_certfile is None else "https"
+        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._config.port}"
         line = (
             f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
             f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s\n"
@@ -378,20 +394,34 @@ class Launcher:
             process.sender.send(message)
 
 
+def _can_open_terminal() -> bool:
+    """Whether this process has a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def _unit(process: Process) -> str:
     """Name of the processes that are restarted together: the engine, or one frontend."""
     return process.name if process.role == "frontend" else _ENGINE
 
 
 @contextlib.contextmanager
-def _handlers(on_signal: Callable[[], None], wake_fd: int) -> Iterator[None]:
-    """Route stop signals to `on_signal` and let them end a wait. A SIGHUP that nohup ignores stays
+def _handlers(
+    on_stop: Callable[[], None], on_hang_up: Callable[[], None], wake_fd: int
+) -> Iterator[None]:
+    """Route signals to these functions and let them end a wait. A SIGHUP that nohup ignores stays
     ignored."""
     previous_fd = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, lambda *_: on_signal()) for number in numbers}
+    actions = {signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: on_hang_up}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        del actions[signal.SIGHUP]
+    previous = {
+        number: signal.signal(number, lambda *_, action=action: action())
+        for number, action in actions.items()
+    }
     try:
         yield
     finally:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...frontend.access.keys import load_keys
+from ...frontend.access.tls import load_certificate
 from ...shared.config import ServeConfig
 from ...shared.errors import ConfigError, ModelError
 from ...shared.model_spec import ModelSpec, num_kv_layers
@@ -36,15 +37,25 @@ def detect_hardware() -> Hardware:
 
 
 def check_access(config: ServeConfig) -> None:
-    """Raise ConfigError if the file of API keys cannot be used. Warn if strangers can use the
-    server, or read the keys of others."""
+    """Raise ConfigError if the files of keys or certificates cannot be used. Warn if strangers can
+    use the server, or read the keys of others."""
     load_keys(config)
-    if not config.has_keys and not _is_loopback(config.host):
+    if config.ssl_certfile is not None:
+        load_certificate(config)
+    if _is_loopback(config.host):
+        return
+    if not config.has_keys:
         logger.warning(
             "--host %s: EVERYBODY WHO REACHES PORT %d CAN USE THIS SERVER. Set --api_key_file or "
             "GLIMMER_API_KEY, or let only a proxy reach it",
             config.host,
             config.port,
+        )
+    elif config.ssl_certfile is None:
+        logger.warning(
+            "--host %s: API keys and prompts travel in the clear. Set --ssl_certfile and "
+            "--ssl_keyfile, or let only a proxy with TLS reach the server",
+            config.host,
         )
 
 

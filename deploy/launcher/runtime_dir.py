@@ -18,7 +18,7 @@ from pathlib import Path
 from ...shared.errors import ConfigError, PortError
 
 _LOCK = "lock"
-_FILES = ("*.sock", "config.json", "failed-*", "ranks-*", _LOCK)
+_FILES = ("*.sock", "config.json", "failed-*", "ranks-*", "api-keys*", _LOCK)
 _PREFIX = "glimmer-"
 _LOCK_WAIT_S = 1.0  # the janitor of a server that just died may hold the lock
 _KILL_WAIT_S = 10.0

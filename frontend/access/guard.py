@@ -3,26 +3,40 @@
 A path that is not named here needs a key, also one that does not exist.
 """
 
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+from pathlib import Path
+
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from multidict import CIMultiDict
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ForbiddenError, UnauthorizedError
+from ...shared.errors import ConfigError, ForbiddenError, UnauthorizedError
 from ..context import CONTEXT, RequestContext
-from .keys import KeyRing, load_keys
+from .keys import Key, KeyRing, format_keys, load_keys
 from .meter import Meter
+from .reload import Reloader
+
+logger = logging.getLogger(__name__)
 
 PUBLIC_PATHS = frozenset({"/health", "/healthz", "/ping", "/liveness", "/readiness"})
 # These are about all users together. Other handlers call `check_admin` if they must.
 ADMIN_PATHS = frozenset({"/metrics", "/flush_cache"})
+_KEY_HEADER = re.compile(rb"\r\n(authorization|x-api-key):[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 class Access:
     """The keys of a server. One per process; raises ConfigError if their file cannot be read."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self._shares_prefixes = config.shared_prefix_cache
-        self.keys = KeyRing(load_keys(config))
+        self._config = config
+        self._keys = KeyRing(())
+        paths = [] if config.api_key_file is None else [config.api_key_file]
+        self.reloader = Reloader("API keys", paths, self._load)
         self._meters: dict[str, Meter] = {}  # by name of the user
 
     def guard(self) -> Middleware:
@@ -40,17 +54,55 @@ class Access:
 
         return check
 
+    def _load(self) -> None:
+        try:
+            keys = load_keys(self._config)
+        except ConfigError as error:
+            kept = self._kept_file()
+            if self._keys or kept is None or not kept.exists():
+                raise
+            # This process replaces one that had keys: it goes on with those.
+            keys = load_keys(dataclasses.replace(self._config, api_key_file=str(kept)))
+            logger.error("the old API keys stay in use: %s", error)
+        else:
+            self._keep(keys)
+        self._keys.replace(keys)
+
+    def _kept_file(self) -> Path | None:
+        """Where the digests of the last good key file are kept, for a process that starts while
+        the file is broken."""
+        runtime_dir = self._config.runtime_dir
+        if self._config.api_key_file is None or runtime_dir is None:
+            return None
+        return Path(runtime_dir) / "api-keys"
+
+    def _keep(self, keys: tuple[Key, ...]) -> None:
+        path = self._kept_file()
+        if path is not None:
+            new = path.with_name(f"api-keys-{os.getpid()}")
+            with contextlib.suppress(OSError):  # a full disk must not keep new keys from being used
+                new.touch(mode=0o600)
+                new.write_text(format_keys(keys))
+                new.replace(path)
+
+    def key_of_head(self, head: bytes) -> Key | None:
+        """The key in the bytes of a request's head, for requests that are refused unparsed."""
+        return self._keys.find(
+            CIMultiDict(
+                (name.decode(), value.decode("utf-8", "surrogateescape"))
+                for name, value in _KEY_HEADER.findall(head)
+            )
+        )
+
     def _identify(self, request: web.Request) -> None:
-        key = self.keys.find(request.headers)
+        key = self._keys.find(request.headers)
         if key is None:
-            has_key = "Authorization" in request.headers or "x-api-key" in request.headers
-            problem = "the API key is wrong" if has_key else "an API key is needed"
-            raise UnauthorizedError(f"{problem}: send Authorization: Bearer KEY, or x-api-key: KEY")
+            raise unauthorized()
         context = request[CONTEXT]
         context.key = key
         context.tenant = key.name
-        context.hides_cached = self._shares_prefixes
-        if not self._shares_prefixes:
+        context.hides_cached = self._config.shared_prefix_cache
+        if not context.hides_cached:
             context.salt = key.name + ":"  # a name has no ":", so no salt of a user imitates it
 
     def metered(self, handler: Handler) -> Handler:
@@ -77,6 +129,13 @@ class Access:
         elif meter.limits != key.limits:
             meter.change_limits(key.limits)
         return meter
+
+
+def unauthorized() -> UnauthorizedError:
+    """The error for a request without a key, or with a wrong one."""
+    return UnauthorizedError(
+        "a valid API key is needed: send Authorization: Bearer KEY, or x-api-key: KEY"
+    )
 
 
 def check_admin(request: web.Request) -> None:

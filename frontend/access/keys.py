@@ -112,11 +112,25 @@ def load_keys(config: ServeConfig) -> tuple[Key, ...]:
     return tuple(keys)
 
 
+def format_keys(keys: Iterable[Key]) -> str:
+    """The text of a file with these keys, limits included. Keys of flags are left out."""
+    lines = []
+    for key in keys:
+        if "#" not in key.name:
+            limits = [f"{k}={v}" for k, v in dataclasses.asdict(key.limits).items() if v]
+            words = [f"{key.name}:{key.digest}", *([_ADMIN] if key.is_admin else []), *limits]
+            lines.append(" ".join(words) + "\n")
+    return "".join(lines)
+
+
 class KeyRing:
     """The keys in use. `replace` changes them between two requests."""
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.replace(keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def replace(self, keys: Iterable[Key]) -> None:
         """Use these from now on."""
@@ -128,11 +142,7 @@ class KeyRing:
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         sent = [token.strip()] if scheme.lower() == "bearer" else []
         sent.append(headers.get("x-api-key", ""))
-        digests = [key_digest(text) for text in sent if text]
-        found = None
-        for key in self._keys:
-            for digest in digests:
-                is_same = hmac.compare_digest(key.digest, digest)
-                if is_same and (found is None or key.is_admin):
-                    found = key
-        return found
+        found: list[Key] = []
+        for digest in (key_digest(text) for text in sent if text):
+            found += [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return max(found, key=lambda key: key.is_admin, default=None)

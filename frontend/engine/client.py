@@ -27,6 +27,7 @@ from ...shared.messages import (
     Hello,
     PeerLost,
     Ready,
+    Reload,
     Shutdown,
     Submit,
     TokenLogprob,
@@ -56,6 +57,7 @@ class EngineState:
     draining: bool = False
     became_ready: asyncio.Event = field(default_factory=asyncio.Event)
     shutdown: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)  # SIGHUP: read files again
     shutdown_at: float = math.inf  # when draining must have ended
 
     def on_heartbeat(self, heartbeat: Heartbeat, now: float) -> None:
@@ -315,6 +317,8 @@ class EngineClient:
                 self._on_scheduler_lost(reason)
             case PeerLost():
                 logger.warning("%s %d lost: %s", message.role, message.index, message.reason)
+            case Reload():
+                self.state.reload.set()
             case Shutdown(drain_s=drain_s):
                 self.begin_shutdown(drain_s)
             case _:

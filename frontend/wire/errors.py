@@ -53,11 +53,14 @@ def refusal_bytes(path: str, error: HttpError, request_id: str) -> bytes:
     """The whole HTTP reply to a request of `path` that is refused before it is parsed."""
     fields = error_body(path, error.status, str(error), error.type, error.field, request_id)
     body = msgspec.json.encode(fields)
+    hint = f"Retry-After: {max(1, math.ceil(error.retry_after_s))}"
+    if error.status == 401:
+        hint = "WWW-Authenticate: Bearer"
     return (
         b"HTTP/1.1 %d Refused\r\n" % error.status
         + (
             f"X-Request-Id: {request_id}\r\n"
-            f"Retry-After: {max(1, math.ceil(error.retry_after_s))}\r\n"
+            f"{hint}\r\n"
             f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             f"Date: {rfc822_formatted_time()}\r\nServer: glimmer\r\n\r\n"
         ).encode()

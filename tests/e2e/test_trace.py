@@ -105,6 +105,7 @@ The frontend writes the reply: one JSON body, or the last events of a stream.
 | `GrammarLoaded` | worker rank 0 to scheduler | rows with this grammar may now be admitted |
 | `WorkerFailed` | worker or scheduler to launcher | a rank cannot continue, or does not answer |
 | `PeerLost` | launcher to the others | a process died |
+| `Reload` | launcher to frontends | SIGHUP: read key and certificate files again |
 | `Shutdown` | launcher to all | drain, or stop now |
 """
 

@@ -33,6 +33,7 @@ def test_nothing_is_left_open() -> None:
     open_by_design = {"model_owner", "chat_template", "max_total_token_num", "performance_mode"}
     open_by_design |= {"mtp_mode", "mtp_draft_model_dir", "reasoning_parser", "runtime_dir"}
     open_by_design |= {"metric_gateway", "api_key_file", "key_max_requests"}
+    open_by_design |= {"ssl_certfile", "ssl_keyfile"}
     open_by_design |= {"key_max_queued_tokens", "key_tokens_per_minute"}
     values = dataclasses.asdict(config)
     assert {name for name, value in values.items() if value is None} == open_by_design
@@ -158,3 +159,4 @@ def test_a_chat_template_that_exists_is_taken(tmp_path: Path) -> None:
 def test_keys_and_routes_open_to_everybody_contradict_each_other() -> None:
     assert "use --admin_api_key" in problems("--enable_admin_api --api_key x")
     assert settle("--enable_admin_api").enable_admin_api
+    assert "--ssl_keyfile needs --ssl_certfile" in problems("--ssl_keyfile k")

@@ -5,7 +5,7 @@ import sys
 import threading
 
 from glimmer.shared.lifecycle import run_child, start_child
-from glimmer.shared.messages import PeerLost, Progress, Ready, Shutdown
+from glimmer.shared.messages import PeerLost, Progress, Ready, Reload, Shutdown
 from glimmer.shared.transport import Receiver, Sender, frontend_address, scheduler_address
 
 STREAM = (
@@ -48,7 +48,7 @@ def main() -> int:
                                 target=answer_all, args=(listener, reply), daemon=True
                             ).start()
                         child.launcher.send(Ready("frontend", child.index))
-                    case PeerLost():
+                    case PeerLost() | Reload():
                         print(f"frontend told: {message}", file=sys.stderr, flush=True)
                     case Shutdown(drain_s):
                         print(f"frontend told: {message}", file=sys.stderr, flush=True)

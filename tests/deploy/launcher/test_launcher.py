@@ -2,8 +2,10 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -217,6 +219,44 @@ def test_nohup_is_respected(serve: Serve) -> None:
     kill(server, "fake_frontend")  # any event after it
     server.await_log("started frontend")
     server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_sighup_lets_the_frontends_read_files_again(serve: Serve, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("")
+    server = serve("--api_key_file", str(keys), "--httpserver_workers", "2")
+    server.ready_line()
+    for count in (2, 4):
+        server.signal(signal.SIGHUP)
+        while server.log.count("frontend told: Reload()") < count:
+            server.await_log("frontend told: Reload()")
+            time.sleep(0.01)
+    server.signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_without_files_to_read_sighup_stops(serve: Serve) -> None:
+    server = serve()
+    server.ready_line()
+    server.signal(signal.SIGHUP)
+    assert server.wait() == 0
+
+
+def test_a_terminal_that_is_closed_stops_the_server(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("")
+    # setsid makes the server the leader of a terminal, whose other end is this process's.
+    program = (
+        "import os, pty, sys, time\n"
+        "pid, fd = pty.fork()\n"
+        "if not pid: os.execvp(sys.argv[1], sys.argv[1:])\n"
+        "output = b''\n"
+        "while b'Glimmer is ready' not in output: output += os.read(fd, 1 << 16)\n"
+        "os.close(fd)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    wrapper = (sys.executable, "-c", program)
+    server = serve("--api_key_file", str(tmp_path / "keys"), wrapper=wrapper)
     assert server.wait() == 0
 
 

@@ -143,6 +143,8 @@ def test_a_port_open_to_strangers_without_keys_is_warned_about(
     assert f"--host {host}: EVERYBODY WHO REACHES PORT 8123 CAN USE THIS SERVER" in caplog.text
     caplog.clear()
     check_access(ServeConfig(host=host, api_key=("0" * 64,)))
+    assert "API keys and prompts travel in the clear" in caplog.text
+    caplog.clear()
     for local in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         check_access(ServeConfig(host=local))
     assert not caplog.records

@@ -217,3 +217,27 @@ async def test_without_keys_requests_are_nobodys(server: Any) -> None:
     assert status == 200
     [submit] = server.engine.submits
     assert (submit.tenant, submit.cache_salt) == ("", "s")
+
+
+async def test_strangers_do_not_learn_that_the_server_is_full(start: Any) -> None:
+    server = await start(**KEYS, max_queued_requests=1, running_max_req_size=1)
+    server.engine.manual = True
+    ours = [
+        asyncio.create_task(server.post("/generate", {"inputs": "x"}, headers=bearer("sk-one")))
+        for _ in range(2)
+    ]
+    submits = await server.engine.submitted(2)
+    for header, status in (
+        (b"A: b", b"401"),
+        (b"x-api-key: sk-wrong", b"401"),
+        (b"Authorization: Bearer \xff\xfe", b"401"),
+        (b"X-API-KEY: sk-two", b"429"),
+        (b"authorization:  Bearer sk-two ", b"429"),
+    ):
+        body = b"POST /generate HTTP/1.1\r\nHost: x\r\n" + header
+        head = await server.exchange(body + b"\r\nContent-Length: 2\r\n\r\n{}")
+        assert head.split()[1] == status, header
+        assert (b"WWW-Authenticate: Bearer" in head) == (status == b"401")
+    for submit in submits:
+        server.engine.finish(submit, "stop")
+    assert [status for status, _ in await asyncio.gather(*ours)] == [200, 200]

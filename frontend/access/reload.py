@@ -1,0 +1,69 @@
+"""Reads files again when they have changed: keys, and the certificate.
+
+A file may be written in place, so a change counts when the file has stayed the same for a second.
+SIGHUP reads at once. If the new contents cannot be used, the old ones stay in use.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+from ...shared.errors import ConfigError
+
+_PERIOD_S = 1.0
+logger = logging.getLogger(__name__)
+
+Look = tuple[tuple[int, int, int] | None, ...]
+
+
+class Reloader:
+    """Calls `load` for the first time when it is made, and again when one of `paths` changes.
+    `load` raises ConfigError, and changes nothing, if it cannot use the files. `name` is for log
+    lines."""
+
+    def __init__(self, name: str, paths: Sequence[str], load: Callable[[], None]) -> None:
+        self._name, self._paths, self._load = name, paths, load
+        self._loaded = self._latest = self._look()
+        load()
+
+    def check(self, at_once: bool = False) -> None:
+        """Load again if the files have changed since the last time, and not since the last check;
+        in any case if `at_once`."""
+        before, self._latest = self._latest, self._look()
+        is_at_rest = self._latest == before and self._latest != self._loaded
+        if not at_once and not is_at_rest:
+            return
+        self._loaded = self._latest
+        try:
+            self._load()
+        except ConfigError as error:
+            logger.error("the old %s stay in use: %s", self._name, error)
+        else:
+            logger.info("read the %s again", self._name)
+
+    def _look(self) -> Look:
+        """Time, size and number of each file; None for one that cannot be seen."""
+        return tuple(map(_look, self._paths))
+
+
+def _look(path: str) -> tuple[int, int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+async def keep_current(reloaders: Iterable[Reloader], asked: asyncio.Event) -> None:
+    """Check until cancelled: regularly, and at once when `asked` is set. A disk that hangs blocks
+    a thread and nothing else."""
+    reloaders = list(reloaders)
+    while True:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asked.wait(), _PERIOD_S)
+        at_once = asked.is_set()
+        asked.clear()
+        for reloader in reloaders:
+            await asyncio.to_thread(reloader.check, at_once)
