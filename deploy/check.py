@@ -51,6 +51,10 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
             aspect("tokenizer and template, as in transformers", lambda: _compare(config, spec))
     aspect("API keys and certificate", lambda: check_access(config))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
+    if config.metrics_port is not None:
+        number = config.metrics_port
+        name = "--metrics_port"
+        aspect(f"port {number}", lambda: bind_port(config.host, number, name).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0
 

@@ -15,7 +15,7 @@ from .. import __version__
 from ..shared.config import ServeConfig, forget_secret_variables
 from ..shared.errors import ModelError, StartError, UsageError
 from ..shared.flags import parse_serve_args, serve_parser
-from ..shared.log import setup_logging
+from ..shared.log import lossy_stderr, setup_logging
 from ..shared.secrets import hide_arguments
 
 _HELP = """usage: glimmer COMMAND [options]
@@ -98,18 +98,19 @@ def serve(argv: Sequence[str], worker_module: str = "glimmer.workers") -> int:
 
 def guarded(action: Callable[[], int]) -> int:
     """Run a command. Errors that are meant for the user become one line on stderr."""
-    try:
-        return action()
-    except StartError as error:
-        print(f"glimmer: {error}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:  # a full disk or a missing permission
-        print(f"glimmer: {error}", file=sys.stderr)
-        return StartError.exit_code
-    except KeyboardInterrupt:  # before the launcher handles signals
-        return 0
-    except SystemExit as request:  # argparse printed its help
-        return int(request.code or 0)
+    with lossy_stderr():
+        try:
+            return action()
+        except StartError as error:
+            print(f"glimmer: {error}", file=sys.stderr)
+            return error.exit_code
+        except OSError as error:  # a full disk or a missing permission
+            print(f"glimmer: {error}", file=sys.stderr)
+            return StartError.exit_code
+        except KeyboardInterrupt:  # before the launcher handles signals
+            return 0
+        except SystemExit as request:  # argparse printed its help
+            return int(request.code or 0)
 
 
 def parse_with_logging(argv: Sequence[str]) -> ServeConfig:

@@ -9,7 +9,9 @@ import contextlib
 import html
 import logging
 import math
+import os
 import re
+import resource
 import secrets
 import signal
 import socket
@@ -23,6 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from ..shared.config import ServeConfig
 from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
 from ..shared.lifecycle import Child
+from ..shared.log import dropped_lines
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
 from .access.guard import Access, unauthorized
@@ -31,11 +34,12 @@ from .access.tls import Tls
 from .api.docs_page import HOST, docs_page
 from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
-from .engine.client import EngineClient
+from .engine.client import LAUNCHER_LIMIT_S, EngineClient
 from .engine.metrics import Metrics
 from .engine.metrics_push import push_forever
 from .engine.params import ModelFacts, load_defaults
 from .grammar.compiler import GrammarCompiler
+from .probes import start_probes
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
 from .wire.body import encode_json, json_response, read_body
@@ -45,6 +49,7 @@ from .wire.shape import BodyLimits
 
 _BACKLOG = 4096
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
+_SPARE_FILES = 20  # file descriptors that connections leave to replace helpers and links
 _BEAT_S = 1.0
 _END_S = 2.0  # for the last events, when draining has timed out
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
@@ -152,8 +157,10 @@ async def _live(child: Child, client: EngineClient) -> None:
             return
         frontend.tokenizer.start()
         runner = await listen(frontend, listener)
+        close_probes = start_probes(frontend, child.metrics_fd)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
-        helpers = [asyncio.create_task(task) for task in (frontend.connections.run(), _beat(child))]
+        beat = _beat(child, frontend)
+        helpers = [asyncio.create_task(task) for task in (frontend.connections.run(), beat)]
         reloaders = [part.reloader for part in (frontend.access, frontend.tls) if part]
         if reloaders:
             helpers.append(asyncio.create_task(keep_current(reloaders, state.reload)))
@@ -166,15 +173,33 @@ async def _live(child: Child, client: EngineClient) -> None:
             for helper in helpers:
                 helper.cancel()
             await runner.cleanup()
+            close_probes()
             await frontend.grammars.close()
             frontend.tokenizer.close()
             frontend.heavy.shutdown(wait=False, cancel_futures=True)
 
 
-async def _beat(child: Child) -> None:
-    """Tell the launcher regularly that this event loop runs, until cancelled."""
+async def _beat(child: Child, frontend: Frontend) -> None:
+    """Tell the launcher and the probes every second that this event loop runs, and look at what
+    should be there, until cancelled."""
+    state, launcher_is_silent, num_refused = frontend.client.state, False, 0
     while True:
+        frontend.beat_at = now = time.monotonic()
         child.launcher.send(Progress("frontend", child.index, "running"))
+        frontend.client.repair()
+        was_silent = launcher_is_silent
+        launcher_is_silent = state.launcher_silence_s(now) > LAUNCHER_LIMIT_S
+        if launcher_is_silent and not was_silent:
+            logger.error("the launcher is silent: it replaces no process that dies")
+        elif was_silent and not launcher_is_silent:
+            logger.warning("the launcher runs again")
+        if frontend.connections.num_refused > num_refused:
+            num_refused = frontend.connections.num_refused
+            logger.warning(
+                "%d connections refused so far: all file descriptors are in use; raise ulimit -n",
+                num_refused,
+            )
+        dropped_lines()  # reports them
         await asyncio.sleep(_BEAT_S)
 
 
@@ -210,6 +235,9 @@ async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     assert runner.server is not None, "set up"
     paths = {route.path.encode() for route in all_routes(frontend.config) if route.generating}
     frontend.connections.serve(runner.server, frontend.has_room, partial(_refuse, frontend, paths))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_used = len(os.listdir("/proc/self/fd")) + _SPARE_FILES
+    frontend.connections.max_open = max(1, soft - num_used)
     loop = asyncio.get_running_loop()
     tls = frontend.tls.context if frontend.tls else None
     server = await loop.create_server(

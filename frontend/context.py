@@ -1,6 +1,7 @@
 """State that handlers share: `Frontend` exists once per process, `RequestContext` per request."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,6 +47,7 @@ class Frontend:
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heavy")
     )
     created: int = field(default_factory=lambda: int(time.time()))
+    beat_at: float = math.inf  # time.monotonic; when the event loop last ran; inf: not watched
     num_open: int = 0  # generating requests, including those that are still being tokenized
 
     def check_accepting(self) -> None:

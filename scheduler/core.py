@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+import msgspec
+
 from ..shared.config import ServeConfig
 from ..shared.messages import (
     Abort,
@@ -161,7 +163,7 @@ class Scheduler:
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
         timeout_s = self._config.step_timeout_s
         if self.workers.is_overdue(self._now_ns):
-            self._fail_workers(f"a step took longer than {timeout_s:.0f} s")
+            self._fail_workers(self.workers.overdue(self._now_ns))
         if self._grammars.loading and self._grammars.is_overdue(self._now_ns):
             self._fail_workers(f"loading a grammar took longer than {timeout_s:.0f} s")
 
@@ -324,7 +326,7 @@ class Scheduler:
         if hello.role != "frontend":
             return
         if self._frontends.greeted(hello.index, hello.pid):
-            self._abort_frontend(hello.index)
+            self.abort_frontend(hello.index)
         if self.workers.ready:
             self._outbox.append(Outgoing("frontend", hello.index, self._ready_message()))
 
@@ -351,9 +353,10 @@ class Scheduler:
         if lost.role == "worker" and self.workers.is_hit(lost):
             self._lose_workers()
         elif lost.role == "frontend" and self._frontends.lost(lost.index):
-            self._abort_frontend(lost.index)
+            self.abort_frontend(lost.index)
 
-    def _abort_frontend(self, index: int) -> None:
+    def abort_frontend(self, index: int) -> None:
+        """Abort all requests of a frontend that died, or that does not read its messages."""
         for request in [r for r in self._requests.values() if r.frontend == index]:
             self._finish(request, Ending("abort"), tell=False)
 
@@ -385,7 +388,9 @@ class Scheduler:
         decoded and `step_us` the measured mean time of a step: the core cannot know these."""
         requests = self._requests.values()
         peak = Forecast(self._admission, self.workers.memory, self._running).peak()
-        return self._stats.heartbeat(self.workers, requests, self._drafts, peak, malformed, step_us)
+        beat = self._stats.heartbeat(self.workers, requests, self._drafts, peak, malformed, step_us)
+        stall = self.workers.stall(self._now_ns)
+        return msgspec.structs.replace(beat, stall=stall) if stall else beat
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless pages, rows, queue and requests account for each other."""

@@ -8,15 +8,20 @@ import gc
 import logging
 import time
 
+import msgspec
+
 from ..shared.lifecycle import Child
+from ..shared.log import dropped_lines
 from ..shared.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Hello,
     LoadGrammar,
     Message,
+    PeerLost,
     Ready,
     Shutdown,
+    WorkerFailed,
 )
 from ..shared.transport import (
     Receiver,
@@ -29,6 +34,7 @@ from ..shared.transport import (
 from .core import Outgoing, Scheduler
 
 HEARTBEAT_NS = 1_000_000_000
+_PAUSE_NS = 5 * HEARTBEAT_NS  # a heartbeat that is later than this: the process was stopped
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +46,18 @@ class Links:
         self._frontends: dict[int, Sender] = {}
         self._workers: list[Sender] = []
         self._worker_epoch = -1
+        self._dropped = 0  # messages, by links that are closed
+        self.full: set[int] = set()  # frontends that did not get a message
+
+    @property
+    def dropped(self) -> int:
+        """Number of messages that were dropped because their receiver did not read."""
+        links = [self._child.launcher, *self._frontends.values(), *self._workers]
+        return self._dropped + sum(link.dropped for link in links)
+
+    def full_rank(self) -> int:
+        """A rank of the group in use that did not get a message; -1: none."""
+        return next((rank for rank, link in enumerate(self._workers) if link.dropped), -1)
 
     def frontend(self, index: int) -> Sender:
         """The socket to a frontend, opened on first use."""
@@ -52,6 +70,7 @@ class Links:
         """A new process replaced a frontend: drop messages that are queued for the old one."""
         sender = self._frontends.pop(index, None)
         if sender is not None:
+            self._dropped += sender.dropped
             sender.close()
 
     def workers(self, epoch: int) -> list[Sender]:
@@ -70,8 +89,10 @@ class Links:
             self._child.launcher.send(outgoing.message)
         elif isinstance(outgoing.message, LoadGrammar):
             self.workers(outgoing.message.epoch)[outgoing.index].send(outgoing.message)
-        else:
-            self.frontend(outgoing.index).send(outgoing.message)
+        elif outgoing.index in self.full:
+            self._dropped += 1  # no message may follow one that was dropped
+        elif not self.frontend(outgoing.index).send(outgoing.message):
+            self.full.add(outgoing.index)
 
     def broadcast(self, message: Message) -> None:
         """Send a message to the launcher and to every frontend."""
@@ -82,6 +103,7 @@ class Links:
 
     def _close_workers(self) -> None:
         for sender in self._workers:
+            self._dropped += sender.dropped
             sender.close()
         self._workers = []
 
@@ -139,6 +161,7 @@ class SchedulerLoop:
         self._running = True
         self.steps = 0
         self.step_time_s = 0.0
+        self._paused_ns = 0  # time in which this process was stopped: no step is late for that
 
     def run(self) -> None:
         """Serve until told to stop."""
@@ -151,8 +174,12 @@ class SchedulerLoop:
                 while self._running:
                     wait_ns = self._next_heartbeat_ns - time.monotonic_ns()
                     inbox = receiver.receive(max(0.0, wait_ns / 1e9))
+                    late_ns = time.monotonic_ns() - self._next_heartbeat_ns
+                    if self._next_heartbeat_ns and late_ns > _PAUSE_NS:
+                        self._paused_ns += late_ns
                     self.turn([message for message in inbox if self._accepts(message)])
                     if time.monotonic_ns() >= self._next_heartbeat_ns:
+                        receiver.repair()
                         self._beat(receiver.malformed)
             finally:
                 self._links.close()
@@ -173,7 +200,7 @@ class SchedulerLoop:
         """Give the core its messages, and send its plans and messages."""
         self._checked = self._checked and not inbox
         while True:
-            started = time.monotonic_ns()
+            started = time.monotonic_ns() - self._paused_ns
             plan, outbox = self._core.step(started, inbox)
             if plan is not None:
                 data = encode(plan)
@@ -186,15 +213,36 @@ class SchedulerLoop:
             if plan is None:
                 break
             self.steps += 1
-            self.step_time_s += (time.monotonic_ns() - started) / 1e9
+            self.step_time_s += (time.monotonic_ns() - self._paused_ns - started) / 1e9
             inbox = []
+        if self._links.full:
+            self._cut_frontends()
+
+    def _cut_frontends(self) -> None:
+        """Frontends that do not read have lost messages: abort their requests, and tell them to
+        end the streams once they read again."""
+        for index in self._links.full:
+            logger.error("frontend %d does not read its messages: its requests are aborted", index)
+            self._links.reopen_frontend(index)
+            self._core.abort_frontend(index)
+            lost = PeerLost("frontend", index, "this process did not read its messages")
+            self._links.frontend(index).send(lost)
+        self._links.full.clear()
 
     @property
     def _step_us(self) -> float:
         return self.step_time_s * 1e6 / max(1, self.steps)
 
     def _beat(self, malformed: int) -> None:
-        self._links.broadcast(self._core.heartbeat(malformed, self._step_us))
+        beat = self._core.heartbeat(malformed, self._step_us)
+        num_dropped = self._links.dropped
+        if (rank := self._links.full_rank()) >= 0:
+            epoch = self._core.workers.epoch
+            self._child.launcher.send(WorkerFailed(epoch, rank, "it does not read its plans"))
+        beat = msgspec.structs.replace(
+            beat, dropped_messages=num_dropped, dropped_log_lines=dropped_lines()
+        )
+        self._links.broadcast(beat)
         self._next_heartbeat_ns = time.monotonic_ns() + HEARTBEAT_NS
         if not self._core.num_live and not self._checked:
             self._core.check_integrity()

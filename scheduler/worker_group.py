@@ -14,6 +14,71 @@ from .memory import Memory
 from .request import Request, RequestState
 
 MAX_IN_FLIGHT = 2  # plan n+1 is sent while n runs; more would only delay new requests
+# A step counts as hung after this many times its expected duration, but not before these times.
+_PATIENCE = 20
+_LEAST_LIMIT_NS = 20e9
+# After this it is called a stall: `/readiness` fails, and the launcher logs stacks.
+_STALL_PATIENCE = 10
+_LEAST_STALL_NS = 5e9
+_FEW_STEPS = 4  # until so many are measured, nothing is expected
+_FADE = 1 / 32  # of the distance to a shorter step, per step of that size
+_LONG_PREFIX = 1024  # tokens after so many others cost twice as much, at most
+
+
+class StepHistory:
+    """How long the last steps took, by size, and therefore how long a step may take."""
+
+    def __init__(self) -> None:
+        self.new: deque[tuple[StepPlan, int]] = deque(maxlen=1000)  # answered steps and their ns
+        self._slowest: dict[int, float] = {}  # log2 of the size -> ns, fading
+        self._num_steps = 0
+        self._last: deque[tuple[StepPlan, int]] = deque(maxlen=5)
+
+    def take_in(self) -> None:
+        """Learn from the `new` steps. Call it about every second."""
+        self._last.extend(self.new)
+        self._num_steps += len(self.new)
+        for plan, taken_ns in self.new:
+            size = _size(plan).bit_length()
+            slowest = self._slowest.get(size, 0.0)
+            self._slowest[size] = max(taken_ns, slowest - (slowest - taken_ns) * _FADE)
+        self.new.clear()
+
+    def expected_ns(self, plan: StepPlan) -> float | None:
+        """The duration of the slowest of the last steps of this size or smaller. One that is
+        larger than all of them may take longer in proportion. None: nothing is known yet."""
+        self.take_in()
+        if self._num_steps < _FEW_STEPS:
+            return None
+        size = _size(plan).bit_length()
+        known = [measured for measured in self._slowest if measured <= size]
+        if not known:
+            return min(self._slowest.values())
+        in_proportion = self._slowest[max(known)] * 2.0 ** (size - max(known))
+        return max(in_proportion, *(self._slowest[measured] for measured in known))
+
+    @property
+    def last(self) -> str:
+        """The last steps in words."""
+        steps = [f"{describe(plan)}: {taken_ns / 1e9:.2f} s" for plan, taken_ns in self._last]
+        return ", ".join(steps) or "none"
+
+
+def _size(plan: StepPlan) -> int:
+    """Tokens that the step computes; those after a long prefix count more."""
+    size = 1 + len(plan.decode) * (1 + plan.num_drafts)
+    for chunk in plan.prefill:
+        count = len(chunk.token_ids)
+        size += count + count * (chunk.start + count) // _LONG_PREFIX
+    return size
+
+
+def describe(plan: StepPlan) -> str:
+    """A step in words, for logs."""
+    num_tokens = sum(len(chunk.token_ids) for chunk in plan.prefill)
+    farthest = max((chunk.start + len(chunk.token_ids) for chunk in plan.prefill), default=0)
+    prompts = f"{num_tokens} prompt tokens up to position {farthest}, " if plan.prefill else ""
+    return f"step {plan.step} ({prompts}{len(plan.decode)} decode rows, {plan.num_drafts} drafts)"
 
 
 class WorkerGroup:
@@ -23,9 +88,11 @@ class WorkerGroup:
         self._config = config
         self._max_rows = max_rows
         self._timeout_ns = config.step_timeout_s * 1e9
+        self._least_limit_ns = min(_LEAST_LIMIT_NS, self._timeout_ns)
         self.epoch = -1  # the newest one that was heard of
         self._dead_epoch = first_epoch - 1  # this one is dead, and all before it
         self._next_step = 0  # number of the next plan
+        self._history = StepHistory()
         self.forget()
 
     def forget(self) -> None:
@@ -91,6 +158,7 @@ class WorkerGroup:
             return None
         self.step_ns = now_ns - self._progress_ns
         self._progress_ns = now_ns
+        self._history.new.append((self._in_flight[0].plan, self.step_ns))
         return self._in_flight.popleft()
 
     def void_plans(self) -> None:
@@ -99,8 +167,39 @@ class WorkerGroup:
         self._in_flight = deque(void)
 
     def is_overdue(self, now_ns: int) -> bool:
-        """Whether a plan has had no answer for longer than `step_timeout_s`."""
-        return bool(self._in_flight) and now_ns - self._progress_ns > self._timeout_ns
+        """Whether the workers count as hung."""
+        may_be = self._in_flight and now_ns - self._progress_ns > self._least_limit_ns
+        return bool(may_be and self.overdue(now_ns))
+
+    def overdue(self, now_ns: int) -> str:
+        """Why the workers count as hung; "" if they do not. A step may take `_PATIENCE` times as
+        long as expected, `step_timeout_s` at most, also if nothing is known about it."""
+        age_ns, plan = self._age_ns(now_ns), self._in_flight[0].plan
+        limit_ns, expected_ns = self._timeout_ns, self._history.expected_ns(plan)
+        if expected_ns is not None:
+            limit_ns = min(limit_ns, max(_LEAST_LIMIT_NS, _PATIENCE * expected_ns))
+        if age_ns <= limit_ns:
+            return ""
+        return (
+            f"a step took longer than {limit_ns / 1e9:.0f} s; {describe(plan)} has no answer; "
+            f"the last steps: {self._history.last}"
+        )
+
+    def stall(self, now_ns: int) -> str:
+        """Says which step takes far longer than expected; "" if none does. Call it every second."""
+        self._history.take_in()
+        age_ns = self._age_ns(now_ns)
+        if age_ns <= _LEAST_STALL_NS:
+            return ""
+        plan = self._in_flight[0].plan
+        expected_ns = self._history.expected_ns(plan)
+        if expected_ns is None or age_ns <= _STALL_PATIENCE * expected_ns:
+            return ""
+        return f"{describe(plan)} has run for {age_ns / 1e9:.0f} s, {expected_ns / 1e9:.1f} s usual"
+
+    def _age_ns(self, now_ns: int) -> int:
+        """How long the oldest plan in flight has been running."""
+        return now_ns - self._progress_ns if self._in_flight else 0
 
     # --- rows ----------------------------------------------------------------------------
 

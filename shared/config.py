@@ -153,6 +153,12 @@ class ServeConfig:
     # HTTP
     host: str = _option("127.0.0.1", "address to listen on")
     port: int = _option(8000, "port to listen on; 0: a free one", bounds=(0, 65535))
+    metrics_port: int | None = _option(
+        None,
+        "second port for the probes and /metrics alone: needs no key, and is answered by a thread "
+        "that does nothing else; 0: a free one; default: none",
+        bounds=(0, 65535),
+    )
     httpserver_workers: int = _option(1, "HTTP processes", bounds=(1, 256))
     drain_timeout_s: float = _option(
         60.0, "time for running requests to finish after SIGTERM", bounds=(0, 1e6)
@@ -280,7 +286,11 @@ class ServeConfig:
     def save(self, path: Path) -> None:
         """Write as JSON for the child processes, readable by this user only."""
         path.touch(mode=0o600)
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        path.write_bytes(self.to_json())
+
+    def to_json(self) -> bytes:
+        """The bytes that `save` writes."""
+        return json.dumps(dataclasses.asdict(self), indent=1).encode()
 
     @classmethod
     def load(cls, path: Path) -> "ServeConfig":

@@ -8,6 +8,7 @@ process whose parent died before the process could ask for that signal.
 import argparse
 import contextlib
 import ctypes
+import faulthandler
 import logging
 import os
 import signal
@@ -19,11 +20,13 @@ from pathlib import Path
 
 from .config import ServeConfig
 from .errors import StartError
-from .log import setup_logging
+from .log import child_stderr, setup_logging
 from .messages import Hello
 from .transport import Sender, launcher_address
 
 _PR_SET_PDEATHSIG = 1
+_MAX_REPORT = 1 << 20  # bytes
+STACKS_SIGNAL = signal.SIGQUIT  # makes a process write the stacks of its threads to its report
 CONFIG_FILE = "config.json"  # in the runtime directory; written by the launcher
 
 
@@ -38,6 +41,7 @@ class Child:
     listen_fd: int | None  # frontend: the bound, not yet listening HTTP socket
     config: ServeConfig
     launcher: Sender
+    metrics_fd: int | None = None  # frontend: as listen_fd, for --metrics_port
 
     def hello(self) -> Hello:
         """The first message to every other process."""
@@ -50,10 +54,22 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
     args = _parser(role).parse_args(argv)
     if args.parent_pid is not None:
         die_with_parent(args.parent_pid, args.death_fd)
+    if args.report_fd is not None:
+        faulthandler.enable(args.report_fd)
+        faulthandler.register(STACKS_SIGNAL, args.report_fd)
     config = ServeConfig.load(Path(args.runtime_dir) / CONFIG_FILE)
     setup_logging(f"{role}-{args.index}", config.log_level)
     launcher = Sender.connect(launcher_address(args.runtime_dir))
-    child = Child(role, args.index, args.epoch, args.runtime_dir, args.listen_fd, config, launcher)
+    child = Child(
+        role,
+        args.index,
+        args.epoch,
+        args.runtime_dir,
+        args.listen_fd,
+        config,
+        launcher,
+        args.metrics_fd,
+    )
     launcher.send(child.hello())
     return child
 
@@ -67,30 +83,36 @@ def _parser(role: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--parent_pid", type=int, help="die with this process")
     parser.add_argument("--death_fd", type=int, help="die when this inherited pipe closes")
+    parser.add_argument("--report_fd", type=int, help="file for stacks and the reason of a failure")
+    parser.add_argument("--metrics_fd", type=int, help="inherited bound socket for probes")
     parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
     return parser
 
 
 def run_child(main: Callable[[], int], argv: Sequence[str] | None = None) -> int:
-    """Run `main` and return its exit code. If it raises, log the error and write it to
-    `failure_file` for the launcher. A process's `__main__` calls `sys.exit(run_child(main))`."""
-    try:
-        return main()
-    except StartError as error:
-        logging.getLogger(__name__).error("%s", error)
-        reason, code = str(error), error.exit_code
-    except Exception as error:
-        logging.getLogger(__name__).exception("this process cannot go on")
-        reason, code = f"{type(error).__name__}: {error}", 1
+    """Run `main` and return its exit code. If it raises, log the error and write it to the
+    report for the launcher. A process's `__main__` calls `sys.exit(run_child(main))`."""
+    with child_stderr() if argv is None else contextlib.nullcontext():
+        try:
+            return main()
+        except StartError as error:
+            logging.getLogger(__name__).error("%s", error)
+            reason, code = str(error), error.exit_code
+        except Exception as error:
+            logging.getLogger(__name__).exception("this process cannot go on")
+            reason, code = f"{type(error).__name__}: {error}", 1
     args, _ = _parser("process").parse_known_args(sys.argv[1:] if argv is None else argv)
-    with contextlib.suppress(OSError):
-        failure_file(args.runtime_dir, os.getpid()).write_text(reason)
+    if args.report_fd is not None:
+        os.write(args.report_fd, b"\0" + reason.encode("utf-8", "backslashreplace"))
     return code
 
 
-def failure_file(runtime_dir: str, pid: int) -> Path:
-    """The file with the reason of a process's failure. The launcher reads and removes it."""
-    return Path(runtime_dir) / f"failed-{pid}"
+def read_report(report_fd: int) -> tuple[str, str]:
+    """The contents of a report: Python stacks, and the reason why it failed. Each may be
+    empty. The report is a file in memory, so that it needs no disk."""
+    data = os.pread(report_fd, _MAX_REPORT, 0).decode("utf-8", "replace")
+    stacks, _, reason = data.partition("\0")
+    return stacks, reason
 
 
 def die_with_parent(parent_pid: int, death_fd: int | None) -> None:

@@ -328,10 +328,24 @@ class Heartbeat(Message, frozen=True):
     decoded_rows: int = 0  # decode rows of all answered plans, cumulative
     drafts_offered: list[int] = []  # by position, cumulative
     drafts_accepted: list[int] = []  # of these, in the same order
+    dropped_messages: int = 0  # because another process did not read them
+    dropped_log_lines: int = 0
+    stall: str = ""  # a step that takes far longer than such steps usually do; "": none
+
+
+class LauncherBeat(Message, frozen=True):
+    """Launcher -> frontends, every second. A launcher that is stopped is noticed by its silence.
+    Counts are since the launcher started."""
+
+    engine_restarts: int = 0
+    frontend_restarts: int = 0
+    dropped_messages: int = 0
+    dropped_log_lines: int = 0
 
 
 class PeerLost(Message, frozen=True):
-    """Launcher -> the other processes when one died.
+    """Launcher -> the other processes when one died. Scheduler -> a frontend about itself, when
+    messages to it were dropped: its requests are aborted, and it ends their streams.
 
     A frontend: the scheduler aborts its requests. The worker group: the scheduler forgets all KV,
     and replays running requests when the next group is ready. The scheduler: frontends end all
@@ -380,6 +394,7 @@ AnyMessage = (
     | Progress
     | Ready
     | Heartbeat
+    | LauncherBeat
     | PeerLost
     | WorkerFailed
     | Reload

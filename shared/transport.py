@@ -10,6 +10,8 @@ from a socket are not trusted: sizes are limited before memory is allocated, eve
 and `CodecError` is the only error.
 """
 
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -24,6 +26,7 @@ import zmq.asyncio
 from .errors import CodecError, PortError
 from .messages import AnyMessage, Message
 
+logger = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 << 20  # a plan with several 200k-token prompts is about 3 MB
 _MALFORMED = (
     msgspec.MsgspecError,
@@ -88,12 +91,23 @@ def end_process(code: int) -> NoReturn:
     os._exit(code)
 
 
+def _bind(socket: "zmq.Socket[bytes]", address: str) -> None:
+    umask = os.umask(0o077)
+    try:
+        socket.bind(address)
+    finally:
+        os.umask(umask)
+
+
 class Receiver:
     """An inbox. `malformed` counts malformed messages, which are dropped."""
 
     def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
         self._socket = socket
+        self._address = address
         self._path = Path(address.removeprefix("ipc://"))
+        self._inode = self._path.stat().st_ino
+        self._problem = ""  # of the last `repair`
         self.malformed = 0
 
     @classmethod
@@ -103,15 +117,31 @@ class Receiver:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.RCVHWM, _HIGH_WATER)
         socket.setsockopt(zmq.LINGER, 0)
-        umask = os.umask(0o077)
         try:
-            socket.bind(address)
+            _bind(socket, address)
         except zmq.ZMQError as error:
             socket.close()
             raise PortError(f"cannot bind {address}: {error}") from error
-        finally:
-            os.umask(umask)
         return cls(socket, address)
+
+    def repair(self) -> None:
+        """Bind again if the socket file has vanished, so that other processes can connect. Call it
+        every second. Links that are connected do not need the file."""
+        problem = ""
+        try:
+            if self._path.stat().st_ino == self._inode:
+                return
+            problem = "was replaced"
+        except OSError as error:
+            problem = f"vanished ({error.strerror})"
+        try:
+            _bind(self._socket, self._address)  # the old binding stays, and so do its links
+            self._inode = self._path.stat().st_ino
+            logger.warning("%s %s: bound again", self._path, problem)
+        except (zmq.ZMQError, OSError) as error:
+            if str(error) != self._problem:
+                logger.error("%s %s and cannot be bound: %s", self._path, problem, error)
+            self._problem = str(error)
 
     def receive(self, timeout_s: float | None) -> list[AnyMessage]:
         """All messages that have arrived. Waits up to `timeout_s` (None: no limit) for the first.
@@ -142,7 +172,8 @@ class Receiver:
     def close(self) -> None:
         """Close and remove the socket file."""
         self._socket.close()
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone, or on a read-only disk
+            self._path.unlink()
 
     def __enter__(self) -> "Receiver":
         return self
@@ -172,24 +203,30 @@ class Sender:
 
     @classmethod
     def connect(cls, address: str) -> "Sender":
-        """Connect to an address. Messages wait until the other process binds it."""
-        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+        """Connect to an address. Messages wait until the other process binds it. Raises OSError if
+        this process has too many files open."""
+        try:
+            socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
+        except zmq.ZMQError as error:
+            raise OSError(error.errno, f"cannot open a link: {error}") from error
         socket.setsockopt(zmq.SNDHWM, _HIGH_WATER)
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
         socket.connect(address)
         return cls(socket)
 
-    def send(self, message: Message) -> None:
-        """Encode and queue one message."""
-        self.send_bytes(encode(message))
+    def send(self, message: Message) -> bool:
+        """Encode and queue one message. False if it was dropped."""
+        return self.send_bytes(encode(message))
 
-    def send_bytes(self, data: bytes) -> None:
+    def send_bytes(self, data: bytes) -> bool:
         """Queue an encoded message (the plan goes to every rank as the same bytes)."""
         try:
             self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
             self.dropped += 1
+            return False
+        return True
 
     def close(self) -> None:
         """Close. Queued messages have 200 ms to leave."""

@@ -115,15 +115,24 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running_server(
-    model_dir: Path, directory: Path, *flags: str, port: int | None = None
+    model_dir: Path,
+    directory: Path,
+    *flags: str,
+    port: int | None = None,
+    output: int | None = None,
+    wrapper: tuple[str, ...] = (),
 ) -> Iterator[RunningServer]:
-    """Serve `model_dir` on a free port; on the way out stops it and checks that nothing is left."""
+    """Serve `model_dir` on a free port; on the way out stops it and checks that nothing is left.
+    `output` is the file descriptor for its output, by default a log file. `wrapper` is a command
+    before it."""
     directory.mkdir(parents=True, exist_ok=True)
     port, runtime_dir, log = port or free_port(), directory / "run", directory / "server.log"
     command = [sys.executable, "-m", "glimmer", "serve", "--model_dir", str(model_dir)]
     command += ["--device", "cpu", "--port", str(port), "--runtime_dir", str(runtime_dir), *flags]
-    with log.open("wb") as output:
-        launcher = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    with log.open("wb") as file:
+        stdout = file if output is None else output
+        command = [*wrapper, *command]
+        launcher = subprocess.Popen(command, stdout=stdout, stderr=subprocess.STDOUT)
     server = RunningServer(launcher, port, runtime_dir, log)
     try:
         wait_until(

@@ -26,6 +26,7 @@ from .startup import load_runner
 from .step import ModelRunner, PendingStep
 
 logger = logging.getLogger(__name__)
+_IDLE_S = 1.0  # an idle worker looks after its inbox this often
 _POLL_S = 3e-5  # between looks at a step on a GPU and at the inbox
 
 
@@ -84,7 +85,10 @@ def serve(
     already is not a failure."""
     pending: deque[PendingStep] = deque()
     while True:
-        for message in inbox.receive(0 if pending else None):
+        messages = inbox.receive(0 if pending else _IDLE_S)
+        if not messages and not pending:
+            inbox.repair()
+        for message in messages:
             match message:
                 case StepPlan() if message.epoch == runner.epoch:
                     try:
@@ -109,5 +113,5 @@ def _answer(runner: ModelRunner, pending: deque[PendingStep], scheduler: Sender 
     """Send the results of steps that are done, in order."""
     while pending and pending[0].is_done:
         result = runner.finish(pending.popleft())
-        if scheduler is not None:
-            scheduler.send(result)
+        if scheduler is not None and not scheduler.send(result):
+            raise RuntimeError("the scheduler does not read results")

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...shared.config import ServeConfig, environment
+from ...shared.errors import ConfigError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
 from ...shared.resolve import resolve
@@ -24,6 +25,7 @@ from .runtime_dir import claim_runtime_dir
 from .supervise import Children, JanitorKeeper, Modules
 
 _MAX_FILES = 65536
+_LEAST_FILES = 60  # of a frontend with a few connections
 
 
 def launch(
@@ -37,12 +39,19 @@ def launch(
     Returns the exit code. Raises StartError if the server cannot start.
     """
     started = time.monotonic()
-    _allow_connections()
     spec = load_model_spec(Path(config.model_dir))
     hardware = detect_hardware()
     config = resolve(config, spec, hardware)
+    allow_files(config)
     with contextlib.ExitStack() as stack:
         port = stack.enter_context(contextlib.closing(bind_port(config.host, config.port)))
+        metrics_port = None
+        if config.metrics_port is not None:
+            metrics_port = stack.enter_context(
+                contextlib.closing(bind_port(config.host, config.metrics_port, "--metrics_port"))
+            )
+            metrics_port.share_with_successor()
+            config = dataclasses.replace(config, metrics_port=metrics_port.number)
         path = None if config.runtime_dir is None else Path(config.runtime_dir)
         runtime = claim_runtime_dir(path, default_parent())
         janitor = stack.enter_context(contextlib.closing(JanitorKeeper(runtime)))
@@ -54,16 +63,23 @@ def launch(
         config = dataclasses.replace(config, port=port.number, runtime_dir=str(runtime.path))
         config.save(runtime.path / CONFIG_FILE)
         threads = max(1, hardware.num_cpus // config.tp)
-        children = Children(runtime.path, modules or Modules(), threads, port.listener.fileno())
+        fds = (port.fileno(), metrics_port.fileno() if metrics_port else None)
+        children = Children(runtime.path, modules or Modules(), threads, *fds)
         return Launcher(config, children, janitor, port, started, on_ready).run()
 
 
-def _allow_connections() -> None:
-    """Raise the limit of open files: each connection is one, and the usual 1,024 are too few."""
+def allow_files(config: ServeConfig) -> None:
+    """Raise the limit of open files: each connection is one, and the usual 1,024 are too few.
+    Raises ConfigError if it is too low to start the processes and to replace them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    needed = max(_LEAST_FILES, 40 + 5 * (1 + config.tp + config.httpserver_workers))
+    if limit < needed:
+        raise ConfigError(
+            f"the limit of open files (ulimit -Hn) is {limit}, this server needs {needed}; raise it"
+        )
 
 
 def default_parent() -> Path:

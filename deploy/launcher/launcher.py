@@ -9,22 +9,23 @@ import contextlib
 import enum
 import logging
 import math
-import os
-import signal
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ConfigError
+from ...shared.errors import ConfigError, PortError, StartError
+from ...shared.lifecycle import CONFIG_FILE
+from ...shared.log import dropped_lines, write_aside
 from ...shared.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Heartbeat,
     Hello,
+    LauncherBeat,
     Message,
     PeerLost,
     Progress,
@@ -36,6 +37,7 @@ from ...shared.messages import (
 from ...shared.transport import Receiver, launcher_address
 from .listen import HttpPort
 from .progress import StartDisplay
+from .signals import can_open_terminal, handlers
 from .supervise import Children, JanitorKeeper, Process, start_error
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,10 @@ _SLOW_TICK_S = 0.1  # on kernels without pidfds, where the end of a child does n
 _STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
 _DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
 _EXIT_WAIT_S = 1.0  # a worker that reported a failure exits within this time, or is killed
-_MAX_ATTEMPTS = 3  # restarts in a row of the engine or of one frontend
+_MAX_ATTEMPTS = 3  # restarts in a row after which the engine or a frontend did not become ready
+_BACKOFF_S = 0.5  # before the second restart within _MEMORY_S, then twice as long each time
+_MAX_BACKOFF_S = 8.0
+_MEMORY_S = 60.0
 # The scheduler's main loop never waits for a worker, so a slow step delays no heartbeat.
 HEARTBEAT_LIMIT_S = 10.0
 # A frontend also parses bodies and renders prompts. Killing it breaks its streams.
@@ -95,8 +100,12 @@ class Launcher:
         self._deadline = 0.0  # of the drain or stop
         self._stop_requests = 0
         self._is_reload_asked = False
-        self._has_terminal = _can_open_terminal()
+        self._has_terminal = can_open_terminal()
         self._attempts: Counter[str] = Counter()  # restarts since the unit was last ready
+        self._restarts: Counter[str] = Counter()  # all of them, by role
+        self._recent: dict[str, list[float]] = {}  # by unit: times of its last restarts
+        self._stalled = False  # the stacks of this stall are in the log
+        self._dir_problem = ""
         self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
         self._last_tick = started
         self._wake_read, self._wake_write = socket.socketpair()
@@ -106,10 +115,12 @@ class Launcher:
     def run(self) -> int:
         """Start, serve, stop. Returns the exit code. Raises StartError if the start fails."""
         self._display = StartDisplay()
+        self._next_beat = self._started
         with (
             Receiver.bind(launcher_address(str(self._children.runtime_dir))) as inbox,
-            _handlers(self.stop, self._hang_up, self._wake_write.fileno()),
+            handlers(self.stop, self._hang_up, self._wake_write.fileno()),
         ):
+            self._inbox = inbox
             try:
                 self._start_everything()
                 while self._phase is not Phase.STOPPING or self._children.alive:
@@ -130,7 +141,7 @@ class Launcher:
     def _hang_up(self) -> None:
         """SIGHUP: read key and certificate files again. Stop if there are none, or if the signal
         came because the terminal was closed."""
-        is_closed = self._has_terminal and not _can_open_terminal()
+        is_closed = self._has_terminal and not can_open_terminal()
         if self._config.can_reload and not is_closed:
             self._is_reload_asked = True
         else:
@@ -175,34 +186,43 @@ class Launcher:
 
     def _handle(self, message: AnyMessage) -> None:
         match message:
-            case Hello(role, index, _, config_hash, protocol):
+            case Hello(role, index, pid, config_hash, protocol):
                 self._check_hello(role, index, config_hash, protocol)
-                self._hear(role, index)
+                process = self._hear(role, index)
+                if process is not None and process.popen.pid == pid:
+                    process.greeted = True
             case Progress(role, index, stage, done, total):
                 self._hear(role, index, stage, done, total)
             case Ready():
                 self._on_peer_ready(message)
-            case Heartbeat():
+            case Heartbeat(stall=stall):
                 self._hear("scheduler", 0, _RUNNING)
+                if stall and not self._stalled:
+                    logger.warning("%s", stall)
+                    self._children.log_stacks("a step does not end")
+                self._stalled = bool(stall)
             case WorkerFailed(epoch, rank, reason):
                 process = self._children.find("worker", rank)
                 if epoch == self._epoch and process is not None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.popen.wait(_EXIT_WAIT_S)
                     self._reap()
-                    self._end(process, reason)
+                    self._end(process, reason)  # nothing if it has ended
             case _:
                 logger.warning("unexpected %s in the launcher's inbox", type(message).__name__)
 
-    def _hear(self, role: str, index: int, stage: str = "", done: int = 0, total: int = 0) -> None:
+    def _hear(
+        self, role: str, index: int, stage: str = "", done: int = 0, total: int = 0
+    ) -> Process | None:
         process = self._children.find(role, index)
         if process is None:
-            return
+            return None
         process.heard = time.monotonic()
         if stage and (total or stage != process.stage):
             process.stage = stage
             if self._phase is Phase.STARTING:
                 self._display.update(process.name, stage, done, total)
+        return process
 
     def _check_hello(self, role: str, index: int, config_hash: str, protocol: int) -> None:
         if protocol == PROTOCOL_VERSION and config_hash == self._config.config_hash():
@@ -240,22 +260,25 @@ class Launcher:
         self._display.close()
         logger.info("worker 0: %s", self._display.spent("worker 0"))
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
+        name = f"[{host}]" if ":" in host else host
         scheme = "http" if self._config.ssl_certfile is None else "https"
-        url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._config.port}"
+        url = f"{scheme}://{name}:{self._config.port}"
+        if self._config.metrics_port is not None:
+            logger.info("probes and metrics: http://%s:%d", name, self._config.metrics_port)
         line = (
             f"Glimmer is ready: {url}  model {self._config.model_name}  KV cache "
             f"{self._capacity:,} tokens  started in {time.monotonic() - self._started:.1f} s\n"
         )
-        with contextlib.suppress(OSError):  # stdout may be closed or full
-            os.write(sys.stdout.fileno(), line.encode())
+        write_aside(sys.stdout.fileno(), line)
         if self._on_ready is not None:
             self._on_ready(self, url)
 
     # --- losses -----------------------------------------------------------------------------
 
     def _end(self, process: Process, reason: str) -> None:
-        """Kill a child that cannot go on, unless it already ended."""
+        """Kill a child that hangs or cannot go on, unless it already ended."""
         if process in self._children.alive:
+            self._children.log_stacks(f"{process.name} is killed ({reason.partition(';')[0]})")
             self._children.kill([process])
             self._lost(process, reason)
 
@@ -295,17 +318,27 @@ class Launcher:
 
     def _restart(self, lost: Process, reason: str, successors: list[tuple[str, int]]) -> None:
         """Schedule these (role, index) to start: at once the first time, later after repeated
-        losses. Gives up after `_MAX_ATTEMPTS` restarts in a row."""
+        losses. Gives up after `_MAX_ATTEMPTS` restarts in a row that did not make it ready, unless
+        the runtime directory is the reason: a full disk has room again some day."""
         unit = _unit(lost)
         attempts = self._attempts[unit]
-        if attempts == _MAX_ATTEMPTS:
+        is_broken = lost.popen.returncode != PortError.exit_code
+        if is_broken and attempts >= _MAX_ATTEMPTS:
             problem = f"{attempts} restarts of the {unit} in a row did not help; last: {lost.name}"
             code = start_error(lost.popen.returncode, "").exit_code
             self._give_up(f"{problem}: {reason}", code)
             return
-        self._attempts[unit] += 1
-        at = time.monotonic() + 0.5 * (2**attempts - 1)
-        self._due |= dict.fromkeys(successors, at)
+        self._attempts[unit] += is_broken
+        self._restarts["frontend" if lost.role == "frontend" else _ENGINE] += 1
+        self._schedule(unit, successors)
+
+    def _schedule(self, unit: str, starts: list[tuple[str, int]]) -> None:
+        """Start these after a time that grows with the number of recent restarts of the unit."""
+        now = time.monotonic()
+        recent = [at for at in self._recent.get(unit, []) if now - at < _MEMORY_S]
+        delay = min(_MAX_BACKOFF_S, _BACKOFF_S * (2 ** min(len(recent), 10) - 1))
+        self._recent[unit] = [*recent, now]
+        self._due |= dict.fromkeys(starts, now + delay)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         logger.error("giving up: %s", reason)
@@ -322,7 +355,14 @@ class Launcher:
             self._spawn("frontend", index)
 
     def _spawn(self, role: str, index: int) -> None:
-        process = self._children.spawn(role, index, self._epoch)
+        try:
+            process = self._children.spawn(role, index, self._epoch)
+        except OSError as error:  # too many files or processes, no memory
+            if self._phase is Phase.STARTING:
+                raise StartError(f"cannot start {role} {index}: {error}") from error
+            logger.error("cannot start %s %d: %s; trying again", role, index, error)
+            self._schedule(f"{role} {index}", [(role, index)])
+            return
         if self._phase is Phase.STARTING:
             self._display.update(process.name, process.stage)
         else:
@@ -331,13 +371,16 @@ class Launcher:
     def _tick(self, now: float) -> None:
         """Everything that depends on time: due restarts, silent processes, the deadline."""
         if self._phase is Phase.STOPPING:
-            if now > self._deadline:
+            if now > self._deadline and self._children.alive:
+                if any(process.ready for process in self._children.alive):
+                    self._children.log_stacks("processes do not stop")
                 self._children.kill(list(self._children.alive))
             return
         if now - self._last_tick > _PAUSE_S:
             for process in self._children.alive:
                 process.heard = now
         self._last_tick = now
+        self._beat(now)
         for role, index in [key for key, at in self._due.items() if at <= now]:
             del self._due[role, index]
             if role != "frontend" or self._phase is Phase.SERVING:
@@ -348,6 +391,37 @@ class Launcher:
         ended = not self._children.of("frontend") or now > self._deadline
         if self._phase is Phase.DRAINING and ended:
             self._stop(0)
+
+    def _beat(self, now: float) -> None:
+        """Tell the frontends every second that this process runs."""
+        if now < self._next_beat:
+            return
+        self._next_beat = now + _TICK_S
+        self._inbox.repair()
+        self._repair_directory()
+        beat = LauncherBeat(
+            self._restarts[_ENGINE],
+            self._restarts["frontend"],
+            sum(process.sender.dropped for process in self._children.alive),
+            dropped_lines(),
+        )
+        self._tell("frontend", beat)
+
+    def _repair_directory(self) -> None:
+        """Make files in the runtime directory again that were removed. Says once what is
+        wrong."""
+        try:
+            missing = self._janitor.runtime.repair(CONFIG_FILE, self._config.to_json())
+        except OSError as error:
+            if str(error) != self._dir_problem:
+                logger.error(
+                    "files in %s vanished and cannot be made: %s", self._config.runtime_dir, error
+                )
+            self._dir_problem = str(error)
+            return
+        if missing:
+            logger.warning("%s vanished from %s: made again", missing, self._config.runtime_dir)
+        self._dir_problem = ""
 
     def _stuck(self, now: float) -> Process | None:
         """A process that has been silent for too long: a running scheduler or frontend without
@@ -394,37 +468,6 @@ class Launcher:
             process.sender.send(message)
 
 
-def _can_open_terminal() -> bool:
-    """Whether this process has a terminal that is still there."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
-
-
 def _unit(process: Process) -> str:
     """Name of the processes that are restarted together: the engine, or one frontend."""
     return process.name if process.role == "frontend" else _ENGINE
-
-
-@contextlib.contextmanager
-def _handlers(
-    on_stop: Callable[[], None], on_hang_up: Callable[[], None], wake_fd: int
-) -> Iterator[None]:
-    """Route signals to these functions and let them end a wait. A SIGHUP that nohup ignores stays
-    ignored."""
-    previous_fd = signal.set_wakeup_fd(wake_fd, warn_on_full_buffer=False)
-    actions = {signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: on_hang_up}
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        del actions[signal.SIGHUP]
-    previous = {
-        number: signal.signal(number, lambda *_, action=action: action())
-        for number, action in actions.items()
-    }
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(previous_fd)

@@ -32,6 +32,10 @@ class HttpPort:
         """The port number, chosen by the kernel if it was given as 0."""
         return int(self.listener.getsockname()[1])
 
+    def fileno(self) -> int:
+        """The file descriptor of the listener."""
+        return self.listener.fileno()
+
     def share_with_successor(self) -> None:
         """Let the next server bind this port while old connections are in TIME_WAIT. Call this
         just before a frontend listens: until then, others could bind the port as well."""
@@ -44,16 +48,16 @@ class HttpPort:
             self.claim.close()
 
 
-def bind_port(host: str, port: int) -> HttpPort:
-    """Bind `host`:`port` (0: any free one). Raises PortError naming the owner if it is taken,
-    ConfigError if this machine has no such address."""
+def bind_port(host: str, port: int, flag: str = "--port") -> HttpPort:
+    """Bind `host`:`port` (0: any free one), which `flag` sets. Raises PortError naming the owner if
+    it is taken, ConfigError if this machine has no such address."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
         raise ConfigError(f"--host {host}: {error.strerror}") from error
-    claim = _claim(str(address[0]), port) if port else None
+    claim = _claim(str(address[0]), port, flag) if port else None
     listener = socket.socket(family, kind)
     try:
         _bind(listener, address)
@@ -61,7 +65,7 @@ def bind_port(host: str, port: int) -> HttpPort:
         listener.close()
         if claim is not None:
             claim.close()
-        raise _explain(error, host, port) from error
+        raise _explain(error, host, port, flag) from error
     return HttpPort(listener, claim)
 
 
@@ -77,16 +81,16 @@ def _bind(listener: socket.socket, address: tuple[Any, ...]) -> None:
         listener.bind(address)
 
 
-def _explain(error: OSError, host: str, port: int) -> ConfigError | PortError:
+def _explain(error: OSError, host: str, port: int, flag: str) -> ConfigError | PortError:
     if error.errno == errno.EADDRINUSE:
         owner = describe(_listening_pid(port))
-        return PortError(f"port {port} is in use by {owner}; stop it or choose another --port")
+        return PortError(f"port {port} is in use by {owner}; stop it or choose another {flag}")
     if error.errno == errno.EACCES:
-        return PortError(f"port {port} is not open to this user; choose a --port above 1023")
+        return PortError(f"port {port} is not open to this user; choose a {flag} above 1023")
     return ConfigError(f"--host {host}: {error.strerror}; give an address of this machine")
 
 
-def _claim(address: str, port: int) -> socket.socket:
+def _claim(address: str, port: int, flag: str) -> socket.socket:
     name = f"\0glimmer-{address}-{port}"
     claim = socket.socket(socket.AF_UNIX)
     try:
@@ -95,7 +99,7 @@ def _claim(address: str, port: int) -> socket.socket:
         claim.close()
         owner = describe(_claim_owner(name))
         raise PortError(
-            f"port {port} is in use by {owner}; stop that server or choose another --port"
+            f"port {port} is in use by {owner}; stop that server or choose another {flag}"
         ) from None
     claim.listen(128)
     return claim

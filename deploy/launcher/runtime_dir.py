@@ -6,8 +6,10 @@ and shared.errors, because the janitor uses it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -18,26 +20,55 @@ from pathlib import Path
 from ...shared.errors import ConfigError, PortError
 
 _LOCK = "lock"
-_FILES = ("*.sock", "config.json", "failed-*", "ranks-*", "api-keys*", _LOCK)
+_FILES = ("*.sock", "config.json*", "api-keys*", "ranks-*", "grammars-*", _LOCK)
 _PREFIX = "glimmer-"
 _LOCK_WAIT_S = 1.0  # the janitor of a server that just died may hold the lock
 _KILL_WAIT_S = 10.0
+_CREATION_S = 60.0  # an older directory without a lock was left by a server that died at once
 _SOCKET_PATH_BYTES = 107  # limit of the kernel, without the terminating zero
 _LONGEST_NAME = "/worker-999999-1023.sock"
 
 
 @dataclass(frozen=True)
 class RuntimeDir:
-    """A locked runtime directory. The lock is released when this process ends."""
+    """A locked runtime directory. The locks are released when this process ends. That of the
+    directory itself tells systemd-tmpfiles to leave it alone."""
 
     path: Path
     created: bool  # by this process, which then removes it at the end instead of emptying it
     lock_fd: int
+    dir_fd: int
 
     def remove(self) -> None:
         """Remove all files of a server, and the directory if this process created it."""
-        empty(self.path, self.created)
+        with contextlib.suppress(OSError):  # a disk that is read-only now
+            empty(self.path, self.created)
         os.close(self.lock_fd)
+        os.close(self.dir_fd)
+
+    def repair(self, name: str, content: bytes) -> str:
+        """Make again: the directory, the lock, and file `name`, if they were removed. Returns which
+        files were missing, "" if none were. Raises OSError if it cannot be made, BlockingIOError if
+        another server took the directory."""
+        missing = [file for file in (_LOCK, name) if not (self.path / file).exists()]
+        if not missing:
+            return ""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not _is_private(self.path):
+            raise PermissionError(errno.EPERM, "it is not a private directory any more")
+        if _LOCK in missing:
+            lock_fd = try_lock(self.path, 0.0)
+            if lock_fd is None:
+                raise BlockingIOError(errno.EWOULDBLOCK, "another server uses it")
+            os.dup2(lock_fd, self.lock_fd, inheritable=False)
+            os.close(lock_fd)
+            _write_owner(self.path)
+            dir_fd = _lock_directory(self.path)
+            os.dup2(dir_fd, self.dir_fd, inheritable=False)
+            os.close(dir_fd)
+        if name in missing:
+            _write_whole(self.path / name, content)
+        return " and ".join(missing)
 
 
 def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
@@ -58,8 +89,7 @@ def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--runtime_dir {path}: {error.strerror}") from error
-    status = path.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+    if not _is_private(path):
         raise ConfigError(f"--runtime_dir {path}: must be your own private directory (chmod 700)")
     lock_fd = try_lock(path, _LOCK_WAIT_S)
     if lock_fd is None:
@@ -69,9 +99,33 @@ def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:
         )
     kill_leftovers(path)
     empty(path, whole=False, keep=_LOCK)
-    os.truncate(lock_fd, 0)
-    os.write(lock_fd, str(os.getpid()).encode())
-    return RuntimeDir(path, created, lock_fd)
+    _write_owner(path)
+    return RuntimeDir(path, created, lock_fd, _lock_directory(path))
+
+
+def _is_private(path: Path) -> bool:
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & 0o077
+
+
+def _write_owner(path: Path) -> None:
+    (path / _LOCK).write_text(str(os.getpid()))
+
+
+def _lock_directory(path: Path) -> int:
+    dir_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # it only keeps cleaners away
+        fcntl.flock(dir_fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return dir_fd
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a private file, which appears at its name when it is complete."""
+    part = path.with_name(f"{path.name}.part")
+    part.unlink(missing_ok=True)
+    part.touch(mode=0o600)
+    part.write_bytes(content)
+    part.rename(path)
 
 
 def try_lock(path: Path, wait_s: float) -> int | None:
@@ -79,7 +133,7 @@ def try_lock(path: Path, wait_s: float) -> int | None:
     `wait_s`."""
     deadline = time.monotonic() + wait_s
     while True:
-        fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path / _LOCK, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with contextlib.suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The lock file may have been removed between open and flock.
@@ -93,11 +147,15 @@ def try_lock(path: Path, wait_s: float) -> int | None:
 
 def clean_stale(parent: Path) -> None:
     """Remove this user's default runtime directories whose server has ended."""
+    with tempfile.TemporaryFile(dir=parent) as file:
+        now = os.fstat(file.fileno()).st_mtime  # by the clock of this file system
     for path in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):
             if path.is_symlink() or path.stat().st_uid != os.geteuid():
                 continue
             if not (path / _LOCK).exists():  # not a runtime directory, or still being created
+                if now - path.stat().st_mtime > _CREATION_S:
+                    path.rmdir()  # fails if there is anything in it
                 continue
             lock_fd = try_lock(path, 0.0)
             if lock_fd is not None:
@@ -111,7 +169,9 @@ def empty(path: Path, whole: bool, keep: str = "") -> None:
     then."""
     for pattern in _FILES:
         for file in path.glob(pattern):
-            if file.name != keep:
+            if file.is_dir() and not file.is_symlink():
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name != keep:
                 file.unlink(missing_ok=True)
     if whole:
         with contextlib.suppress(OSError):

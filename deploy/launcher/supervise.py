@@ -16,12 +16,15 @@ from pathlib import Path
 from ...shared import errors
 from ...shared.config import child_environment
 from ...shared.errors import StartError
-from ...shared.lifecycle import failure_file
+from ...shared.lifecycle import STACKS_SIGNAL, read_report
+from ...shared.log import output_fd
 from ...shared.transport import Sender, frontend_address, scheduler_address, worker_address
 from .runtime_dir import RuntimeDir
 
 logger = logging.getLogger(__name__)
 _EXIT_WAIT_S = 10.0
+_STACKS_WAIT_S = 0.5  # for all processes together to write their stacks
+_MAX_STACKS = 20_000  # characters of one process in the log
 _MAX_JANITORS = 10  # after so many deaths the janitor is given up
 
 
@@ -44,6 +47,8 @@ class Process:
     popen: subprocess.Popen[bytes]
     sender: Sender  # to this process alone: its unread messages are dropped when it dies
     sentinel: int | None  # pidfd, readable once the process has ended; None on old kernels
+    report_fd: int  # file in memory with its stacks and the reason of its failure
+    greeted: bool = False  # by its Hello: it handles the signal for stacks
     ready: bool = False
     stage: str = "starting"
     heard: float = field(default_factory=time.monotonic)  # when it last sent anything
@@ -62,6 +67,7 @@ class Children:
     modules: Modules
     worker_threads: int
     listen_fd: int
+    metrics_fd: int | None = None
     alive: list[Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,26 +75,44 @@ class Children:
 
     def spawn(self, role: str, index: int, epoch: int) -> Process:
         """Start a process. Call from the main thread only: the kernel kills a child when the
-        thread that forked it ends."""
+        thread that forked it ends. Raises OSError if this machine cannot start one now."""
+        sender = Sender.connect(_inbox(str(self.runtime_dir), role, index, epoch))
+        report_fd = -1
+        try:
+            report_fd = os.memfd_create(f"glimmer-{role}-{index}")
+            popen = self._popen(role, index, epoch, report_fd)
+        except OSError:
+            sender.close()
+            if report_fd >= 0:
+                os.close(report_fd)
+            raise
+        process = Process(role, index, epoch, popen, sender, sentinel_of(popen.pid), report_fd)
+        self.alive.append(process)
+        return process
+
+    def _popen(
+        self, role: str, index: int, epoch: int, report_fd: int
+    ) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-P", "-m", getattr(self.modules, role)]
         command += ["--runtime_dir", str(self.runtime_dir), "--index", str(index)]
         command += ["--epoch", str(epoch), "--parent_pid", str(os.getpid())]
-        command += ["--death_fd", str(self._death_read)]
-        fds = [self._death_read]
+        command += ["--death_fd", str(self._death_read), "--report_fd", str(report_fd)]
+        fds = [self._death_read, report_fd]
         if role == "frontend":
             command += ["--listen_fd", str(self.listen_fd)]
             fds.append(self.listen_fd)
-        popen = subprocess.Popen(
+            if self.metrics_fd is not None:
+                command += ["--metrics_fd", str(self.metrics_fd)]
+                fds.append(self.metrics_fd)
+        return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
+            stdout=output_fd(),
+            stderr=output_fd(),
             pass_fds=fds,
             start_new_session=True,  # Ctrl-C in the terminal must reach only the launcher
             env=child_environment(role, self.worker_threads),
         )
-        sender = Sender.connect(_inbox(str(self.runtime_dir), role, index, epoch))
-        process = Process(role, index, epoch, popen, sender, sentinel_of(popen.pid))
-        self.alive.append(process)
-        return process
 
     def of(self, role: str) -> list[Process]:
         """Live children of one role."""
@@ -125,12 +149,40 @@ class Children:
         process.sender.close()
         if process.sentinel is not None:
             os.close(process.sentinel)
-        note = failure_file(str(self.runtime_dir), process.popen.pid)
+        address = _inbox(str(self.runtime_dir), process.role, process.index, process.epoch)
         with contextlib.suppress(OSError):
-            reason = note.read_text()
-            note.unlink()
-            return reason
-        return describe_exit(process.popen.returncode)
+            os.unlink(address.removeprefix("ipc://"))
+        stacks, reason = read_report(process.report_fd)
+        os.close(process.report_fd)
+        if stacks and process.popen.returncode not in (0, -signal.SIGKILL):  # it crashed
+            logger.error("%s:\n%s", process.name, stacks[-_MAX_STACKS:])
+        return reason or describe_exit(process.popen.returncode)
+
+    def log_stacks(self, occasion: str) -> None:
+        """Log the Python stacks of all children, also of those that hang: a stopped one shows its
+        state instead."""
+        asked = {p: len(read_report(p.report_fd)[0]) for p in self.alive if p.greeted}
+        for process in asked:
+            process.popen.send_signal(STACKS_SIGNAL)
+        deadline = time.monotonic() + _STACKS_WAIT_S
+        silent = set(asked)
+        while silent and time.monotonic() < deadline:
+            time.sleep(0.05)  # also lets the last ones finish writing
+            silent = {p for p in silent if len(read_report(p.report_fd)[0]) == asked[p]}
+        for process, length in asked.items():
+            text = read_report(process.report_fd)[0][length:][:_MAX_STACKS]
+            text = text or f"  no answer; {_state_of(process.popen.pid)}"
+            logger.error("%s: stacks of %s:\n%s", occasion, process.name, text.rstrip())
+
+
+def _state_of(pid: int) -> str:
+    """The kernel's view of a process that does not answer."""
+    words = ["the process is gone"]
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        words = [line for line in status if line.startswith("State:")]
+        words.append("waits in " + (Path(f"/proc/{pid}/wchan").read_text() or "user space"))
+    return ", ".join(" ".join(word.split()) for word in words)
 
 
 def _inbox(runtime_dir: str, role: str, index: int, epoch: int) -> str:
@@ -145,7 +197,7 @@ class JanitorKeeper:
     """Keeps one janitor running, which waits for the end of this process (see `janitor.py`)."""
 
     def __init__(self, runtime: RuntimeDir) -> None:
-        self._runtime = runtime
+        self.runtime = runtime
         self._read, self._write = os.pipe()
         self._count = 0
         self.sentinel: int | None = None
@@ -154,8 +206,8 @@ class JanitorKeeper:
     def _spawn(self) -> None:
         self._count += 1
         command = [sys.executable, "-P", "-m", f"{__package__}.janitor"]
-        command += ["--watch_fd", str(self._read), "--sweep_dir", str(self._runtime.path)]
-        if self._runtime.created:
+        command += ["--watch_fd", str(self._read), "--sweep_dir", str(self.runtime.path)]
+        if self.runtime.created:
             command.append("--whole")
         self._popen = subprocess.Popen(
             command,
@@ -176,7 +228,8 @@ class JanitorKeeper:
             logger.error("the janitor does not stay alive; files may be left after a SIGKILL")
             self._count += 1
         else:
-            self._spawn()
+            with contextlib.suppress(OSError):  # too many open files: at the next call
+                self._spawn()
 
     def close(self) -> None:
         """Let the janitor end. It removes the runtime directory if that still exists."""

@@ -12,27 +12,36 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from ...shared.errors import NotFoundError
 from ..context import FRONTEND
+from ..engine.client import LAUNCHER_LIMIT_S
 from ..engine.metrics import kv_usage
 from ..wire.body import json_response
+
+_LOOP_LIMIT_S = 10.0  # the loop notes each second that it runs; a probe may come before the note
 
 
 async def health(request: web.Request) -> web.Response:
     """GET /health: 503 when heartbeats are missing, or there is work without progress."""
     frontend = request.app[FRONTEND]
-    now, limit_s = time.monotonic(), frontend.config.health_timeout_s
-    if frontend.client.state.is_healthy(now, limit_s):
+    state, now = frontend.client.state, time.monotonic()
+    is_healthy = state.is_healthy(now, frontend.config.health_timeout_s)
+    if is_healthy and state.launcher_silence_s(now) <= LAUNCHER_LIMIT_S:
         return json_response({"message": "Ok"})
     return json_response({"message": "Error"}, 503)
 
 
 async def liveness(request: web.Request) -> web.Response:
     """GET /liveness: 200 while this process's event loop runs."""
-    return json_response({"status": "ok"})
+    age = time.monotonic() - request.app[FRONTEND].beat_at
+    if age <= _LOOP_LIMIT_S:
+        return json_response({"status": "ok"})
+    return json_response({"status": f"the event loop has not run for {age:.0f} s"}, 503)
 
 
 async def readiness(request: web.Request) -> web.Response:
-    """GET /readiness: 503 with the reason while new requests are refused."""
-    reason = request.app[FRONTEND].client.state.why_not_ready()
+    """GET /readiness: 503 with the reason while new requests are refused or the engine makes no
+    progress."""
+    frontend = request.app[FRONTEND]
+    reason = frontend.client.state.why_unready(time.monotonic())
     return json_response({"status": reason}, 503) if reason else json_response({"status": "ok"})
 
 

@@ -25,6 +25,7 @@ from ...shared.messages import (
     Grammar,
     Heartbeat,
     Hello,
+    LauncherBeat,
     PeerLost,
     Ready,
     Reload,
@@ -38,7 +39,10 @@ from ...shared.sampling import SamplingParams
 from ...shared.transport import AsyncReceiver, Sender, frontend_address, scheduler_address
 
 RETRY_AFTER_S = 5.0  # told to clients while the engine restarts
+_ABORT_AGAIN_S = 0.1
 _IDLE_S = 15.0  # `receive` returns nothing this often, so that streams can show life
+_SILENCE_S = 3.0  # three heartbeats
+LAUNCHER_LIMIT_S = 10.0  # a launcher that is silent for longer is stopped, and replaces no process
 _HEARTBEAT_LIMIT_S = 10.0  # without a heartbeat for so long the scheduler counts as stuck
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ class EngineState:
     heartbeat_at: float = -math.inf
     progress_at: float = -math.inf  # last time that steps advanced or that there was no work
     generated_per_s: float = 0.0
+    launcher: LauncherBeat | None = None  # None: it was never heard
+    launcher_at: float = -math.inf
     draining: bool = False
     became_ready: asyncio.Event = field(default_factory=asyncio.Event)
     shutdown: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,6 +81,21 @@ class EngineState:
         """Whether heartbeats arrive, and steps advance while there is work."""
         alive = now - self.heartbeat_at <= _HEARTBEAT_LIMIT_S
         return alive and now - self.progress_at <= stall_timeout_s
+
+    def launcher_silence_s(self, now: float) -> float:
+        """Time since the launcher was heard; 0 for a process without one."""
+        return 0.0 if self.launcher is None else now - self.launcher_at
+
+    def why_unready(self, now: float) -> str:
+        """Why new requests should go elsewhere; "" if they should not. Unlike `why_not_ready`, it
+        also looks at the progress of the engine."""
+        if reason := self.why_not_ready():
+            return reason
+        if self.heartbeat is None:
+            return ""
+        if now - self.heartbeat_at > _SILENCE_S:
+            return f"engine silent for {now - self.heartbeat_at:.0f} s"
+        return f"engine stalled: {self.heartbeat.stall}" if self.heartbeat.stall else ""
 
     def why_not_ready(self) -> str:
         """Why new requests are refused; "" if they are accepted."""
@@ -184,6 +205,7 @@ class EngineClient:
         self._runtime_dir = runtime_dir
         self._receiver = AsyncReceiver.bind(frontend_address(runtime_dir, index))
         self._generations: dict[int, Generation] = {}  # by request id
+        self._dropped = 0  # by links that are closed
         self._aborts: list[int] = []  # request ids to abort at the end of this event-loop turn
         self._greet()
 
@@ -196,6 +218,15 @@ class EngineClient:
     def malformed(self) -> int:
         """Number of messages that were dropped because they could not be decoded."""
         return self._receiver.malformed
+
+    @property
+    def dropped(self) -> int:
+        """Number of messages that were dropped because the scheduler did not read them."""
+        return self._dropped + self._sender.dropped
+
+    def repair(self) -> None:
+        """Bind the inbox again if its file has vanished. Call it every second."""
+        self._receiver.repair()
 
     @property
     def max_req_total_len(self) -> int:
@@ -311,10 +342,14 @@ class EngineClient:
                 self.abort_named(name, tenant)
             case Heartbeat():
                 self.state.on_heartbeat(message, self._clock())
+            case LauncherBeat():
+                self.state.launcher, self.state.launcher_at = message, self._clock()
             case Ready(role="scheduler"):
                 self._on_ready(message)
             case PeerLost(role="scheduler", reason=reason):
                 self._on_scheduler_lost(reason)
+            case PeerLost(role="frontend", index=self.index, reason=reason):
+                self.fail_all(f"output was lost: {reason}")  # the scheduler aborted all
             case PeerLost():
                 logger.warning("%s %d lost: %s", message.role, message.index, message.reason)
             case Reload():
@@ -338,6 +373,7 @@ class EngineClient:
         self.state.ready, self.state.heartbeat = None, None
         self.fail_all(f"the engine was lost: {reason}")
         self._aborts.clear()  # the next scheduler does not know these requests
+        self._dropped += self._sender.dropped
         self._sender.close()
         self._greet()
 
@@ -346,9 +382,10 @@ class EngineClient:
         self._sender.send(self._hello)
 
     def _send_aborts(self) -> None:
-        if self._aborts:
-            self._sender.send(Abort(self._aborts))
+        if self._aborts and self._sender.send(Abort(self._aborts)):
             self._aborts = []
+        elif self._aborts:  # the link is full: the scheduler does not read
+            asyncio.get_running_loop().call_later(_ABORT_AGAIN_S, self._send_aborts)
 
     async def _tick(self) -> None:
         while True:

@@ -7,6 +7,7 @@ total.
 """
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ...shared.config import ServeConfig
-from ...shared.messages import BATCH_SIZES, STEP_SECONDS, Heartbeat
+from ...shared.log import dropped_lines
+from ...shared.messages import BATCH_SIZES, STEP_SECONDS, Heartbeat, LauncherBeat
 from .client import EngineClient
 
 _SECONDS = list(STEP_SECONDS)
@@ -180,8 +182,9 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Gauges and counters of the scheduler's last heartbeat; nothing before the first."""
-        ready = 0.0 if self._client.state.why_not_ready() else 1.0
-        yield self._gauge("glimmer_ready", "whether new requests are accepted", ready)
+        ready = 0.0 if self._client.state.why_unready(time.monotonic()) else 1.0
+        yield self._gauge("glimmer_ready", "whether new requests should come here", ready)
+        yield from self._operation()
         heartbeat = self._client.state.heartbeat
         if heartbeat is None:
             return
@@ -200,6 +203,37 @@ class _EngineCollector(Collector):
         )
         cache.add_metric([*self._values, *labels.values()], 1)
         yield cache
+
+    def _operation(self) -> Iterator[Metric]:
+        """Restarts, and what was dropped by which process."""
+        state = self._client.state
+        launcher, beat = state.launcher or LauncherBeat(), state.heartbeat
+        silence = state.launcher_silence_s(time.monotonic())
+        yield self._gauge(
+            "glimmer_launcher_silence_seconds", "time since the launcher was heard", silence
+        )
+        lines = {"frontend": dropped_lines(), "launcher": launcher.dropped_log_lines}
+        messages = {"frontend": self._client.dropped, "launcher": launcher.dropped_messages}
+        if beat is not None:
+            lines["scheduler"], messages["scheduler"] = (
+                beat.dropped_log_lines,
+                beat.dropped_messages,
+            )
+        restarts = {"engine": launcher.engine_restarts, "frontend": launcher.frontend_restarts}
+        for name, text, label, values in (
+            ("glimmer_restarts", "processes replaced after a loss", "unit", restarts),
+            ("glimmer_log_lines_dropped", "because stderr was not read", "process", lines),
+            (
+                "glimmer_messages_dropped",
+                "because their receiver did not read",
+                "process",
+                messages,
+            ),
+        ):
+            family = CounterMetricFamily(name, text, labels=[*self._names, label])
+            for key, value in values.items():
+                family.add_metric([*self._values, key], value)
+            yield family
 
     def _steps(self, beat: Heartbeat) -> Iterator[Metric]:
         """LightLLM's metrics of steps: number, duration and rows, by kind."""

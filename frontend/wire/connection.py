@@ -19,6 +19,10 @@ from ...shared.errors import OverloadedError
 MAX_HEAD = 64 << 10  # bytes of a request line and all headers; gateways add long tokens
 _HEAD_END = b"\r\n\r\n"
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n"
+_NO_ROOM = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
+    b"Connection: close\r\n\r\n"
+)
 _STARTS_PER_TURN = 16  # posts that start in one turn of the event loop; others wait for the next
 _CHECKS_PER_TURN = 1000
 _MIN_READ = 64 << 10  # bytes that a client must read within `stall_s`, if so many wait for it
@@ -201,6 +205,15 @@ class Connection(asyncio.Protocol):
         return num_bytes
 
 
+class _Refusal(asyncio.Protocol):
+    """Answers 503 to whatever comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast(asyncio.Transport, transport)
+        transport.write(_NO_ROOM)
+        transport.close()
+
+
 class Connections:
     """All connections of this process. `max_bytes` may be held for them, a quarter for one."""
 
@@ -209,6 +222,8 @@ class Connections:
         self.limits = Limits()
         self.open: set[Connection] = set()
         self.num_cut = 0
+        self.max_open = 1 << 20
+        self.num_refused = 0
         self._waiting: deque[tuple[Connection, bytes]] = deque()  # to start in the next turns
         self._num_started = 0  # in this turn of the event loop
 
@@ -225,9 +240,12 @@ class Connections:
         self.make_handler, self._has_room, self._refuse = make_handler, has_room, refuse
         self.now = asyncio.get_running_loop().time
 
-    def accept(self) -> Connection:
-        """The protocol of a new connection."""
-        return Connection(self)
+    def accept(self) -> asyncio.Protocol:
+        """The protocol of a new connection: one that only refuses if `max_open` are open."""
+        if len(self.open) < self.max_open:
+            return Connection(self)
+        self.num_refused += 1
+        return _Refusal()
 
     def start(self, connection: Connection, data: bytes, end: int) -> None:
         """Begin a request whose head is complete and ends at `end`. Posts begin in small groups,

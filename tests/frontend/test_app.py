@@ -1,10 +1,14 @@
 """The process: when it listens, what it refuses before reading, how it drains and stops."""
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -125,8 +129,11 @@ class Process:
         self.directory = directory
         self.seen: list[Any] = []
 
-    def start(self, listen_fd: int | None = None) -> "asyncio.Task[None]":
-        child = Child("frontend", 0, 0, str(self.directory), listen_fd, self.config, self.launcher)
+    def start(
+        self, listen_fd: int | None = None, metrics_fd: int | None = None
+    ) -> "asyncio.Task[None]":
+        where = (str(self.directory), listen_fd)
+        child = Child("frontend", 0, 0, *where, self.config, self.launcher, metrics_fd)
         return asyncio.create_task(app.serve(child))
 
     async def heard(self, wanted: Callable[[Any], bool]) -> None:
@@ -270,3 +277,71 @@ async def test_sigterm_drains(process: Callable[..., Process]) -> None:
     await one.heard(is_ready)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(serving, 10)
+
+
+def probe(port: int, path: str) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path)
+    with contextlib.closing(connection):
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+
+
+async def test_a_port_of_its_own_answers_probes_also_while_the_event_loop_hangs(
+    process: Callable[..., Process],
+) -> None:
+    one = process()
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    port = bound.getsockname()[1]
+    serving = one.start(None, bound.detach())
+    await waits_for_engine(one)
+    one.engine.ready()
+    one.engine.beat()
+    await one.heard(is_ready)
+    for path in ("/health", "/readiness", "/liveness", "/metrics"):
+        assert (await asyncio.to_thread(probe, port, path))[0] == 200
+    assert (await asyncio.to_thread(probe, port, "/generate"))[0] == 404
+    answers: list[tuple[int, bytes]] = []
+    prober = threading.Thread(target=lambda: answers.extend(probe_until_dead(port)))
+    prober.start()
+    while prober.is_alive():
+        time.sleep(0.1)  # the event loop hangs
+    assert answers[0][0] == 200
+    assert answers[-1][0] == 503
+    assert b"the event loop has not run for" in answers[-1][1]
+    one.engine.send(Shutdown(0.0))
+    await asyncio.wait_for(serving, 20)
+
+
+def probe_until_dead(port: int) -> list[tuple[int, bytes]]:
+    """Ask for liveness until it is denied; all answers."""
+    answers = [probe(port, "/liveness")]
+    while answers[-1][0] == 200:
+        time.sleep(0.2)
+        answers.append(probe(port, "/liveness"))
+    return answers
+
+
+async def test_connections_leave_file_descriptors_to_the_server(
+    process: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = process()
+    serving = one.start()
+    await waits_for_engine(one)
+    num_open = len(os.listdir("/proc/self/fd"))
+    limits = (num_open + app._SPARE_FILES + 8, 1 << 20)
+    monkeypatch.setattr("resource.getrlimit", lambda _: limits)
+    one.engine.ready()
+    await one.heard(is_ready)
+    address = ("127.0.0.1", one.config.port)
+    held = [await asyncio.open_connection(*address) for _ in range(30)]
+    reader, _ = held[-1]
+    assert (await reader.read()).startswith(b"HTTP/1.1 503")
+    for _, writer in held:
+        writer.close()
+    async with asyncio.timeout(10):
+        while await one.get("/liveness") != 200:
+            await asyncio.sleep(0.1)
+    one.engine.send(Shutdown(0.0))
+    await asyncio.wait_for(serving, 20)

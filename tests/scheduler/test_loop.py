@@ -22,6 +22,7 @@ from glimmer.shared.messages import (
     StepPlan,
     Submit,
     Tokens,
+    WorkerFailed,
 )
 from glimmer.shared.sampling import SamplingParams
 from glimmer.shared.transport import (
@@ -200,3 +201,53 @@ def test_a_limit_lower_than_wished_is_logged(
 ) -> None:
     peers.serve(0, lambda heard: any(isinstance(m, Ready) for m in heard))
     assert "requests may have 124 tokens in all, not 1000" in caplog.text
+
+
+def test_a_frontend_that_does_not_read_is_told_that_its_output_was_lost(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    peers.hello("frontend", 0, 100)
+    peers.scheduler.send(submit(1, [1, 2], 200))
+    peers.frontend.close()  # nobody takes messages at this address
+    monkeypatch.setattr("glimmer.shared.transport._HIGH_WATER", 30)
+    peers.loop._links.reopen_frontend(0)
+    worker = FakeWorker(NUM_PAGES, 4, 4, 0, max_tokens=32, chunk_size=16)
+    rank = Receiver.bind(worker_address(peers.dir, 0, 0))
+    for index in range(2):
+        peers.scheduler.send(Ready("worker", index, 0, NUM_PAGES))
+    while "frontend 0 does not read" not in caplog.text:
+        for plan in rank.receive(0.01):
+            assert isinstance(plan, StepPlan)
+            peers.scheduler.send(worker.run(plan))
+    rank.close()
+    peers.frontend = Receiver.bind(frontend_address(peers.dir, 0))  # it reads again
+    heard: list[Message] = []
+    while not any(isinstance(m, PeerLost) and m.role == "frontend" for m in heard):
+        heard += peers.frontend.receive(10)
+    rows = [row for m in heard if isinstance(m, Tokens) for row in m.rows]
+    tokens = [token for row in rows for token in row.token_ids]
+    right = oracle([1, 2], SamplingParams(200, seed=1), 99, 64)[0]
+    assert tokens == right[: len(tokens)], "a gap"
+    while not any(isinstance(m, Heartbeat) and m.dropped_messages for m in heard):
+        heard += peers.frontend.receive(10)
+    beat = [m for m in heard if isinstance(m, Heartbeat)][-1]
+    assert (beat.num_running, beat.num_waiting) == (0, 0)
+
+
+def test_time_in_which_the_process_was_stopped_makes_nobody_late(
+    peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers.hello("frontend", 0, 100)
+    peers.scheduler.send(submit(1, [1, 2]))
+    for index in range(2):
+        peers.scheduler.send(Ready("worker", index, 0, NUM_PAGES))
+    heard: list[Message] = []
+    while not any(isinstance(m, Heartbeat) and m.num_running for m in heard):
+        heard += peers.frontend.receive(10)
+    real = loop.time.monotonic_ns
+    monkeypatch.setattr(loop.time, "monotonic_ns", lambda: real() + 1000 * 1_000_000_000)
+    heard.clear()
+    while sum(isinstance(m, Heartbeat) for m in heard) < 5:
+        heard += peers.frontend.receive(10)
+    launcher = peers.launcher.receive(0)
+    assert not any(isinstance(m, WorkerFailed) for m in launcher)

@@ -3,7 +3,17 @@
 import pytest
 from fakes import FakeEngine
 from glimmer.scheduler.core import Outgoing, Scheduler
-from glimmer.shared.messages import Hello, PeerLost, Ready, RowResult, StepResult, WorkerFailed
+from glimmer.scheduler.worker_group import StepHistory
+from glimmer.shared.messages import (
+    Hello,
+    PeerLost,
+    PrefillChunk,
+    Ready,
+    RowResult,
+    StepPlan,
+    StepResult,
+    WorkerFailed,
+)
 
 
 def of_type(engine: FakeEngine, kind: type) -> list[Outgoing]:
@@ -103,3 +113,76 @@ def test_a_silent_group_is_reported_once_but_an_idle_one_never() -> None:
     engine.tell()
     engine.tell()
     assert len(of_type(engine, WorkerFailed)) == 1
+
+
+SECOND = 1_000_000_000
+
+
+def test_a_hung_step_is_found_by_what_such_steps_usually_take() -> None:
+    engine = FakeEngine(64, max_req_total_len=4000, step_timeout_s=300.0)
+    engine.submit([1, 2], 100)
+    engine.turn(10)  # of 10 ms each
+    engine.now_ns += 4 * SECOND
+    engine.tell()
+    assert engine.core.heartbeat().stall == ""
+    engine.now_ns += 2 * SECOND
+    engine.tell()
+    stall = engine.core.heartbeat().stall
+    assert "1 decode rows" in stall
+    assert "has run for 6 s, 0.0 s usual" in stall
+    engine.now_ns += 13 * SECOND
+    engine.tell()
+    assert not of_type(engine, WorkerFailed)
+    engine.now_ns += 2 * SECOND
+    engine.tell()
+    (failed,) = of_type(engine, WorkerFailed)
+    assert isinstance(failed.message, WorkerFailed)
+    assert "a step took longer than 20 s; step " in failed.message.reason
+    assert "the last steps: step " in failed.message.reason
+    assert ": 0.01 s" in failed.message.reason
+
+
+def test_the_first_steps_and_a_slow_machine_have_more_time() -> None:
+    engine = FakeEngine(64, step_timeout_s=300.0)
+    engine.submit([1, 2], 100)
+    for _ in range(8):
+        engine.now_ns += 30 * SECOND  # the first ones: nothing is known; then this is usual
+        engine.tell()
+        engine.turn()
+    engine.now_ns += 290 * SECOND
+    engine.tell()
+    assert not of_type(engine, WorkerFailed)
+    assert not engine.core.heartbeat().stall
+    engine.now_ns += 20 * SECOND
+    engine.tell()
+    assert len(of_type(engine, WorkerFailed)) == 1
+
+
+def plan_of(num_tokens: int, start: int = 0, rows: int = 0) -> StepPlan:
+    chunk = PrefillChunk(0, start, [0] * num_tokens, sample=True)
+    return StepPlan(0, 0, [], [], [], [chunk] if num_tokens else [], list(range(rows)))
+
+
+def add(history: StepHistory, plan: StepPlan, taken_ns: int) -> None:
+    history.new.append((plan, taken_ns))
+    history.take_in()
+
+
+def test_a_larger_step_than_any_before_may_take_longer_in_proportion() -> None:
+    history = StepHistory()
+    for _ in range(3):
+        add(history, plan_of(0, rows=1), 10_000_000)
+    assert history.expected_ns(plan_of(0, rows=1)) is None
+    add(history, plan_of(64), SECOND // 10)
+    decode, prompt, long_prompt, late = (
+        history.expected_ns(plan)
+        for plan in (plan_of(0, rows=1), plan_of(64), plan_of(8192), plan_of(8192, 100_000))
+    )
+    assert decode == 10_000_000
+    assert prompt == SECOND // 10
+    assert long_prompt >= 128 * prompt
+    assert late >= 8 * long_prompt
+    for _ in range(300):  # one slow step is forgotten
+        add(history, plan_of(64), SECOND // 100)
+    assert history.expected_ns(plan_of(64)) < SECOND // 50
+    assert history.expected_ns(plan_of(0, rows=40)) >= 10_000_000

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import GpuError, ModelError
-from glimmer.shared.lifecycle import CONFIG_FILE, failure_file, run_child, start_child
+from glimmer.shared.lifecycle import CONFIG_FILE, read_report, run_child, start_child
 from glimmer.shared.messages import Hello
 from glimmer.shared.transport import Receiver, launcher_address
 
@@ -94,7 +94,11 @@ def test_a_failing_child_leaves_reason_and_exit_code(
     def main() -> int:
         raise error
 
+    report = os.memfd_create("report")
+    words = ["--runtime_dir", str(tmp_path), "--report_fd", str(report)]
+    assert run_child(lambda: 0, words) == 0
+    assert read_report(report) == ("", "")
+    assert run_child(main, words) == code
+    assert read_report(report) == ("", reason)
+    os.close(report)
     assert run_child(main, ["--runtime_dir", str(tmp_path)]) == code
-    assert failure_file(str(tmp_path), os.getpid()).read_text() == reason
-    assert run_child(lambda: 0, ["--runtime_dir", str(tmp_path)]) == 0
-    assert run_child(main, ["--runtime_dir", str(tmp_path / "gone")]) == code

@@ -10,6 +10,7 @@ MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
 
 def main(command: str, *flags: str) -> int:
+    launcher._BACKOFF_S = 0.5 if "bad-later" in flags else 0.02
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
         launcher.HEARTBEAT_LIMIT_S = 2.0
         launcher._PAUSE_S = 1.9

@@ -187,7 +187,12 @@ def test_a_frontend_that_waits_for_its_restart_outlives_the_scheduler(serve: Ser
 def test_a_scheduler_without_heartbeat_is_replaced(serve: Serve) -> None:
     server = serve("--model_owner", "mute-scheduler")
     server.ready_line()
-    server.await_log("lost scheduler 0", "silent for 2 s", "the engine is ready again (epoch 1)")
+    log = server.await_log(
+        "lost scheduler 0", "silent for 2 s", "the engine is ready again (epoch 1)"
+    )
+    for role in ("scheduler", "worker", "frontend"):  # before anything is killed
+        stacks = log.partition(f"scheduler 0 is killed (silent for 2 s): stacks of {role} 0:")[2]
+        assert f"fake_{role}.py" in stacks.partition("lost scheduler")[0]
 
 
 def test_a_frontend_whose_loop_hangs_is_replaced(serve: Serve) -> None:
@@ -299,3 +304,22 @@ def test_two_deaths_during_a_start_end_it_with_the_schedulers_reason(serve: Serv
     assert server.wait() == 1
     assert server.log.splitlines()[-1].startswith("glimmer: scheduler 0 failed while ")
     assert not server.runtime.exists()
+
+
+def test_restarts_wait_longer_each_time(serve: Serve) -> None:
+    server = serve("--model_owner", "bad-later")
+    server.ready_line()
+    kill(server, "fake_worker")
+    begun = time.monotonic()
+    assert server.wait() == 4
+    assert time.monotonic() - begun > 0.5 + 1.5
+
+
+def test_a_crash_leaves_its_python_stack_in_the_log(serve: Serve) -> None:
+    server = serve()
+    server.ready_line()
+    (worker,) = server.children("fake_worker")
+    worker.send_signal(signal.SIGSEGV)
+    log = server.await_log("lost worker 0", "the engine is ready again")
+    assert "Fatal Python error: Segmentation fault" in log
+    assert "fake_worker.py" in log

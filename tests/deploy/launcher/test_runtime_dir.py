@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,7 +32,9 @@ def test_a_new_directory_is_private_and_goes_away(tmp_path: Path) -> None:
     assert runtime.path.parent == tmp_path
     assert runtime.path.stat().st_mode & 0o777 == 0o700
     (runtime.path / "launcher.sock").touch()
-    (runtime.path / "failed-12").touch()
+    (runtime.path / "ranks-12").touch()
+    (runtime.path / "grammars-0").mkdir()
+    (runtime.path / "grammars-0" / "one").touch()
     runtime.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -106,3 +109,32 @@ def test_processes_are_described_by_what_they_run() -> None:
     assert describe(os.getpid()).startswith(f"process {os.getpid()} (")
     assert describe(None) == "another process"
     assert describe(1 << 30) == f"process {1 << 30}"
+
+
+def test_a_directory_of_a_server_that_died_before_it_locked_goes_away(tmp_path: Path) -> None:
+    left, starting, full = (tmp_path / f"glimmer-{name}" for name in ("left", "starting", "full"))
+    for path in (left, starting, full):
+        path.mkdir(mode=0o700)
+    (full / "mine").touch()
+    for path in (left, full):
+        os.utime(path, (0, 0))
+    claim_runtime_dir(None, tmp_path).remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["glimmer-full", "glimmer-starting"]
+
+
+def test_what_was_removed_is_made_again_and_locked(tmp_path: Path) -> None:
+    runtime = claim_runtime_dir(tmp_path / "r", tmp_path)
+    assert runtime.repair("lock", b"") == ""
+    assert runtime.repair("config.json", b"{}") == "config.json"
+    shutil.rmtree(runtime.path)
+    assert runtime.repair("config.json", b"{}") == "lock and config.json"
+    assert (runtime.path / "config.json").read_bytes() == b"{}"
+    assert runtime.path.stat().st_mode & 0o777 == 0o700
+    with pytest.raises(PortError, match=f"process {os.getpid()} "):
+        claim_runtime_dir(runtime.path, tmp_path)
+    shutil.rmtree(runtime.path)
+    runtime.path.mkdir(mode=0o755)  # not by us
+    with pytest.raises(PermissionError):
+        runtime.repair("config.json", b"{}")
+    runtime.path.chmod(0o700)
+    runtime.remove()

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pytest
+from glimmer.shared.messages import LauncherBeat, PeerLost
 
 
 async def test_before_the_engine_is_ready_only_liveness_is_true(start: Any) -> None:
@@ -44,6 +45,50 @@ async def test_health_fails_when_work_stalls_and_when_heartbeats_stop(start: Any
     assert (await server.get("/health"))[0] == 200
     state.heartbeat_at -= 11
     assert (await server.get("/health"))[0] == 503
+
+
+async def test_readiness_knows_progress(server: Any) -> None:
+    state = server.frontend.client.state
+    server.engine.beat(stall="step 3 takes long")
+    await server.settle(lambda: bool(state.heartbeat.stall))
+    assert await server.get("/readiness") == (503, '{"status":"engine stalled: step 3 takes long"}')
+    assert 'glimmer_ready{model_name="tiny"} 0.0' in (await server.get("/metrics"))[1]
+    assert (await server.post("/generate", {"inputs": "x"}))[0] == 200, "it may be over soon"
+    server.engine.beat()
+    await server.settle(lambda: not state.heartbeat.stall)
+    assert (await server.get("/readiness"))[0] == 200
+    state.heartbeat_at -= 4
+    assert await server.get("/readiness") == (503, '{"status":"engine silent for 4 s"}')
+
+
+async def test_a_silent_launcher_fails_health_and_restarts_are_counted(server: Any) -> None:
+    state = server.frontend.client.state
+    server.engine.send(LauncherBeat(3, 2, 0, 17))
+    server.engine.beat(dropped_messages=5)
+    await server.settle(lambda: state.launcher is not None)
+    await server.settle(lambda: state.heartbeat.dropped_messages == 5)
+    assert (await server.get("/health"))[0] == 200
+    text = (await server.get("/metrics"))[1]
+    for line in (
+        'glimmer_restarts_total{model_name="tiny",unit="engine"} 3.0',
+        'glimmer_restarts_total{model_name="tiny",unit="frontend"} 2.0',
+        'glimmer_log_lines_dropped_total{model_name="tiny",process="launcher"} 17.0',
+        'glimmer_messages_dropped_total{model_name="tiny",process="scheduler"} 5.0',
+    ):
+        assert line in text
+    state.launcher_at -= 11
+    assert (await server.get("/health"))[0] == 503
+    assert (await server.get("/readiness"))[0] == 200, "it still serves"
+
+
+async def test_output_that_was_dropped_ends_its_requests(server: Any) -> None:
+    server.engine.manual = True
+    request = asyncio.create_task(server.post("/generate", {"inputs": "x"}))
+    await server.engine.submitted(1)
+    server.engine.send(PeerLost("frontend", 0, "it did not read"))
+    status, reply = await request
+    assert status == 503
+    assert "output was lost: it did not read" in reply["message"]
 
 
 async def test_probes_answer_while_requests_are_open(server: Any) -> None:
