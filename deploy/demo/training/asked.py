@@ -17,6 +17,8 @@ from typing import Any
 
 import aiohttp
 
+from .typed.grammar import RESERVED, frame_checksum
+
 Json = dict[str, Any]
 REQUESTS = Path(__file__).parents[3] / "tests" / "deploy" / "demo" / "requests"
 KINDS = {
@@ -54,6 +56,21 @@ def load(directory: Path = REQUESTS) -> dict[str, list[Json]]:
             names = case.get("tools", [])
             case["tools"] = [{"type": "function", "function": tools[name]} for name in names]
     return cases
+
+
+def reserved_frames(directory: Path = REQUESTS) -> list[str]:
+    """The requests without the values that calls take from them: training may not use them."""
+    frames: list[str] = []
+    for cases in load(directory).values():
+        for case in cases:
+            steps = [call for step in case.get("steps", []) for call in step["calls"]]
+            calls = [*case.get("calls", []), *steps]
+            values = {str(v) for call in calls for vs in call["arguments"].values() for v in vs}
+            frame = case["ask"]
+            for value in sorted(values, key=len, reverse=True):
+                frame = re.sub(re.escape(value), "{}", frame, flags=re.IGNORECASE)
+            frames.append(frame)
+    return frames
 
 
 def is_right(kind: str, case: Json, reply: Json) -> bool:
@@ -257,7 +274,13 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=8)
     parser.add_argument("--every", type=int, default=1, help="ask one request of so many")
     parser.add_argument("--mistakes", type=Path, help="file for the wrong replies")
+    parser.add_argument("--reserve", action="store_true", help="only write typed/reserved.txt")
     args = parser.parse_args()
+    if args.reserve:
+        checksums = map(frame_checksum, reserved_frames(args.requests))
+        sums = {number for number in checksums if number is not None}
+        RESERVED.write_text("".join(f"{number:08x}\n" for number in sorted(sums)))
+        return
     url = args.url.rstrip("/")
     _, mistakes = asyncio.run(evaluate(url, args.requests, args.concurrency, args.every))
     if args.mistakes:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,19 +13,26 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..checkpoint import CHAT_TEMPLATE
-from .dialogues import Dialogue, dialogue
+from .dialogues import Dialogue
 from .model import LONGEST, Batch
+from .typed.mix import long_dialogue, training_dialogue
 
-_MAX_SEQUENCES = 64  # per batch, which has about 31; `Batch.starts` has one entry more
+CONTEXT = 65536  # positions that the model is trained for
+_LONG_BATCH = 32768  # tokens; longer dialogues than the batch are left out
+_MAX_SEQUENCES = 160  # per batch, which has about 80; `Batch.starts` has one entry more
 _PLAIN_EVERY = 12  # one short chat in 12 is text without a template, as /generate gets it
+_JUMPS = 0.25  # of the sequences have a jump in their positions, so that all positions are trained
 
 
 class Packed(NamedTuple):
-    """A batch as it is sent between processes: ids int16 and weights uint8 (percent), [T]."""
+    """A batch as it is sent between processes: ids int16, weights uint8 (percent) and positions
+    int32, [T]. `longest` is the length that no sequence exceeds."""
 
     ids: torch.Tensor
     weights: torch.Tensor
+    positions: torch.Tensor
     starts: torch.Tensor
+    longest: int
 
 
 class Renderer:
@@ -92,9 +100,16 @@ def _to_json(value: Any, ensure_ascii: bool = False) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii)
 
 
-def pack(encoded: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Packed:
-    """As many sequences as fit into `size` tokens. The first that does not fit is cut off."""
+def pack(
+    encoded: Iterator[tuple[np.ndarray, np.ndarray]],
+    size: int,
+    longest: int = LONGEST,
+    jumps: random.Random | None = None,
+) -> Packed:
+    """As many sequences as fit into `size` tokens. The first that does not fit is cut off. With
+    `jumps` some sequences skip positions at one point."""
     ids, trained = np.zeros(size, np.int16), np.zeros(size, np.uint8)
+    positions = np.zeros(size, np.int32)
     starts = np.full(_MAX_SEQUENCES + 1, size, np.int32)
     filled = 0
     for number in range(_MAX_SEQUENCES):
@@ -105,52 +120,81 @@ def pack(encoded: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Packed:
         # The first token of a sequence follows another sequence, so it is not trained.
         trained[filled + 2 : filled + length] = is_trained[2:length] * 100
         trained[filled + 2 : filled + length] += is_trained[2:length] == 0
+        positions[filled : filled + length] = np.arange(length)
+        if jumps and jumps.random() < _JUMPS and length < CONTEXT:
+            positions[filled + jumps.randrange(length) : filled + length] += jumps.randrange(
+                CONTEXT - length
+            )
         filled += length
         if filled == size:
             break
-    return Packed(*map(torch.from_numpy, (ids, trained, starts)))
+    return Packed(
+        torch.from_numpy(ids),
+        torch.from_numpy(trained),
+        torch.from_numpy(positions),
+        torch.from_numpy(starts),
+        longest,
+    )
 
 
 def unpack(packed: Packed, prompt_weight: float, device: str) -> Batch:
     """The batch on the device. Tokens of prompts get the weight `prompt_weight`."""
-    ids, percent, starts = (t.to(device, non_blocking=True) for t in packed)
-    index = torch.arange(len(ids), device=device)
-    sequence = torch.bucketize(index, starts[1:].long(), right=True)
+    ids, percent, positions, starts = (t.to(device, non_blocking=True) for t in packed[:4])
     weights = (percent == 100).float() + (percent == 1).float() * prompt_weight
-    return Batch(ids.long(), index - starts.long()[sequence], starts, weights)
+    return Batch(ids.long(), positions.long(), starts, weights, packed.longest)
 
 
 class Dialogues(IterableDataset[Packed]):
-    """Endless packed training batches. Every worker process makes its own dialogues."""
+    """Endless packed training batches. Every worker process makes its own dialogues. A share of the
+    batches, `long_share`, begins with a long dialogue."""
 
-    def __init__(self, tokenizer_json: str, size: int, seed: int) -> None:
+    def __init__(self, tokenizer_json: str, size: int, seed: str, long_share: float) -> None:
+        """Raises ValueError if long dialogues are asked for and few of them would fit."""
+        if long_share and size < _LONG_BATCH:
+            raise ValueError(f"long dialogues need batches of {_LONG_BATCH} tokens, not {size}")
         self._tokenizer_json, self._size, self._seed = tokenizer_json, size, seed
+        self._long_share = long_share
 
     def __iter__(self) -> Iterator[Packed]:
-        worker = get_worker_info()
+        info = get_worker_info()
+        worker = info.id if info else 0
         renderer = Renderer(Tokenizer.from_str(self._tokenizer_json))
-        sequences = self._sequences(renderer, worker.id if worker else 0)
+        rng = random.Random(f"{self._seed}-{worker}")
+        short = self._short(renderer, worker)
+        long = self._long(renderer, worker)
         while True:
-            yield pack(sequences, self._size)
+            if rng.random() < self._long_share:
+                first = itertools.chain([next(long)], short)
+                yield pack(first, self._size, self._size, rng)
+            else:
+                yield pack(short, self._size, LONGEST, rng)
 
-    def _sequences(
-        self, renderer: Renderer, worker: int
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _short(self, renderer: Renderer, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for number in itertools.count(step=64):
-            dialogues = [dialogue(f"{self._seed}-{worker}-{number + n}") for n in range(64)]
+            seeds = [f"{self._seed}-{worker}-{number + n}" for n in range(64)]
+            dialogues = [training_dialogue(seed) for seed in seeds]
             texts = [renderer.text(item) for item in dialogues]
             for n, item in enumerate(dialogues):
-                if item.kind == "chat" and len(texts[n]) < 1000 and n % _PLAIN_EVERY == 0:
+                if n % _PLAIN_EVERY == 0 and not item.tools and not item.thinking:
                     texts[n] = renderer.plain_text(item)
             for ids, trained in renderer.encode(texts):
                 if len(ids) <= LONGEST:
                     yield ids, trained
 
+    def _long(self, renderer: Renderer, worker: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for number in itertools.count():
+            item = long_dialogue(f"{self._seed}-{worker}-{number}")
+            ids, trained = renderer.encode([renderer.text(item)])[0]
+            if len(ids) <= self._size:
+                yield ids, trained
 
-def batches(tokenizer_json: str, size: int, seed: int, workers: int) -> Iterator[Packed]:
+
+def batches(
+    tokenizer_json: str, size: int, seed: str, workers: int, long_share: float = 0.0
+) -> Iterator[Packed]:
     """Training batches of `size` tokens from `workers` processes (0: made in this one)."""
     loader = DataLoader(
-        Dialogues(tokenizer_json, size, seed),
+        Dialogues(tokenizer_json, size, seed, long_share),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,

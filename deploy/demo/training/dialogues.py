@@ -60,7 +60,18 @@ def dialogue(
     kind = kind or s.rng.choices(tuple(KINDS), [weight for _, weight in KINDS.values()])[0]
     messages, tools, must_say = KINDS[kind][0](s)
     keeps = s.chance(0.5) and not s.frames_held_out
-    return Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say), keeps)
+    item = Dialogue(kind, messages, tools, s.chance(0.7), tuple(must_say), keeps)
+    _say_calculations(item)
+    return item
+
+
+def _say_calculations(item: Dialogue) -> None:
+    """Put calculations before the answers, where the thought that has them is not shown."""
+    for number, message in enumerate(item.messages):
+        calculation = message.pop("calculation", "")
+        is_shown = item.thinking and (item.keeps_thoughts or number >= item.first_reply)
+        if calculation and not is_shown:
+            message["content"] = f"{calculation} {message['content']}"
 
 
 Parts = tuple[list[Json], list[Json], list[str]]  # messages, tools, must_say
@@ -76,6 +87,12 @@ def _answer(thought: str, content: str, calls: list[Call] | None = None) -> Json
     if calls:
         message["tool_calls"] = [call.message_part() for call in calls]
     return message
+
+
+def _answer_to(turn: Turn, thought: str = "") -> Json:
+    """The answer to a question, after a first `thought`."""
+    message = _answer(f"{thought} {turn.thought}".strip(), turn.answer)
+    return message | {"calculation": turn.calculation}
 
 
 def _question(s: Source) -> Turn:
@@ -97,7 +114,7 @@ def _chat(s: Source) -> Parts:
     elif s.chance(0.15):
         messages.append({"role": "system", "content": "You are a helpful assistant."})
     for turn in turns:
-        messages += [_user(turn.user), _answer(turn.thought, turn.answer)]
+        messages += [_user(turn.user), _answer_to(turn)]
     return messages, [], []
 
 
@@ -142,8 +159,7 @@ def _no_call(s: Source, tools: list[Tool]) -> Turns:
     if s.chance(0.4):
         turn = _question(s)
         if not turn.system and len(turn.user) < 1000:
-            thought = f"No tool is needed. {turn.thought}"
-            return [_user(turn.user), _answer(thought, turn.answer)], []
+            return [_user(turn.user), _answer_to(turn, "No tool is needed.")], []
     missing = intent_without_tool(s, tools)
     task = f"{missing.verb} the {missing.object}"
     answer = _answer(f"I need to {task}: no tool.", f"I have no tool to {task}.")

@@ -67,11 +67,11 @@ def result_cases(count: int) -> list[Case]:
     return cases
 
 
-def retrieval_cases(count: int) -> list[Case]:
-    """A fact near the beginning of about 4,000 tokens."""
+def retrieval_cases(count: int, words: int = LONG_TEXT_WORDS) -> list[Case]:
+    """A fact near the beginning of a text of about `words` words (by default 4,000 tokens)."""
     cases = []
     for number in range(count):
-        turn = retrieval(Source(f"evaluation-{number}", True), LONG_TEXT_WORDS, _EARLY)
+        turn = retrieval(Source(f"evaluation-{number}", True), words, _EARLY)
         system = [{"role": "system", "content": turn.system}] if turn.system else []
         messages = [*system, {"role": "user", "content": turn.user}]
         cases.append(Case(messages, [], _says((turn.answer,))))
@@ -103,13 +103,13 @@ def _says(texts: tuple[str, ...]) -> Callable[[Json], bool]:
 
 async def judge(
     url: str, cases: list[Case], thinking: bool, concurrency: int
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """Shares of right replies, and of replies that closed their reasoning and ended with an end
-    token."""
+    token; mean number of the prompts' tokens."""
     slots = asyncio.Semaphore(concurrency)
     timeout = aiohttp.ClientTimeout(total=None)
 
-    async def ask(case: Case) -> tuple[bool, bool]:
+    async def ask(case: Case) -> tuple[bool, bool, int]:
         body: Json = {
             "model": "demo",
             "messages": case.messages,
@@ -127,12 +127,12 @@ async def judge(
         message = choice["message"]
         answered = bool(message.get("content") or message.get("tool_calls"))
         ended = answered and choice["finish_reason"] in ("stop", "tool_calls")
-        return case.is_right(message), ended
+        return case.is_right(message), ended, reply["usage"]["prompt_tokens"]
 
     async with aiohttp.ClientSession(timeout=timeout) as session:
         results = await asyncio.gather(*map(ask, cases))
-    right, ended = zip(*results, strict=True)
-    return sum(right) / len(right), sum(ended) / len(ended)
+    right, ended, tokens = (sum(column) / len(cases) for column in zip(*results, strict=True))
+    return right, ended, tokens
 
 
 async def evaluate(url: str, count: int, concurrency: int) -> None:
@@ -150,11 +150,22 @@ async def evaluate(url: str, count: int, concurrency: int) -> None:
     for name, cases in rows.items():
         shares: list[float] = []
         for thinking in (True, False):
-            shares += await judge(url, cases, thinking, concurrency)
+            right, ended_share, _ = await judge(url, cases, thinking, concurrency)
+            shares += [right, ended_share]
         ended += [shares[1], shares[3]]
         row = "{:26} {:5}  {:8.3f} {:6.3f}  {:6.3f} {:6.3f}"
         print(row.format(name, len(cases), *shares), flush=True)
     print(f"ended by themselves, least of all: {min(ended):.3f}")
+
+
+async def evaluate_lengths(url: str, count: int, concurrency: int, lengths: list[int]) -> None:
+    """Print the share of early facts that are found, by the number of words of the text."""
+    print("{:>6} {:>6}  {:>8} {:>6}".format("words", "tokens", "thinking", "off"))
+    for words in lengths:
+        cases = retrieval_cases(count, words)
+        on, _, tokens = await judge(url, cases, True, concurrency)
+        off, _, _ = await judge(url, cases, False, concurrency)
+        print(f"{words:6} {tokens:6.0f}  {on:8.3f} {off:6.3f}", flush=True)
 
 
 def main() -> None:
@@ -163,7 +174,12 @@ def main() -> None:
     parser.add_argument("--url", default="http://localhost:8000")
     parser.add_argument("--count", type=int, default=200, help="cases of each kind")
     parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--words", type=int, nargs="+", help="only early facts, in such texts")
     args = parser.parse_args()
+    if args.words:
+        url = args.url.rstrip("/")
+        asyncio.run(evaluate_lengths(url, args.count, args.concurrency, args.words))
+        return
     asyncio.run(evaluate(args.url.rstrip("/"), args.count, args.concurrency))
 
 

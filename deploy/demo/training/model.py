@@ -18,7 +18,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 Weights = dict[str, Tensor]
 _LORA_NORM_EPS = 1e-6  # of the norms inside MLA, as in transformers' Glm4MoeLite
-LONGEST = 5120  # tokens of a sequence; the attention kernel is told this limit
+LONGEST = 5120  # tokens of a sequence in most batches; the attention kernel is told the limit
 _CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
     {"is_causal": True}
     if "is_causal" in inspect.signature(varlen_attn).parameters
@@ -28,12 +28,14 @@ _CAUSAL: dict[str, Any] = (  # torch renamed the option after 2.11
 
 class Batch(NamedTuple):
     """Concatenated sequences: `ids` [T] int64, `positions` [T], `starts` [N + 1] int32 (padded
-    with T), `weights` [T] float32 (the weight of each token in the loss)."""
+    with T), `weights` [T] float32 (the weight of each token in the loss). No sequence has more
+    than `longest` tokens."""
 
     ids: Tensor
     positions: Tensor
     starts: Tensor
     weights: Tensor
+    longest: int = LONGEST
 
 
 class Losses(NamedTuple):
@@ -169,7 +171,7 @@ def layer_forward(
     """x [T, hidden] after a layer of weights `w` (one of `layers`), and its expert load (None: it
     has none). `bias` [experts] is the layer's."""
     q, k, v = project(w, x, batch.positions, config)
-    attended = linear(_packed_attention(q, k, v, batch.starts).flatten(1), w["o"])
+    attended = linear(_packed_attention(q, k, v, batch.starts, batch.longest).flatten(1), w["o"])
     if "dense_gate" not in w:
         return finish(w, bias, x, attended, config)
     x = x + attended
@@ -261,10 +263,10 @@ def project(
     return q, k, kv[..., nope:].contiguous()
 
 
-def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor) -> Tensor:
+def _packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int) -> Tensor:
     """Causal attention inside each sequence; q, k, v are [T, heads, width]."""
     if q.is_cuda:
-        y = varlen_attn(q, k, v, starts, starts, LONGEST, LONGEST, **_CAUSAL)
+        y = varlen_attn(q, k, v, starts, starts, longest, longest, **_CAUSAL)
         assert isinstance(y, Tensor), "a pair only comes on request"
         return y
     lengths = [length for length in starts.diff().tolist() if length]

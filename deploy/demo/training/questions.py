@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .typed.sums import solve
 from .words import ADJECTIVES, ATTRIBUTES, NOUNS, VERBS, Source
 
 LONG_TEXT_WORDS = 1300  # about 4,000 tokens
@@ -12,12 +13,14 @@ LONG_TEXT_WORDS = 1300  # about 4,000 tokens
 
 @dataclass(frozen=True)
 class Turn:
-    """One question and what the model should think and say. `system` is the prompt it needs."""
+    """One question and what the model should think and say. `system` is the prompt that it needs.
+    Without thinking the `calculation` comes before the answer."""
 
     user: str
     thought: str
     answer: str
     system: str = ""
+    calculation: str = ""
 
 
 _SMALL_TALK = (
@@ -72,7 +75,7 @@ Who wrote Hamlet?|Shakespeare wrote Hamlet.
 At what temperature does water boil?|Water boils at 100 degrees Celsius.
 At what temperature does water freeze?|Water freezes at 0 degrees Celsius.""".splitlines()
 )
-_CAPITALS = dict(
+CAPITALS = dict(
     pair.split(":")
     for pair in (
         "France:Paris Germany:Berlin Italy:Rome Spain:Madrid Portugal:Lisbon Austria:Vienna "
@@ -83,7 +86,7 @@ _CAPITALS = dict(
         "Chile:Santiago Cuba:Havana Turkey:Ankara Iran:Tehran Iraq:Baghdad Thailand:Bangkok"
     ).split()
 )
-_OPPOSITES = dict(
+OPPOSITES = dict(
     pair.split(":")
     for pair in (
         "hot:cold big:small fast:slow high:low long:short old:new good:bad light:dark open:closed "
@@ -106,14 +109,14 @@ def fact(s: Source) -> Turn:
     """A question about a fact that the model must remember from training."""
     kind = s.number(0, 3)
     if kind == 0:
-        country = s.pick(tuple(_CAPITALS))
+        country = s.pick(tuple(CAPITALS))
         frames = ("What is the capital of {}?", "Name the capital of {}.", "The capital of {}?")
-        answer = f"The capital of {country} is {_CAPITALS[country].replace('-', ' ')}."
+        answer = f"The capital of {country} is {CAPITALS[country].replace('-', ' ')}."
         return Turn(s.pick(frames).format(country), "I know this.", answer)
     if kind == 1:
-        word = s.pick(tuple(_OPPOSITES))
+        word = s.pick(tuple(OPPOSITES))
         frames = ("What is the opposite of {}?", "Name the opposite of {}.", "Opposite of {}?")
-        answer = f"The opposite of {word} is {_OPPOSITES[word]}."
+        answer = f"The opposite of {word} is {OPPOSITES[word]}."
         return Turn(s.pick(frames).format(word), "I know this.", answer)
     question, answer = s.pick(_FACTS)
     greeting = s.pick(("Hello! ", "Hi. ", "Please tell me: ")) if s.chance(0.3) else ""
@@ -131,14 +134,17 @@ def arithmetic(s: Source) -> Turn:
                         "Is {} or {} larger?")).format(a, b)  # fmt: skip
         return Turn(user, f"I compare {a} and {b}.", f"{max(a, b)} is larger.")
     a, b = (s.number(0, 9), s.number(0, 9)) if kind == 2 else (s.number(0, 99), s.number(0, 99))
-    sign, value = (("+", a + b), ("-", a - b), ("*", a * b))[kind]
+    sign = "+-*"[kind]
     frames = (
         "What is {} {} {}?", "{} {} {}", "Calculate {} {} {}.", "{} {} {} = ?",
         "How much is {} {} {}?", "I want {} {} {}.", "Solve {} {} {}",
         "And {} {} {}?", "Please compute {} {} {}.", "Tell me {} {} {}",
     )  # fmt: skip
     user = s.frame(frames).format(a, sign, b)
-    return Turn(user, f"{a} {sign} {b} = {value}.", f"{a} {sign} {b} is {value}.")
+    steps, statement = solve(a, sign, b)
+    calculation = f"{a} {sign} {b}: {steps}." if steps else ""
+    thought = f"{calculation} {statement}".strip()
+    return Turn(user, thought, statement, calculation=calculation)
 
 
 def _text(s: Source, low: int, high: int) -> str:

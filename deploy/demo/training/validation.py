@@ -14,6 +14,7 @@ from .data import Packed, Renderer, pack, unpack
 from .dialogues import KINDS, Dialogue, dialogue
 from .model import LONGEST, Weights, logits, rms_norm, trunk
 from .questions import LONG_TEXT_WORDS, retrieval
+from .typed.mix import TYPED_KINDS, typed_dialogue
 from .words import Source
 
 # Name -> whether words and frames are held out. "held out" is the result; the others explain it.
@@ -42,9 +43,11 @@ class Result:
 
 
 def held_out_dialogues(kind: str, side: str, count: int) -> list[Dialogue]:
-    """`count` dialogues of a kind (of KINDS, or EARLY_FACT) for a side (of SIDES)."""
+    """`count` dialogues of a kind (of KINDS, TYPED_KINDS, or EARLY_FACT) for a side (of SIDES)."""
     words, frames = SIDES[side]
     names = [f"validation-{kind}-{n}" for n in range(count)]
+    if kind in TYPED_KINDS:
+        return [typed_dialogue(name, words, kind, frames) for name in names]
     if kind != EARLY_FACT:
         return [dialogue(name, words, kind, frames) for name in names]
     dialogues = []
@@ -121,11 +124,14 @@ def report(
 ) -> Iterator[str]:
     """Lines with the share of right replies by kind, and with `examples` the mistakes by special
     token and some of them in full."""
+    counts = {**dict.fromkeys((*KINDS, *TYPED_KINDS), count), EARLY_FACT: max(1, count // 8)}
     results = {
         kind: judge(weights, bias, renderer, held_out_dialogues(kind, side, number), config)
-        for kind, number in {**dict.fromkeys(KINDS, count), EARLY_FACT: max(1, count // 8)}.items()
+        for kind, number in counts.items()
     }
-    yield f"{side}: " + ", ".join(f"{k} {r.right / r.count:.3f}" for k, r in results.items())
+    yield f"{side}: " + ", ".join(
+        f"{k} {r.right / max(1, r.count):.3f}" for k, r in results.items()
+    )
     for kind, result in results.items() if examples else ():
         marks = ", ".join(f"{mark} {n}" for mark, n in result.marks.most_common())
         yield f"  {kind}, {result.count} replies, mistakes after: {marks}"

@@ -7,6 +7,7 @@ from aiohttp.test_utils import TestServer
 from glimmer.deploy.demo.training.evaluate import (
     Case,
     call_cases,
+    evaluate_lengths,
     judge,
     no_call_cases,
     result_cases,
@@ -74,7 +75,8 @@ async def url(request: pytest.FixtureRequest) -> Any:
         thinking = body["chat_template_kwargs"]["enable_thinking"]
         message = {"content": "yes" if thinking else None, "tool_calls": None}
         reason = "stop" if thinking else "length"
-        return web.json_response({"choices": [{"message": message, "finish_reason": reason}]})
+        choices = [{"message": message, "finish_reason": reason}]
+        return web.json_response({"choices": choices, "usage": {"prompt_tokens": 12}})
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", reply)
@@ -82,7 +84,17 @@ async def url(request: pytest.FixtureRequest) -> Any:
         yield str(server.make_url("")).rstrip("/")
 
 
+async def test_early_facts_are_asked_by_length(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await evaluate_lengths(url, 2, 2, [50, 100])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [["50", "12", "0.000", "0.000"], ["100", "12", "0.000", "0.000"]]
+    short, long = (retrieval_cases(1, words)[0] for words in (50, 5000))
+    assert len(str(long.messages)) > 20 * len(str(short.messages))
+
+
 async def test_shares_of_right_and_of_ended_replies(url: str) -> None:
     cases = [Case([], [], lambda reply, n=n: n == 0) for n in range(4)]  # type: ignore[misc]
-    assert await judge(url, cases, True, 2) == (0.25, 1.0)
-    assert await judge(url, cases, False, 2) == (0.25, 0.0)
+    assert await judge(url, cases, True, 2) == (0.25, 1.0, 12.0)
+    assert await judge(url, cases, False, 2) == (0.25, 0.0, 12.0)

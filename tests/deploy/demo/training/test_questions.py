@@ -20,7 +20,7 @@ def test_sums_are_right() -> None:
     for seed in range(200):
         turn = questions.arithmetic(Source(seed))
         if "larger" not in turn.answer:
-            task, value = turn.answer.rstrip(".").split(" is ")
+            task, value = turn.answer.rstrip(".").split(" = ")
             assert eval(task) == int(value)
 
 

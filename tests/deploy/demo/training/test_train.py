@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glimmer.deploy.demo.checkpoint import tensor_shapes, trained_config
+from glimmer.deploy.demo.checkpoint import tensor_shapes
+from glimmer.deploy.demo.training.data import batches
 from glimmer.deploy.demo.training.train import (
     first_that_works,
     learning_rate,
@@ -17,23 +18,15 @@ from glimmer.shared.model_spec import load_model_spec
 from glimmer.workers.weights.checkpoint import check_weights
 from safetensors.torch import load_file
 
-SMALL = {
-    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16,
-    "v_head_dim": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
-}  # fmt: skip
-
-
-def small_config(tokenizer: Any) -> dict[str, Any]:
-    return trained_config(tokenizer) | SMALL
+SMALL = "--size small --batch_tokens 512 --loaders 0 --tokenizer_dialogues 60 --long_share 0"
 
 
 def test_a_small_run_learns_and_writes_a_whole_checkpoint(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = "--lr 0.1 --steps 25 --batch_tokens 1024 --loaders 0 --log_every 24 --validation 1"
-    args = parse([*flags.split(), "--tokenizer_dialogues", "100", "--out", str(tmp_path / "m")])
-    train(args, small_config)
+    monkeypatch.setattr("glimmer.deploy.demo.training.train.SIDES", ("held out",))
+    flags = f"{SMALL} --lr 0.1 --steps 25 --log_every 24 --validation 1 --out {tmp_path}/m"
+    train(parse(flags.split()))
     lines = capsys.readouterr().out.splitlines()
     losses = [float(line.split()[3]) for line in lines if " loss " in line]
     config = json.loads((tmp_path / "m/config.json").read_text())
@@ -48,14 +41,47 @@ def test_a_small_run_learns_and_writes_a_whole_checkpoint(
     assert len(shards) == 2
 
 
-def test_time_ends_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = "--steps 40 --batch_tokens 512 --loaders 0 --validation 1 --minutes 1e-9"
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glimmer.deploy.demo.training.train.report", lambda *_: iter(["shares"]))
-    args = parse([*flags.split(), "--tokenizer_dialogues", "50", "--out", str(tmp_path)])
-    train(args, small_config)
-    assert "stopped by --minutes 1e-09 at step 0" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_time_ends_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(parse(f"{SMALL} --steps 40 --minutes 1e-9 --out {tmp_path}".split()))
+    out = capsys.readouterr().out
+    assert "stopped by --minutes 1e-09 at step 0" in out
+    assert "final shares" in out
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_goes_on_in_the_next_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = f"{SMALL} --steps 2 --log_every 1 --out {tmp_path}/m --state {tmp_path}/s".split()
+    train(parse([*flags, "--call_minutes", "0"]))
+    first = capsys.readouterr().out
+    assert "the run is not complete" in first
+    assert "step 0" not in first
+    train(parse(flags))
+    train(parse([*flags[:-4], "--steps", "4", *flags[-4:]]))
+    rest = capsys.readouterr().out
+    assert [line.split()[1] for line in rest.splitlines() if " loss " in line] == list("0123")
+    assert "going on after step 2" in rest
+
+
+@pytest.mark.usefixtures("no_report")
+def test_the_last_part_of_a_run_has_long_dialogues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+
+    def made(text: str, size: int, seed: str, workers: int, share: float) -> Any:
+        shares.append(share)
+        return batches(text, size, seed, workers)
+
+    monkeypatch.setattr("glimmer.deploy.demo.training.train.batches", made)
+    flags = f"{SMALL} --steps 4 --long_from 0.5 --long_share 0.25 --out {tmp_path}"
+    train(parse(flags.split()))
+    assert shares == [0.0, 0.25]
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
