@@ -176,7 +176,6 @@ async def _live(child: Child, client: EngineClient) -> None:
             close_probes()
             await frontend.grammars.close()
             frontend.tokenizer.close()
-            frontend.heavy.shutdown(wait=False, cancel_futures=True)
 
 
 async def _beat(child: Child, frontend: Frontend) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +42,6 @@ class Frontend:
     body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys
     tls: "Tls | None" = None  # None: plain HTTP
-    heavy: ThreadPoolExecutor = field(  # for work on large bodies and replies
-        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="heavy")
-    )
     created: int = field(default_factory=lambda: int(time.time()))
     beat_at: float = math.inf  # time.monotonic; when the event loop last ran; inf: not watched
     num_open: int = 0  # generating requests, including those that are still being tokenized
@@ -102,7 +98,6 @@ class RequestContext:
     arrived_s: float  # time.monotonic
     connection: Connection
     num_held: int = 0  # bytes of the connection's budget
-    num_body_bytes: int = 0
     stream: "EventStream | None" = None  # the open event stream, if the reply is one
     job: "Job[Any] | None" = None  # what it generates, if it does
     # With API keys:

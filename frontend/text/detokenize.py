@@ -8,6 +8,7 @@ text that may begin one is held back if a match would be removed. Nothing here k
 import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from ...shared.messages import TokenLogprob
@@ -89,6 +90,7 @@ class StopStrings:
         return 0
 
 
+@lru_cache(256)  # the sequences of one request share their stop strings
 def _fallbacks(string: str) -> list[int]:
     """For each prefix, the length of its longest proper prefix that is also its suffix."""
     table, matched = [0] * len(string), 0

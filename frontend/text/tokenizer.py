@@ -8,7 +8,9 @@ one.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,9 +21,12 @@ from tokenizers import decoders
 from ...shared.errors import ConfigError, ModelError, RequestError, StartError
 from ..wire.schema import wrong
 from .detokenize import Vocabulary
+from .fair_queue import LARGE_FOR, FairQueue
 from .template import Renderer, check_template
 
 _THREADS = 2
+_MANY_TOKENS = 1 << 18
+_LARGE_PROMPTS = 2  # that are prepared at the same time
 _RENDER_S = 10.0
 _RESERVED = frozenset(
     "self messages tools documents conversation chat_template tokenize truncation padding "
@@ -42,7 +47,8 @@ T = TypeVar("T")
 
 class Tokenizer:
     """The checkpoint's tokenizer. Encoding runs in a small thread pool, rendering in another
-    process, one prompt at a time.
+    process, one prompt at a time. Large prompts have threads and processes of their own, which
+    start with the first of them.
 
     `chat_template` is a path whose file replaces the checkpoint's template; `render_limit_s` is the
     time limit for one prompt. Raises ModelError when the tokenizer cannot be loaded or is not a
@@ -62,8 +68,12 @@ class Tokenizer:
         tokens = _special_tokens(settings)
         template = _load_template(settings.get("chat_template"), model_dir, chat_template)
         self._renderer: Renderer | None = None
+        self._large = [Preparer() for _ in range(_LARGE_PROMPTS)]
         if template is not None:
             self._renderer = Renderer(template, tokens, render_limit_s)
+            for preparer in self._large:
+                preparer.renderer = Renderer(template, tokens, render_limit_s)
+        self._queue = FairQueue(self._large)
         self.vocab_size = vocab_size
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
@@ -82,7 +92,7 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of `text`. Raises RequestError naming `field` when it is far too long."""
         check_text_length(len(text), field, max_tokens)
-        return await self.run(lambda: self._encode(text, add_special_tokens))
+        return await self.run(partial(self._encode, text, add_special_tokens, field, max_tokens))
 
     async def encode_chat(
         self,
@@ -109,10 +119,21 @@ class Tokenizer:
             "add_generation_prompt": True,
             **template_kwargs,
         }
+        client = LARGE_FOR.get()
+        if client is not None:
+            return await self._queue.run(client, partial(self._prepare, arguments, max_tokens))
         loop = asyncio.get_running_loop()
         text = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
         check_text_length(len(text), "messages", max_tokens)
-        return await self.run(lambda: self._encode(text, add_special_tokens=False))
+        return await self.run(partial(self._encode, text, False, "messages", max_tokens))
+
+    def _prepare(
+        self, arguments: dict[str, Any], max_tokens: int, preparer: "Preparer"
+    ) -> list[int]:
+        assert preparer.renderer is not None, "there is a template"
+        text = preparer.renderer.render(arguments)
+        check_text_length(len(text), "messages", max_tokens)
+        return self._encode(text, False, "messages", max_tokens)
 
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""
@@ -131,15 +152,46 @@ class Tokenizer:
         self._render_pool.shutdown(wait=False, cancel_futures=True)
         if self._renderer is not None:
             self._renderer.close()
+        for preparer in self._large:
+            preparer.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def run(self, job: Callable[[], T]) -> T:
-        """Run a job in the thread pool."""
+        """Run a job in another thread. Clients with large requests take turns."""
+        if LARGE_FOR.get() is not None:
+            return await self.run_large(job)
         return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+    async def run_large(self, job: Callable[[], T]) -> T:
+        """Run a job that takes long. Raises OverloadedError when too many wait."""
+        return await self._queue.run(LARGE_FOR.get() or "", lambda _: job())
+
+    def _encode(
+        self, text: str, add_special_tokens: bool, field: str = "prompt", max_tokens: int = 1 << 30
+    ) -> list[int]:
+        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        if len(encoding) > max(2 * max_tokens, _MANY_TOKENS):  # a list of them takes long
+            problem = f"{len(encoding)} tokens; a request may have at most {max_tokens}"
+            raise wrong(field, f"{problem} (context_length_exceeded)")
+        ids: list[int] = encoding.ids
         return ids
+
+
+@dataclass
+class Preparer:
+    """Prepares large prompts: a thread, and the process that renders for it, if there is a
+    template. The process starts with the first prompt."""
+
+    renderer: Renderer | None = None
+    thread: Executor = field(
+        default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="prepare")
+    )
+
+    def close(self) -> None:
+        """End both."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+        if self.renderer is not None:
+            self.renderer.close()
 
 
 def _load_backend(path: Path) -> Backend:

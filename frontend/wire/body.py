@@ -3,7 +3,6 @@
 import asyncio
 import re
 from collections.abc import Callable
-from concurrent.futures import Executor
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +11,8 @@ from aiohttp import web
 
 from ...shared.errors import RequestError
 from ..context import CONTEXT, FRONTEND
+from ..text.fair_queue import LARGE_FOR
+from ..text.tokenizer import Tokenizer
 from .connection import Expects
 from .shape import Shape
 
@@ -35,8 +36,7 @@ async def json_reply(job: "Job[Any]", make: Callable[[], Any]) -> web.Response:
     """The reply that `make` builds. If it is large, other requests are served meanwhile."""
     if not job.is_large:
         return json_response(make())
-    loop = asyncio.get_running_loop()
-    body = await loop.run_in_executor(job.frontend.heavy, lambda: _encode_in_parts(make()))
+    body = await job.frontend.tokenizer.run_large(lambda: _encode_in_parts(make()))
     return web.Response(body=body, content_type="application/json")
 
 
@@ -83,17 +83,17 @@ async def read_body(request: web.Request) -> "Payload":
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="the body did not arrive in time") from None
     context.connection.expect(Expects.NOTHING)
-    context.num_body_bytes = len(body)
     if shape is not None:
         context.hold(shape.num_bytes)
-    return Payload(bytes(body), frontend.heavy)
+        LARGE_FOR.set(context.tenant or request.remote or "")
+    return Payload(bytes(body), frontend.tokenizer)
 
 
 class Payload:
     """The bytes of a body, until they are decoded."""
 
-    def __init__(self, data: bytes, heavy: Executor) -> None:
-        self._data, self._heavy = data, heavy
+    def __init__(self, data: bytes, tokenizer: Tokenizer) -> None:
+        self._data, self._tokenizer = data, tokenizer
 
     async def decode(
         self, kind: type[Body], build: Callable[[Body], T], *forget: str
@@ -106,7 +106,7 @@ class Payload:
         if len(data) <= SMALL_BYTES:
             return job()
         del data
-        return await asyncio.get_running_loop().run_in_executor(self._heavy, job)
+        return await self._tokenizer.run_large(job)
 
 
 def _build(
