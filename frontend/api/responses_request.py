@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
-from ..chat.request import ChatRequest, chat_request, string_at, text_of
+from ..chat.request import ChatRequest, call_arguments, chat_request, string_at, text_of
 from ..engine.params import ModelFacts
 from ..wire.schema import (
     Bias,
@@ -206,11 +206,10 @@ def _other_message(kind: Any, item: Json, where: str) -> Json:
 
 
 def _arguments(item: Json, where: str) -> Json:
-    try:
-        arguments = msgspec.json.decode(item.get("arguments") or "{}", type=dict)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError, TypeError) as error:
-        raise wrong(where, f"must be the text of a JSON object: {error}") from None
-    return dict(arguments)
+    arguments = item.get("arguments") or "{}"
+    if not isinstance(arguments, str):
+        raise wrong(where, "must be the text of a JSON object")
+    return call_arguments(arguments, where)
 
 
 def _tools(tools: list[Json]) -> list[Json]:

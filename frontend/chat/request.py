@@ -12,7 +12,7 @@ import msgspec
 
 from ..engine.constraints import ToolRules
 from ..engine.params import GenerationSpec, ModelFacts, openai_spec, refuse
-from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, wrong
+from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, decode_text, wrong
 
 _ROLES = {
     "system": "system",
@@ -25,6 +25,7 @@ _ROLES = {
 _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
 _NEEDS_CONTENT = ("system", "user")
 _MAX_NAME = 256
+_LONG = 1024  # characters of a call's arguments
 
 
 @dataclass(frozen=True)
@@ -161,19 +162,20 @@ def _tool_calls(calls: Any, where: str) -> list[Json]:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise wrong(f"{where}[{n}].function.name", "must be a string")
-        arguments = _arguments(function.get("arguments"), f"{where}[{n}].function.arguments")
+        arguments = call_arguments(function.get("arguments"), f"{where}[{n}].function.arguments")
         result.append({**_without_nulls(call), "function": {**function, "arguments": arguments}})
     return result
 
 
-def _arguments(arguments: Any, where: str) -> Json:
+def call_arguments(arguments: Any, where: str) -> Json:
+    """The arguments of a call, from an object or its text. Raises RequestError."""
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise wrong(where, f"is not JSON: {error}") from None
+        if len(arguments) > _LONG and arguments.lstrip().startswith("{"):
+            # The values are decoded where the template is rendered.
+            return dict(decode_text(arguments, where, dict[str, msgspec.Raw]))
+        arguments = decode_text(arguments, where, Any)
     if not isinstance(arguments, dict):
         raise wrong(where, "must be a JSON object")
     return arguments

@@ -26,6 +26,7 @@ from .metrics import RequestRecord
 from .params import MAX_SEQUENCES, GenerationSpec
 
 _MAX_IDS = 1 << 20  # that one request sends to the scheduler; encoding them takes some 10 ms
+_PROMPTS_PER_TURN = 16  # others are served in between
 _MANY_TOKENS, _MANY_LOGPROBS = 10_000, 2_000
 _ID_BYTES, _LOGPROB_BYTES = 36, 130  # memory of one in a list
 logger = logging.getLogger(__name__)
@@ -105,13 +106,16 @@ async def open_job(
         raise wrong("n", f"prompts times n exceed {MAX_SEQUENCES}")
     if len(prompts) * spec.n > 1:
         _check_total(prompts, spec, max_total, prompt_field)
-    sequences = []
-    for prompt in prompts:
+    sequences, streams = [], []
+    for n, prompt in enumerate(prompts, 1):
+        if n % _PROMPTS_PER_TURN == 0 and spec.grammar is None:  # a grammar is not held yet
+            await asyncio.sleep(0)
         if not 0 < len(prompt) < max_total:
             raise _prompt_error(prompt, max_total, prompt_field)
         for sample in range(spec.n):
-            sequences.append((prompt, spec.for_sequence(sample, len(prompt), max_total)))
-    streams = [make_stream(sampling.max_new_tokens) for _, sampling in sequences]
+            sampling = spec.for_sequence(sample, len(prompt), max_total)
+            sequences.append((prompt, sampling))
+            streams.append(make_stream(sampling.max_new_tokens))
     context = request[CONTEXT]
     if context.charge is not None:
         context.charge.take_prompts(prompts)

@@ -3,11 +3,9 @@ LightLLM's guided_* and regular_constraint, and the spellings of other servers."
 
 from typing import Any
 
-import msgspec
-
 from ..grammar.keywords import MAX_CHOICES
 from ..grammar.source import FormatKind, OutputFormat
-from ..wire.schema import SamplingFields, wrong
+from ..wire.schema import FORMAT_FIELDS, SamplingFields, decode_text, wrong
 
 _FIELDS: dict[str, FormatKind] = {
     "guided_json": "json_schema",
@@ -23,6 +21,7 @@ _STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
     "choice": "choice",
     "json_object": "json_object",
 }
+assert set(_FIELDS) <= set(FORMAT_FIELDS), "else a field would be ignored"
 _HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it, without effect
 
 
@@ -111,10 +110,7 @@ def _format(field: str, kind: FormatKind, value: Any) -> OutputFormat:
 def _schema(field: str, value: Any) -> Any:
     """A JSON schema: an object, or its text."""
     if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-            raise wrong(field, f"is not JSON: {error}") from None
+        value = decode_text(value, field, Any)
     if not isinstance(value, dict | bool):
         raise wrong(field, "must be a JSON schema: an object")
     return value

@@ -26,6 +26,7 @@ from .template import Renderer, check_template
 
 _THREADS = 2
 _MANY_TOKENS = 1 << 18
+_LONG_TEXT = 2000  # characters
 _LARGE_PROMPTS = 2  # that are prepared at the same time
 _RENDER_S = 10.0
 _RESERVED = frozenset(
@@ -169,11 +170,16 @@ class Tokenizer:
     def _encode(
         self, text: str, add_special_tokens: bool, field: str = "prompt", max_tokens: int = 1 << 30
     ) -> list[int]:
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int]
+        if len(text) < _LONG_TEXT:
+            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+            return ids
+        # `encode` keeps all other threads from running.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         if len(encoding) > max(2 * max_tokens, _MANY_TOKENS):  # a list of them takes long
             problem = f"{len(encoding)} tokens; a request may have at most {max_tokens}"
             raise wrong(field, f"{problem} (context_length_exceeded)")
-        ids: list[int] = encoding.ids
+        ids = encoding.ids
         return ids
 
 

@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
 
 _BIG = 2**31 - 1
 _MAX_SEED = 2**63 - 1
+_MANY_NODES = 20_000
 
 Count = Annotated[int, Meta(ge=1, le=_BIG)]
 TokenId = Annotated[int, Meta(ge=0, le=_BIG)]
@@ -210,6 +212,16 @@ class TokensBody(Struct):
 def wrong(field: str, problem: str) -> RequestError:
     """The error for a mistake of the client in `field`."""
     return RequestError(f"{field}: {problem}", field=field)
+
+
+def decode_text(text: str, where: str, kind: Any) -> Any:
+    """JSON inside a string of the body, as `kind`. Raises RequestError naming `where`."""
+    if len(text) > _MANY_NODES and sum(map(text.count, "{[:")) > _MANY_NODES:
+        raise wrong(where, f"has more than {_MANY_NODES} objects, arrays and members")
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise wrong(where, f"is not JSON: {error}") from None
 
 
 @contextlib.contextmanager
