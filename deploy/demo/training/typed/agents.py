@@ -244,7 +244,7 @@ def _customer_then_ticket(s: Source) -> Task:
 
 
 def _result_to_person(s: Source) -> Task:
-    """What one tool says is sent to a person."""
+    """The result of one tool is sent to a person."""
     city, who = str(_value(s, "city")), str(_value(s, "person"))
     weather = f"{s.number(-9, 38)} degrees, {s.pick(('sunny', 'rainy', 'cloudy', 'windy', 'snow'))}"
     text = _ask(

@@ -1,4 +1,4 @@
-"""What tools return, and what an answer says about it."""
+"""Makes results of tools, and the answers that say them."""
 
 import json
 from typing import Any

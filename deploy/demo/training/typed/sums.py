@@ -1,7 +1,7 @@
 """Arithmetic with a short visible calculation, digit by digit, as it is done on paper.
 
-`solve` is the only place that calculates. What follows an arrow is the result so far: the last
-digits of a sum or product, the first digits of a quotient.
+`solve` is the only place that calculates. An arrow points to the result so far: the last digits of
+a sum or product, the first digits of a quotient.
 """
 
 from ..words import Source
