@@ -1,22 +1,23 @@
 """`glimmer check`: reports what would stop a server from starting, without starting it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..shared.config import ServeConfig
-from ..shared.errors import StartError
+from ..shared.errors import ConfigError, ModelError, StartError
 from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.resolve import resolve
 from .launcher.gpus import check_gpus
-from .launcher.launch import default_parent
+from .launcher.launch import allow_files, default_parent
 from .launcher.listen import bind_port
 from .launcher.preflight import check_access, check_memory, check_model, detect_hardware
 from .launcher.runtime_dir import claim_runtime_dir
 
 
-def check(config: ServeConfig, with_reference: bool = False) -> int:
+def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool = False) -> int:
     """Print one line per check. Returns the exit code of `glimmer serve` for the first problem,
-    or 0. With `with_reference`, tokenizer and template are compared with those of transformers."""
+    or 0. `refused` describes flags that would stop it. With `with_reference`, tokenizer and
+    template are compared with those of transformers."""
     hardware = detect_hardware()
     codes: list[int] = []
 
@@ -34,6 +35,9 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
         each = zip(hardware.gpu_memory, hardware.gpu_capabilities, strict=True)
         gpus = "GPUs " + ", ".join(f"{free >> 30} GiB free (sm {sm})" for free, sm in each)
     print(f"machine: {hardware.num_cpus} CPUs, {hardware.host_memory >> 30} GiB free, {gpus}")
+    for problem in refused:
+        codes.append(ConfigError.exit_code)
+        print(f"BAD flag: {problem}")
     try:
         spec = load_model_spec(Path(config.model_dir))
     except StartError as error:
@@ -43,7 +47,9 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
         settled: list[ServeConfig] = []
         aspect("configuration", lambda: settled.append(resolve(config, spec, hardware)))
         aspect("model directory", lambda: check_model(settled[0] if settled else config, spec))
+        aspect("tokenizer and defaults", lambda: _load_tokenizer(config, spec))
         if settled:
+            aspect("open files", lambda: allow_files(settled[0]))
             if settled[0].device == "cuda":
                 aspect("GPUs and backends", lambda: check_gpus(settled[0], hardware))
             aspect("memory", lambda: check_memory(settled[0], spec, hardware))
@@ -57,6 +63,19 @@ def check(config: ServeConfig, with_reference: bool = False) -> int:
         aspect(f"port {number}", lambda: bind_port(config.host, number, name).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
     return codes[0] if codes else 0
+
+
+def _load_tokenizer(config: ServeConfig, spec: ModelSpec) -> None:
+    """As a frontend does."""
+    from ..frontend.engine.params import load_defaults
+    from ..frontend.text.tokenizer import Tokenizer
+
+    directory = Path(config.model_dir)
+    try:
+        Tokenizer(directory, spec.vocab_size, config.chat_template)
+        load_defaults(directory)
+    except (OSError, ValueError) as error:
+        raise ModelError(str(error)) from error
 
 
 def _compare(config: ServeConfig, spec: ModelSpec) -> None:

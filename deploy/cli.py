@@ -113,15 +113,16 @@ def guarded(action: Callable[[], int]) -> int:
             return int(request.code or 0)
 
 
-def parse_with_logging(argv: Sequence[str]) -> ServeConfig:
+def parse_with_logging(argv: Sequence[str], refused: list[str] | None = None) -> ServeConfig:
     """Parse the flags of `glimmer serve`. The first word may be the model directory itself.
     Logging is set up before, because parsing warns about flags, and again with the level given.
-    From now on neither the list of processes nor a child's environment shows an API key."""
+    From now on neither the list of processes nor a child's environment shows an API key. `refused`
+    is that of `parse_serve_args`."""
     setup_logging("launcher", "info")
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--model_dir")
-    config = parse_serve_args(words)
+    config = parse_serve_args(words, refused=refused)
     hide_arguments()
     forget_secret_variables()
     setup_logging("launcher", config.log_level)
@@ -171,10 +172,11 @@ def _check(argv: Sequence[str]) -> int:
             serve_parser("glimmer check", _CHECK_DESCRIPTION).print_help()
             return 0
         flags = [word for word in argv if word != "--reference"]
-        config = with_model(parse_with_logging(flags))
+        refused: list[str] = []
+        config = with_model(parse_with_logging(flags, refused))
         from .check import check
 
-        return check(config, with_reference=len(flags) < len(argv))
+        return check(config, refused, with_reference=len(flags) < len(argv))
 
     return guarded(run)
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..shared.compat_flags import FAMILIES, FLAGS, VARIABLES
+from ..shared.compat_flags import FAMILIES, FLAGS, REFUSED_FAMILIES, VARIABLES
 from ..shared.config import FIELD_GROUPS, ServeConfig
 from ..shared.flags import field_type
 
@@ -44,7 +44,7 @@ def render() -> str:
             "## LightLLM's other flags",
             "",
             "Ignored flags are accepted with a warning. Refused flags are errors unless they have",
-            "their default value, because the server would silently do something else.",
+            "their default value: each would make another server of this one.",
             "",
             "| flag | verdict | why |",
             "|---|---|---|",
@@ -97,7 +97,9 @@ def _compat_rows() -> list[str]:
             if flag.default not in (None, False):
                 verdict += f" unless `{flag.default}`"
         rows.append(f"| {names} | {verdict} | {flag.reason} |")
-    rows += [f"| `--{prefix}...` | ignored | {reason} |" for prefix, reason in FAMILIES.items()]
+    for prefix, reason in FAMILIES.items():
+        verdict = "refused" if prefix in REFUSED_FAMILIES else "ignored"
+        rows.append(f"| `--{prefix}...` | {verdict} | {reason} |")
     return sorted(rows)
 
 

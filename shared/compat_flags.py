@@ -1,7 +1,8 @@
 """LightLLM's flags and environment variables that have no field in `ServeConfig`.
 
-A flag is accepted with a warning if ignoring it changes no answer. It is refused, with the reason,
-if it asks for something that the server does not do.
+A flag is accepted with a warning if the server without it is the one that was asked for. It is
+refused if it would make another server of it. A refusal says what the flag would do, and what to do
+instead.
 """
 
 from typing import Any, NamedTuple
@@ -34,12 +35,31 @@ _RUN_MODES = (
     *("nixl_prefill", "nixl_decode", "visual_only"),
 )
 _ONE_NODE = "the server runs on one node"
+_NODES = (
+    "it would spread one model over machines; use --tp for the GPUs of one machine, and a router "
+    "before several servers"
+)
+_PD = (
+    "it would divide prefill and decode between servers; leave it out: this server does both, and "
+    "a router may divide requests between several"
+)
+_HOST_CACHE = (
+    "it would keep more of the prefix cache outside of device memory; leave it out: "
+    "--max_total_token_num and --mem_fraction set the size of the prefix cache"
+)
+_EP = "it would place whole experts on each GPU; leave it out: --tp splits every expert"
+_MEANINGLESS_ALONE = "it has a meaning with a refused flag only"
+_QUANTISED = "it would quantise the weights; leave it out, or give a smaller --data_type"
+_KV_QUANTISED = "it would quantise KV; leave it out, or use more GPUs (--tp) for a larger KV cache"
 _OWN_SCHEDULER = "the scheduler divides every step between prompts and running requests"
 _OWN_COLLECTIVES = "the collective operations are chosen by the server"
 _NO_DISAGGREGATION = "prefill and decode run in one server"
-_NO_TRAINING = "there are no endpoints for training"
-_MOE = "experts are split over the tp ranks"
-_CACHE = "the prefix cache lives in device memory only"
+_NO_TRAINING = "it would open routes for training; leave it out: this server only generates"
+_FORMAT = (
+    "it would read weights of another format; leave it out, and give a directory of Hugging Face "
+    "safetensors"
+)
+_PLATFORM = "it would use GPUs of another maker; leave it out: --device is cpu or cuda"
 _GRAPHS = "the server decides which batches to capture"
 _MULTIMODAL = "the model is text-only"
 _STATS = "throughput figures are in /metrics"
@@ -53,12 +73,19 @@ FLAGS: tuple[CompatFlag, ...] = (
         "str",
         "normal",
         True,
-        "only 'normal' is: prefill and decode run in one server",
+        "it would start one part of a divided server; leave it out: one server does all",
         _RUN_MODES,
     ),
-    CompatFlag("dp", "int", 1, True, "use --tp for several GPUs"),
-    CompatFlag("nnodes", "int", 1, True, _ONE_NODE),
-    CompatFlag("node_rank", "int", 0, True, _ONE_NODE),
+    CompatFlag(
+        "dp",
+        "int",
+        1,
+        True,
+        "it would run several copies of the model; start one server for each behind a router, or "
+        "use --tp",
+    ),
+    CompatFlag("nnodes", "int", 1, True, _NODES),
+    CompatFlag("node_rank", "int", 0, True, _NODES),
     *_ignored("--dp is always 1", "flag", "enable_dp_prompt_cache_fetch"),
     CompatFlag(
         "dp_balancer", "str", None, False, "--dp is always 1", ("round_robin", "bs_balancer")
@@ -66,31 +93,57 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored(_ONE_NODE, "int", "multinode_httpmanager_port", "multinode_router_gloo_port"),
     *_ignored("ranks connect over the loopback interface", "str", "nccl_host"),
     *_ignored("ranks connect over a private address", "int", "nccl_port"),
-    *_ignored(_ONE_NODE, "flag", "use_config_server_to_init_nccl"),
-    *_ignored("the HTTP server needs no file", "str", "hypercorn_config"),
+    *_refused(_NODES, "flag", "use_config_server_to_init_nccl"),
+    *_refused(
+        "it would set addresses, limits and TLS of the HTTP server; use --host, --port, "
+        "--ssl_certfile and --max_body_mb",
+        "str",
+        "hypercorn_config",
+    ),
     *_ignored("links are private ipc sockets", "str", "zmq_mode"),
-    *_ignored(_NO_DISAGGREGATION, "str", "pd_master_ip", "pd_master_mode"),
-    *_ignored(_NO_DISAGGREGATION, "str", "pd_trans_mode", "select_p_d_node_strategy"),
-    *_ignored(_NO_DISAGGREGATION, "int", "pd_master_port", "pd_kv_page_num", "pd_kv_page_size"),
-    *_ignored(_NO_DISAGGREGATION, "int", "pd_decode_rpyc_port"),
+    CompatFlag("pd_master_ip", "str", "0.0.0.0", True, _PD),
+    CompatFlag("pd_master_port", "int", 1212, True, _PD),
+    CompatFlag("pd_master_mode", "str", "elastic", True, _PD),
+    CompatFlag("pd_trans_mode", "str", "nccl", True, _PD),
+    *_refused(_PD, "int", "pd_decode_rpyc_port"),
+    *_ignored(_NO_DISAGGREGATION, "str", "select_p_d_node_strategy"),
+    *_ignored(_NO_DISAGGREGATION, "int", "pd_kv_page_num", "pd_kv_page_size"),
     # model and text
     CompatFlag(
         "tokenizer_mode", "str", None, False, "the fast one is used", ("slow", "fast", "auto")
     ),
-    CompatFlag("load_way", "str", "HF", True, "only Hugging Face safetensors are read"),
+    CompatFlag("load_way", "str", "HF", True, _FORMAT),
     *_ignored("code in a checkpoint is never run", "flag", "trust_remote_code"),
     *_ignored("prompts are never logged", "flag", "detail_log"),
     *_ignored("no shared memory is used", "flag", "disable_shm_warning"),
-    *_refused("prompts are run as they are", "flag", "token_healing_mode"),
-    *_refused("use the request's allowed_token_ids", "flag", "first_token_constraint_mode"),
-    *_refused("the model generates text; it gives no scores", "flag", "use_reward_model"),
-    *_refused("replies do not contain expert ids", "flag", "enable_return_routed_experts"),
+    *_refused(
+        "it would let outputs begin within the last token of the prompt; leave it out: prompts are "
+        "run as they are",
+        "flag",
+        "token_healing_mode",
+    ),
+    *_refused(
+        "it would limit the first token of all outputs; leave it out, and send allowed_token_ids "
+        "with requests",
+        "flag",
+        "first_token_constraint_mode",
+    ),
+    *_refused(
+        "it would answer with scores; leave it out: this server generates text",
+        "flag",
+        "use_reward_model",
+    ),
+    *_refused(
+        "it would add expert ids to replies; leave it out: replies do not contain them",
+        "flag",
+        "enable_return_routed_experts",
+    ),
     CompatFlag(
         "long_truncation_mode",
         "str",
         "None",
         True,
-        "a prompt that is too long gets a 400",
+        "it would shorten prompts that are too long; leave it out: they get a 400",
         ("None", "head", "center"),
     ),
     *_refused(_NO_TRAINING, "flag", "enable_rl"),
@@ -139,25 +192,25 @@ FLAGS: tuple[CompatFlag, ...] = (
         _GRAPHS,
         aliases=("prefll_cudagraph_max_handle_token",),  # LightLLM's older spelling
     ),
-    CompatFlag("quant_type", "str", "none", True, "weights are used as the checkpoint holds them"),
-    *_refused("weights are used as the checkpoint holds them", "str", "quant_cfg"),
+    CompatFlag("quant_type", "str", "none", True, _QUANTISED),
+    *_refused(_QUANTISED, "str", "quant_cfg"),
     CompatFlag(
         "expert_dtype",
         "str",
         None,
         True,
-        "weights are used as the checkpoint holds them",
+        _QUANTISED,
         ("fp8", "fp4"),
     ),
-    CompatFlag("llm_kv_type", "str", "None", True, "KV is kept in the compute type"),
+    CompatFlag("llm_kv_type", "str", "None", True, _KV_QUANTISED),
     *_ignored("KV is not quantised", "int", "llm_kv_quant_group_size"),
-    *_refused("KV is not quantised", "str", "kv_quant_calibration_config_path"),
-    *_ignored(_CACHE, "flag", "enable_cpu_cache", "enable_disk_cache"),
-    *_ignored(_CACHE, "float", "cpu_cache_storage_size", "disk_cache_storage_size"),
-    *_ignored(_CACHE, "int", "cpu_cache_token_page_size"),
-    *_ignored(_CACHE, "str", "disk_cache_dir"),
-    *_ignored(_MOE, "flag", "enable_ep_moe", "auto_update_redundancy_expert"),
-    *_ignored(_MOE, "str", "ep_redundancy_expert_config_path"),
+    *_refused(_KV_QUANTISED, "str", "kv_quant_calibration_config_path"),
+    *_refused(_HOST_CACHE, "flag", "enable_cpu_cache", "enable_disk_cache"),
+    *_ignored(_MEANINGLESS_ALONE, "float", "cpu_cache_storage_size", "disk_cache_storage_size"),
+    *_ignored(_MEANINGLESS_ALONE, "int", "cpu_cache_token_page_size"),
+    *_ignored(_MEANINGLESS_ALONE, "str", "disk_cache_dir"),
+    *_refused(_EP, "flag", "enable_ep_moe", "auto_update_redundancy_expert"),
+    *_refused(_EP, "str", "ep_redundancy_expert_config_path"),
     *_ignored("the server decides this", "flag", "enable_fused_shared_experts"),
     *_ignored(_OVERLAP, "flag", "enable_tpsp_mix_mode", "enable_dp_prefill_balance"),
     *_ignored(_OVERLAP, "flag", "enable_prefill_microbatch_overlap"),
@@ -168,15 +221,16 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored(
         "the model has no linear attention", "flag", "disable_linear_att_small_page_cpu_cache"
     ),
-    CompatFlag("hardware_platform", "str", "cuda", True, "use --device", ("cuda", "musa")),
+    CompatFlag("hardware_platform", "str", "cuda", True, _PLATFORM, ("cuda", "musa")),
     *_ignored("see --llm_prefill_att_backend", "flag", "enable_torch_fallback"),
     *_ignored("see --llm_prefill_att_backend", "flag", "enable_triton_fallback"),
     CompatFlag(
         "enable_profiling",
         "str",
         None,
-        False,
-        "/profiler_start and /profiler_stop answer 400",
+        True,
+        "it would open routes that write profiles; leave it out, and use "
+        "glimmer bench latency --profile",
         ("torch_profiler", "nvtx"),
     ),
     # monitoring
@@ -190,7 +244,7 @@ FLAGS: tuple[CompatFlag, ...] = (
     *_ignored(_MULTIMODAL, "float", "cache_reserved_ratio", "embed_cache_storage_size"),
 )
 
-# All flags with these prefixes are accepted, with any number of values, and ignored: LightLLM keeps
+# All flags with these prefixes are known, with any number of values, and ignored: LightLLM keeps
 # adding such flags.
 FAMILIES = {
     "visual_": _MULTIMODAL,
@@ -200,8 +254,9 @@ FAMILIES = {
     "max_image_": _MULTIMODAL,
     "enable_multimodal": _MULTIMODAL,
     "linear_att_": _NO_LINEAR,
-    "config_server_": _NO_DISAGGREGATION,
+    "config_server_": _PD,
 }
+REFUSED_FAMILIES = frozenset({"config_server_"})  # these are refused instead
 
 _NO_CAP = "request fields have no such small limits"
 _INTERNAL = "it tunes code of LightLLM that does not exist here"

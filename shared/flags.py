@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .compat_flags import FAMILIES, FLAGS, VARIABLES, CompatFlag
+from .compat_flags import FAMILIES, FLAGS, REFUSED_FAMILIES, VARIABLES, CompatFlag
 from .config import FIELD_GROUPS, ServeConfig, environment
 from .errors import ConfigError, UsageError
 from .secrets import key_digest
@@ -22,11 +22,15 @@ _TRUTH = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(
 )
 
 
-def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeConfig:
+def parse_serve_args(
+    argv: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    refused: list[str] | None = None,
+) -> ServeConfig:
     """Flags win over the `--config` YAML file, this over environment variables (None: those of this
     process), these over defaults. Warns about each accepted flag that has no effect. Raises
     UsageError for flags that do not parse, and ConfigError for refused flags, bad files and bad
-    variables."""
+    variables. With a list for the `refused` flags, they are described there instead."""
     environ = environment() if environ is None else environ
     values = _from_environment(environ)
     parser = serve_parser()
@@ -40,7 +44,11 @@ def parse_serve_args(argv: Sequence[str], environ: Mapping[str, str] | None = No
     for name in _fields().keys() & flags.keys():
         value = flags.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
-    _check_compat_flags(flags)
+    refusals = _check_compat_flags(flags)
+    if refused is not None:
+        refused += refusals
+    elif refusals:
+        raise ConfigError("\n  ".join(refusals))
     return ServeConfig(**values | _digests(values))
 
 
@@ -54,7 +62,7 @@ def serve_parser(
         usage=f"{command} DIR [options], or {command} --model_dir DIR [options]",
         description=description,
         epilog="Flags may be written with dashes or underscores. LightLLM's other flags are "
-        "accepted if ignoring them changes no answer: see docs/configuration.md.",
+        "accepted if the server is the same without them: see docs/configuration.md.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument(
@@ -174,25 +182,21 @@ def _admit_families(parser: argparse.ArgumentParser, argv: Sequence[str]) -> Non
             parser.add_argument(name, nargs="*", help=argparse.SUPPRESS)
 
 
-def _check_compat_flags(values: dict[str, Any]) -> None:
-    """Warn about ignored flags. Raise ConfigError naming all refused ones."""
+def _check_compat_flags(values: dict[str, Any]) -> list[str]:
+    """Warn about ignored flags. Returns the texts about refused ones."""
     table = {flag.name: flag for flag in FLAGS}
     refused = []
     for name, value in values.items():
         flag = table.get(name)
-        if flag is not None and flag.refused:
-            if value != flag.default:
-                text = f"--{name}" if value is True else f"--{name} {value}"
-                refused.append(f"{text} is not supported: {flag.reason}")
-        else:
-            reason = (
-                flag.reason
-                if flag
-                else next(text for prefix, text in FAMILIES.items() if name.startswith(prefix))
-            )
+        family = next((prefix for prefix in FAMILIES if name.startswith(prefix)), "")
+        reason = flag.reason if flag else FAMILIES[family]
+        if not (flag.refused if flag else family in REFUSED_FAMILIES):
             logger.warning("--%s has no effect: %s", name, reason)
-    if refused:
-        raise ConfigError("\n  ".join(refused))
+        elif flag is None or value != flag.default:
+            shown = " ".join(value) if isinstance(value, list) else str(value)
+            text = f"--{name}" if value is True else f"--{name} {shown}"
+            refused.append(f"{text} is not supported: {reason}")
+    return refused
 
 
 def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:

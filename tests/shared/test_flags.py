@@ -29,31 +29,30 @@ use_tgi_api metric_gateway=a job_name=j grouping_key=a=b push_interval=1 enable_
 enable_prompt_logprobs return_all_prompt_logprobs
 """.split()
 IGNORED = """
-hypercorn_config=f zmq_mode=tcp:// tokenizer_mode=slow dp_balancer=round_robin
+zmq_mode=tcp:// tokenizer_mode=slow dp_balancer=round_robin
 multinode_httpmanager_port=1 multinode_router_gloo_port=1 nccl_host=h nccl_port=1
-use_config_server_to_init_nccl trust_remote_code detail_log disable_shm_warning
+trust_remote_code detail_log disable_shm_warning
 router_token_ratio=0.5 router_max_wait_tokens=1 disable_aggressive_schedule
 enable_prefill_decode_mixed schedule_time_interval=0.03 use_dynamic_prompt_cache diverse_mode
 output_constraint_mode=xgrammar sampling_backend=triton penalty_counter_mode=cpu_counter
 graph_split_batch_size=1 graph_grow_step_size=1 graph_max_len_in_batch=1
 enable_prefill_cudagraph prefill_cudagraph_max_handle_token=1
-prefll_cudagraph_max_handle_token=1 llm_kv_quant_group_size=8 enable_cpu_cache
-cpu_cache_storage_size=2 cpu_cache_token_page_size=256 enable_disk_cache
-disk_cache_storage_size=10 disk_cache_dir=d enable_dp_prompt_cache_fetch enable_ep_moe
-ep_redundancy_expert_config_path=f auto_update_redundancy_expert enable_fused_shared_experts
+prefll_cudagraph_max_handle_token=1 llm_kv_quant_group_size=8
+cpu_cache_storage_size=2 cpu_cache_token_page_size=256
+disk_cache_storage_size=10 disk_cache_dir=d enable_dp_prompt_cache_fetch
+enable_fused_shared_experts
 enable_tpsp_mix_mode enable_dp_prefill_balance enable_prefill_microbatch_overlap
 enable_decode_microbatch_overlap disable_custom_allreduce enable_custom_allgather
 disable_symm_mem_allreduce disable_flashinfer_allreduce linear_att_hash_page_size=1
 disable_linear_att_small_page_cpu_cache enable_torch_fallback enable_triton_fallback
-enable_profiling=nvtx health_monitor disable_log_stats log_stats_interval=1
+health_monitor disable_log_stats log_stats_interval=1
 router_max_new_token_len=1
 visual_gpu_ids=0 visual_use_proxy_mode audio_gpu_ids=0 vit_att_backend=fa3 disable_vision
 disable_audio enable_multimodal enable_multimodal_audio enable_mps cache_capacity=1
 cache_reserved_ratio=0.5 embed_cache_storage_size=1 max_image_token_count=1
-disable_image_resize afs_embed_capacity=1 pd_master_ip=h pd_master_port=1212
-pd_master_mode=elastic pd_trans_mode=nccl select_p_d_node_strategy=cache_aware
-pd_kv_page_num=16 pd_kv_page_size=1024 pd_decode_rpyc_port=1 config_server_host=h
-config_server_port=1 config_server_visual_redis_port=1
+disable_image_resize afs_embed_capacity=1
+select_p_d_node_strategy=cache_aware
+pd_kv_page_num=16 pd_kv_page_size=1024
 """.split()
 REFUSED = """
 token_healing_mode first_token_constraint_mode long_truncation_mode=head
@@ -61,10 +60,15 @@ use_reward_model enable_return_routed_experts enable_rl enable_torch_memory_save
 enable_weight_cpu_backup quant_type=awq quant_cfg=f expert_dtype=fp8 llm_kv_type=int8kv
 kv_quant_calibration_config_path=f hardware_platform=musa
 run_mode=prefill run_mode=nixl_decode run_mode=visual_only nnodes=2 node_rank=1 dp=2 load_way=DS
+hypercorn_config=f use_config_server_to_init_nccl enable_cpu_cache enable_disk_cache enable_ep_moe
+ep_redundancy_expert_config_path=f auto_update_redundancy_expert enable_profiling=nvtx
+pd_master_ip=10.0.0.1 pd_master_port=1213 pd_master_mode=2p1d pd_trans_mode=nixl
+pd_decode_rpyc_port=1 config_server_host=h config_server_port=1 config_server_visual_redis_port=1
 """.split()
 REFUSED_BUT_DEFAULT = """
 run_mode=normal nnodes=1 node_rank=0 dp=1 load_way=HF quant_type=none llm_kv_type=None
-long_truncation_mode=None hardware_platform=cuda
+long_truncation_mode=None hardware_platform=cuda pd_master_ip=0.0.0.0 pd_master_port=1212
+pd_master_mode=elastic pd_trans_mode=nccl
 """.split()
 
 
@@ -107,6 +111,9 @@ def test_a_refused_flag_is_an_error_with_a_reason(flag: str) -> None:
     with pytest.raises(ConfigError, match=rf"{words(flag)[0]}.* is not supported: \S") as caught:
         parse_serve_args(words(flag), {})
     assert caught.value.exit_code == 3
+    text = str(caught.value)
+    assert "is not supported: it would " in text, "what the flag would do"
+    assert "; " in text, "and what to do"
 
 
 @pytest.mark.parametrize("flag", REFUSED_BUT_DEFAULT)
