@@ -16,6 +16,7 @@ if not torch.cuda.is_available():  # read when Triton is imported, which librari
 E2E_GROUPS = {
     "servers": (
         "test_faults.py",
+        "test_keys.py",
         "test_lifecycle.py",
         "test_mtp.py",
         "test_soak.py",
