@@ -113,7 +113,7 @@ class RequestContext:
         self.num_held += num_bytes
 
     def drop(self) -> None:
-        """What was held is free again."""
+        """Give back all that is held."""
         self.connection.budget.release(self.num_held)
         self.num_held = 0
 

@@ -13,6 +13,20 @@ from typing import Any
 from .config import ServeConfig
 from .errors import ModelError
 
+_MAX_FILE_BYTES = 16 << 20  # of config.json
+# The largest numbers of config.json. Larger ones would only make a start take very long.
+_MAX_WIDTH = 1 << 20
+_MAX_EXPERTS = 1 << 17  # in all layers together
+_MOST = {
+    "vocab_size": 1 << 24,
+    "max_position_embeddings": 1 << 30,
+    "num_hidden_layers": 1024,
+    "num_nextn_predict_layers": 16,
+    "num_attention_heads": 4096,
+    "n_routed_experts": 4096,
+    "n_shared_experts": 64,
+}
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -74,6 +88,8 @@ def load_model_spec(model_dir: Path) -> ModelSpec:
     """Read and check `config.json`. Raises ModelError naming the key that is missing or wrong."""
     path = model_dir / "config.json"
     try:
+        if path.stat().st_size > _MAX_FILE_BYTES:
+            raise ModelError(f"{path} has more than {_MAX_FILE_BYTES} bytes")
         raw = json.loads(path.read_text())
     except FileNotFoundError:
         raise ModelError(f"{model_dir} has no config.json: not a model directory") from None
@@ -89,15 +105,17 @@ def load_model_spec(model_dir: Path) -> ModelSpec:
 
 def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
     def integer(key: str, default: int | None = None, least: int = 1) -> int:
-        value = raw.get(key, default)
+        value, most = raw.get(key, default), _MOST.get(key, _MAX_WIDTH)
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ModelError(f"{path}: {key} is {value!r}, needs a whole number >= {least}")
+            raise ModelError(f"{path}: {key} is {value!r:.80}, needs a whole number >= {least}")
+        if value > most:
+            raise ModelError(f"{path}: {key} is {value!r:.80}, at most {most} is supported")
         return value
 
     def number(key: str, default: float) -> float:
         value = raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ModelError(f"{path}: {key} is {value!r}, needs a number > 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e30:
+            raise ModelError(f"{path}: {key} is {value!r:.80}, needs a number > 0 and < 1e30")
         return float(value)
 
     rope = raw.get("rope_parameters") or {}  # transformers 5 moved rope_theta there
@@ -147,6 +165,8 @@ def _spec_from_config(raw: dict[str, Any], path: Path) -> ModelSpec:
 
 def _check(spec: ModelSpec, path: Path) -> None:
     """Raise ModelError for dimensions that contradict each other."""
+    if spec.num_experts * (spec.num_layers + spec.num_nextn_layers) > _MAX_EXPERTS:
+        raise ModelError(f"{path}: num_hidden_layers x n_routed_experts exceeds {_MAX_EXPERTS}")
     if spec.num_experts % spec.num_expert_groups:
         raise ModelError(f"{path}: n_group does not divide n_routed_experts")
     if spec.num_groups_per_token > spec.num_expert_groups:
@@ -169,8 +189,10 @@ def _count_dense_layers(raw: dict[str, Any], path: Path) -> int:
         count = kinds.count("dense") if isinstance(kinds, list) else -1
         if kinds != ["dense"] * count + ["sparse"] * (raw["num_hidden_layers"] - count):
             raise ModelError(f"{path}: mlp_layer_types must be dense layers, then sparse ones")
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise ModelError(f"{path}: first_k_dense_replace is {count!r}, needs a whole number >= 0")
+    most = _MOST["num_hidden_layers"]
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= most:
+        problem = f"needs a whole number from 0 to {most}"
+        raise ModelError(f"{path}: first_k_dense_replace is {count!r:.80}, {problem}")
     return count
 
 
@@ -183,5 +205,5 @@ def _count_token_ids(model_dir: Path) -> int:
         raw = json.loads(path.read_text())
         ids = [*raw["model"]["vocab"].values(), *(token["id"] for token in raw["added_tokens"])]
         return int(max(ids)) + 1
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not a tokenizer file ({error!r})") from error

@@ -98,7 +98,7 @@ def load_defaults(model_dir: Path) -> GenerationDefaults:
         return msgspec.json.decode(path.read_bytes(), type=GenerationDefaults)
     except FileNotFoundError:
         return GenerationDefaults()
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{path}: {error}") from error
 
 

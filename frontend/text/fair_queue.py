@@ -9,14 +9,14 @@ from typing import Generic, Protocol, TypeVar
 
 from ...shared.errors import OverloadedError
 
-# Whose request is being handled, if its body is large. None: it is small, and waits for nobody.
+# Whose request is being handled, if its body is large. None: it is small and never waits.
 LARGE_FOR: ContextVar[str | None] = ContextVar("LARGE_FOR", default=None)
 _LIMIT = 1024  # jobs that may wait
 _LIMIT_PER_CLIENT = 512
 
 
 class Worker(Protocol):
-    """What a job gets. It runs on this thread."""
+    """A job gets one, and runs on its thread."""
 
     thread: Executor
 
@@ -33,8 +33,8 @@ class FairQueue(Generic[W]):
         self._waiting: dict[str, deque[asyncio.Future[W]]] = {}  # the next client first
 
     async def run(self, client: str, job: Callable[[W], T]) -> T:
-        """What `job` returns. Raises what it raises, and OverloadedError when too many wait. If
-        the caller is cancelled, its job still ends before another one has the worker."""
+        """Run a job and return its result. Raises its errors, and OverloadedError when too many
+        wait. If the caller is cancelled, its job still ends before another one has the worker."""
         worker = await self._take(client)
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(worker.thread, job, worker)

@@ -17,11 +17,14 @@ from ...shared.lifecycle import die_with_parent
 from .template import make_environment, receive, send
 
 _MAX_MEMORY = 4 << 30  # bytes of address space
+_MAX_CHARS = 32 << 20  # of one prompt; the server holds no more for a template that never ends
 
 
 def _answer(render: Callable[..., str], variables: dict[str, Any], message: bytes) -> bytes:
     try:
         text = render({**variables, **msgspec.json.decode(message)})
+        if len(text) > _MAX_CHARS:
+            return b"!it prints %d characters, at most %d" % (len(text), _MAX_CHARS)
         return b"=" + text.encode("utf-8", "replace")
     except Exception as error:  # a template may raise anything
         return b"!" + f"{type(error).__name__}: {error}"[:1000].encode("utf-8", "replace")

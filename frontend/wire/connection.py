@@ -55,7 +55,7 @@ class Budget:
 
 
 class Expects(Enum):
-    """What a connection receives next."""
+    """The part of a request that a connection receives next."""
 
     HEAD = 1
     BODY = 2

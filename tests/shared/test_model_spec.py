@@ -68,6 +68,38 @@ def test_what_is_not_supported_is_refused(
         load_model_spec(write(tmp_path, {**FLASH, **change}))
 
 
+@pytest.mark.parametrize("key", [k for k, v in FLASH.items() if type(v) is int])
+@pytest.mark.parametrize("value", [10**31, 10**400])
+def test_numbers_beyond_all_limits_are_named(tmp_path: Path, key: str, value: int) -> None:
+    with pytest.raises(ModelError, match=key):
+        load_model_spec(write(tmp_path, {**FLASH, key: value}))
+
+
+def test_many_experts_in_many_layers_are_refused(tmp_path: Path) -> None:
+    config = {**FLASH, "num_hidden_layers": 1000, "n_routed_experts": 4000}
+    with pytest.raises(ModelError, match="num_hidden_layers x n_routed_experts"):
+        load_model_spec(write(tmp_path, config))
+
+
+@pytest.mark.parametrize("value", ["Infinity", "NaN", "1e31"])
+def test_real_numbers_have_limits(tmp_path: Path, value: str) -> None:
+    text = json.dumps({**FLASH, "routed_scaling_factor": "X"}).replace('"X"', value)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="routed_scaling_factor"):
+        load_model_spec(tmp_path)
+
+
+def test_nested_and_huge_files_are_refused(tmp_path: Path) -> None:
+    for text in ('{"a":' * 100_000 + "1" + "}" * 100_000, " " * (17 << 20)):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelError, match=r"config\.json"):
+            load_model_spec(tmp_path)
+    write(tmp_path, FLASH)
+    (tmp_path / "tokenizer.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match=r"tokenizer\.json"):
+        load_model_spec(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "null"])
 def test_a_broken_file_is_a_model_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)

@@ -19,7 +19,9 @@ from ...shared.model_spec import ModelSpec
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-_MAX_HEADER_BYTES = 100_000_000
+_MAX_HEADER_BYTES = 32 << 20  # also of the index; a tensor takes some 150
+_MAX_DIMS = 8
+_MAX_TENSORS = 200_000
 _ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8, "I32": 4, "I16": 2, "I8": 1}
 _ITEM_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 _DTYPE_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -214,8 +216,10 @@ def _read_tensor_table(model_dir: Path) -> dict[str, TensorEntry]:
 
 def _read_weight_map(path: Path) -> dict[str, str]:
     try:
+        if path.stat().st_size > _MAX_HEADER_BYTES:
+            raise ModelError(f"{path} has more than {_MAX_HEADER_BYTES} bytes")
         weight_map = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ModelError(f"{path}: not an index ({error!r})") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{path}: weight_map is empty or not a table")
@@ -231,16 +235,21 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
         size = path.stat().st_size
         with path.open("rb") as file:
             header_bytes = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= header_bytes <= min(size - 8, _MAX_HEADER_BYTES):
+            if size < 8 or not 2 <= header_bytes <= size - 8:
                 raise ModelError(f"{path}: no safetensors header ({size} bytes): truncated?")
+            if header_bytes > _MAX_HEADER_BYTES:
+                problem = f"a header of {header_bytes} bytes, at most {_MAX_HEADER_BYTES}"
+                raise ModelError(f"{path}: {problem}")
             header = json.loads(file.read(header_bytes))
     except FileNotFoundError:
         raise ModelError(f"{path} is missing, {INDEX_FILE} names it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: unreadable safetensors header: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: safetensors header is not a table")
     header.pop("__metadata__", None)
+    if len(header) > _MAX_TENSORS:
+        raise ModelError(f"{path}: {len(header)} tensors in one file, at most {_MAX_TENSORS}")
     entries: dict[str, TensorEntry] = {}
     spans: list[tuple[int, int, str]] = []
     data = 8 + header_bytes
@@ -256,6 +265,8 @@ def _parse_entry(path: Path, name: str, raw: Any, data: int) -> TensorEntry:
     try:
         dtype, shape = raw["dtype"], tuple(map(index, raw["shape"]))
         begin, end = map(index, raw["data_offsets"])
+        if len(shape) > _MAX_DIMS or max((end, *shape)) >= 1 << 62:
+            raise ValueError("numbers beyond all limits")
         length = math.prod(shape) * _ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: tensor {name}: bad header entry ({error!r})") from error

@@ -30,6 +30,14 @@ def test_arguments_and_variables_reach_the_template() -> None:
         assert one.render({"x": long, "bos": ""}) == f'"{long}"'
 
 
+def test_a_template_that_prints_without_end_is_stopped() -> None:
+    with renderer("{{ 'ab' * x }}") as one:
+        for factor in (10**8, 10**10):  # too long for the server; too long for the process
+            with pytest.raises(RequestError, match=r"at most 33554432|MemoryError|broke down"):
+                one.render({"x": factor})
+        assert one.render({"x": 2}) == "abab"
+
+
 def test_failures_name_the_messages_and_the_next_prompt_works() -> None:
     with renderer("{{ 1 // x }}") as one:
         with pytest.raises(RequestError, match="ZeroDivisionError") as failure:

@@ -251,3 +251,24 @@ def test_faults_of_a_draft_are_named(tiny_model: Path, broken: Path) -> None:
     drop_everywhere(broken, lambda name: name.startswith("model.layers.4."))
     with pytest.raises(ModelError, match=r"model\.layers\.4.* missing: --mtp_mode needs"):
         check_draft_of(tiny_model, mtp_draft_model_dir=(str(broken),))
+
+
+@pytest.mark.parametrize("kind", ["many tensors", "long header", "nested", "huge shape"])
+def test_headers_beyond_all_limits_are_refused(broken: Path, kind: str) -> None:
+    entry = {"dtype": "BF16", "shape": [0], "data_offsets": [0, 0]}
+    header = {
+        "many tensors": lambda: json.dumps({str(n): entry for n in range(200_001)}),
+        "long header": lambda: " " * (33 << 20) + "{}",
+        "nested": lambda: '{"a":' * 100_000,
+        "huge shape": lambda: json.dumps({"a": {**entry, "shape": [10**300] * 1000}}),
+    }[kind]().encode()
+    (broken / SHARD).write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ModelError, match=SHARD):
+        check(broken)
+
+
+def test_an_index_beyond_all_limits_is_refused(broken: Path) -> None:
+    for text in (" " * (33 << 20), "[" * 100_000):
+        (broken / INDEX_FILE).write_text(text)
+        with pytest.raises(ModelError, match=INDEX_FILE):
+            check(broken)
