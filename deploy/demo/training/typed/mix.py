@@ -33,8 +33,9 @@ _FIELDS: dict[str, Sequence[str]] = {
 }  # fmt: skip
 _TOOL_COUNTS = (0, 0, 1, 1, 2, 2, 3, 3, 4, 5, 6, 8, 10, 14)
 _MANY_TOOLS = 0.03  # of the dialogues have up to all tools
-_TOKENS_PER_WORD = 2.6  # of long texts, about
-_SHORTEST_LONG, _LONGEST_LONG = 5_000, 60_000  # tokens of a long dialogue, about
+_TOKENS_PER_WORD_OF_FACTS = 2.9  # with the tokenizer of this mix; invented words need many
+_TOKENS_PER_WORD_OF_PROMPTS = 2.2
+_SHORTEST_LONG, _LONGEST_LONG = 5_000, 61_000  # tokens of a long dialogue, about
 
 
 def typed_dialogue(
@@ -59,18 +60,18 @@ def training_dialogue(seed: str) -> Dialogue:
 
 
 def long_dialogue(seed: str, held_out: bool = False) -> Dialogue:
-    """A dialogue of 5,000 to 60,000 tokens, about: a fact in a long text, or any turn after the
+    """A dialogue of 5,000 to 61,000 tokens, about: a fact in a long text, or any turn after the
     long system prompt of an agent. Lengths are spread evenly by their logarithm."""
     s = Source(f"long-{seed}", held_out)
     tokens = _SHORTEST_LONG * (_LONGEST_LONG / _SHORTEST_LONG) ** s.rng.random()
-    words = int(tokens / _TOKENS_PER_WORD)
     if s.chance(0.5):
+        words = int(tokens / _TOKENS_PER_WORD_OF_FACTS)
         turn = retrieval(s, words, s.pick((0.1, 0.2, 1.0)))
         messages = [{"role": "system", "content": turn.system}] if turn.system else []
         messages += [turns.user(turn.user), turns.assistant(turn.thought, turn.answer)]
         return Dialogue("long", messages, [], s.chance(0.5), (turn.answer,))
     maker = s.pick((turns.call, turns.calls, turns.result, turns.agent, turns.talk, turns.limits))
-    return _with_tools(s, "long", maker, long_prompt(s, words))
+    return _with_tools(s, "long", maker, long_prompt(s, int(tokens / _TOKENS_PER_WORD_OF_PROMPTS)))
 
 
 def long_prompt(s: Source, words: int) -> str:
