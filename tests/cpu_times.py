@@ -1,15 +1,15 @@
 """A plugin that prints the CPU seconds of the slowest tests and files, which depend less on what
 else the machine does than wall time: `PYTHONPATH=tests pytest -p cpu_times`.
 
-The time of processes that a test started counts when they have ended. So a server that several
-tests share counts for the last of them.
+The time of processes that a test started or used counts too, also of a server that several tests
+share.
 """
 
-import os
-import time
+import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 _SHOWN = 40
@@ -17,8 +17,14 @@ _seconds: dict[str, float] = defaultdict(float)
 
 
 def _used() -> float:
-    times = os.times()
-    return time.process_time() + times.children_user + times.children_system
+    """By this process and all below it, those that have ended included."""
+    this = psutil.Process()
+    total = 0.0
+    for process in (this, *this.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,10 +1,19 @@
-"""One server that end-to-end tests share."""
+"""The model of end-to-end tests, and one server that they share."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from glimmer.deploy.demo.checkpoint import make_checkpoint
 from server import RunningServer, running_server
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a random checkpoint with one layer of each kind, for quick steps."""
+    path = tmp_path_factory.mktemp("models") / "tiny"
+    make_checkpoint(path, num_hidden_layers=2)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from transformers import Glm4MoeLiteForCausalLM
 from transformers.utils import logging
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "4 heads, 8 experts top 2": {},
+    "4 heads, 8 experts top 2": {"num_hidden_layers": 2},
     "20 heads, 12 experts top 3, ranks 48/32": {
         "num_attention_heads": 20,
         "num_key_value_heads": 20,

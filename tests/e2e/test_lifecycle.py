@@ -65,7 +65,7 @@ async def stop_during_streams(
 def serve_by_script(tmp_path: Path, script: str, output: str) -> RunningServer:
     """Run a guide's script with a model of the real context length; waits until it is ready."""
     model, port = tmp_path / "GLM-4.7-Flash", free_port()
-    make_checkpoint(model, max_position_embeddings=202752)
+    make_checkpoint(model, max_position_embeddings=202752, num_hidden_layers=2)
     words = script.format(model=model, port=port).split()
     launcher = subprocess.Popen(
         ["sh", "-c", f'exec "$@" {output}', "sh", sys.executable, "-m", MODULE, *words],

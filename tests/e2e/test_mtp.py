@@ -79,7 +79,7 @@ def drafting(
 
 
 def generate(text: str, **parameters: Any) -> tuple[str, Any]:
-    details = {"return_details": True, "max_new_tokens": 60, **parameters}
+    details = {"return_details": True, "max_new_tokens": 40, **parameters}
     return "/generate", {"inputs": text, "parameters": details}
 
 
@@ -87,13 +87,13 @@ def chat(text: str, **fields: Any) -> tuple[str, Any]:
     messages = [{"role": "user", "content": text}]
     usage = {"stream_options": {"include_usage": True}} if fields.get("stream") else {}
     return "/v1/chat/completions", {
-        **{"model": "m", "messages": messages, "max_tokens": 80, "temperature": 0.0},
+        **{"model": "m", "messages": messages, "max_tokens": 50, "temperature": 0.0},
         **{**PLAIN, **usage, **fields},
     }
 
 
 def completion(text: str, **fields: Any) -> tuple[str, Any]:
-    return "/v1/completions", {"model": "m", "prompt": text, "max_tokens": 60, **fields}
+    return "/v1/completions", {"model": "m", "prompt": text, "max_tokens": 40, **fields}
 
 
 def requests(stream: bool = False) -> list[tuple[str, Any]]:
@@ -104,7 +104,7 @@ def requests(stream: bool = False) -> list[tuple[str, Any]]:
         chat("What is it", temperature=0.3, seed=3, n=3, logprobs=True, **streamed),
         chat("A name", response_format=form, temperature=0.2, seed=2, **streamed),
         chat("Weather", tools=TOOLS, tool_choice="required", seed=1, **streamed),
-        chat("The end", stop=["e", "the"], ignore_eos=True, max_tokens=120, **streamed),
+        chat("The end", stop=["e", "the"], ignore_eos=True, max_tokens=90, **streamed),
         completion("of the", n=3, temperature=0.4, seed=5, logprobs=1, **streamed),
         completion("to be", temperature=0.0, frequency_penalty=0.7, **streamed),
     ]
