@@ -51,7 +51,11 @@ def check_access(config: ServeConfig) -> None:
             config.host,
             config.port,
         )
-    elif config.ssl_certfile is None:
+    elif config.metrics_port is not None:
+        logger.warning(
+            "--host %s: everybody who reaches --metrics_port can read /metrics", config.host
+        )
+    if config.has_keys and config.ssl_certfile is None:
         logger.warning(
             "--host %s: API keys and prompts travel in the clear. Set --ssl_certfile and "
             "--ssl_keyfile, or let only a proxy with TLS reach the server",

@@ -144,6 +144,9 @@ def test_a_port_open_to_strangers_without_keys_is_warned_about(
     caplog.clear()
     check_access(ServeConfig(host=host, api_key=("0" * 64,)))
     assert "API keys and prompts travel in the clear" in caplog.text
+    assert "metrics_port" not in caplog.text
+    check_access(ServeConfig(host=host, api_key=("0" * 64,), metrics_port=9090))
+    assert "everybody who reaches --metrics_port can read /metrics" in caplog.text
     caplog.clear()
     for local in ("127.0.0.1", "127.1.2.3", "::1", "localhost"):
         check_access(ServeConfig(host=local))
