@@ -38,7 +38,7 @@ from .engine.client import LAUNCHER_LIMIT_S, EngineClient
 from .engine.metrics import Metrics
 from .engine.metrics_push import push_forever
 from .engine.params import ModelFacts, load_defaults
-from .grammar.compiler import GrammarCompiler
+from .grammar.checker import GrammarChecker
 from .probes import start_probes
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
@@ -112,9 +112,7 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
     facts = ModelFacts(config, spec, load_defaults(model_dir), tokenizer.vocabulary.added_ids)
     max_len = config.max_req_total_len or spec.max_position_embeddings
     metrics = Metrics(config, max_len, client)
-    grammars = GrammarCompiler(
-        config, tokenizer.vocabulary, facts.eos_ids, client.grammar_directory
-    )
+    grammars = GrammarChecker(config, spec.vocab_size, tokenizer.vocabulary.added_ids)
     return Frontend(
         config,
         facts,
@@ -156,6 +154,7 @@ async def _live(child: Child, client: EngineClient) -> None:
         if not await _first_of(state.became_ready, state.shutdown):
             return
         frontend.tokenizer.start()
+        frontend.grammars.start()
         runner = await listen(frontend, listener)
         close_probes = start_probes(frontend, child.metrics_fd)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
@@ -174,7 +173,7 @@ async def _live(child: Child, client: EngineClient) -> None:
                 helper.cancel()
             await runner.cleanup()
             close_probes()
-            await frontend.grammars.close()
+            frontend.grammars.close()
             frontend.tokenizer.close()
 
 

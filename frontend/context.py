@@ -14,7 +14,7 @@ from ..shared.errors import OverloadedError, UnavailableError
 from .engine.client import RETRY_AFTER_S, EngineClient
 from .engine.metrics import Metrics
 from .engine.params import ModelFacts
-from .grammar.compiler import GrammarCompiler
+from .grammar.checker import GrammarChecker
 from .text.tokenizer import Tokenizer
 from .wire.connection import Connection, Connections
 from .wire.shape import BodyLimits
@@ -37,7 +37,7 @@ class Frontend:
     tokenizer: Tokenizer
     client: EngineClient
     metrics: Metrics
-    grammars: GrammarCompiler
+    grammars: GrammarChecker
     connections: Connections
     body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys

@@ -24,7 +24,7 @@ from ..shared.messages import (
 )
 from .draft import DraftPolicy
 from .memory import Memory
-from .request import Request, RequestState
+from .request import Ending, Request, RequestState
 
 
 class StepLimits(NamedTuple):
@@ -210,11 +210,15 @@ def fits(sent: SentStep, result: StepResult) -> bool:
     num_logprobs = len(result.prompt_logprobs)
     if len(result.rows) != len(sent.sampling) or num_logprobs not in (0, len(sent.chunked)):
         return False
-    return all(
-        0 < len(row.token_ids) <= width
-        and (not row.logprobs or len(row.logprobs) == len(row.token_ids))
-        for row, width in zip(result.rows, sent.widths(), strict=True)
-    )
+    rows = zip(sent.sampling, result.rows, sent.widths(), strict=True)
+    return all(_row_fits(*row) for row in rows)
+
+
+def _row_fits(request: Request, row: RowResult, width: int) -> bool:
+    if row.error:
+        return request.grammar is not None and not row.token_ids
+    has_logprobs = not row.logprobs or len(row.logprobs) == len(row.token_ids)
+    return has_logprobs and 0 < len(row.token_ids) <= width
 
 
 @dataclass
@@ -222,7 +226,7 @@ class Outcome:
     """The effects of a result: rows for each frontend, and the requests that end with it."""
 
     rows: dict[int, list[TokenRow]] = field(default_factory=dict)  # by frontend
-    ended: list[tuple[Request, str]] = field(default_factory=list)  # with the reason
+    ended: list[tuple[Request, Ending]] = field(default_factory=list)
     num_tokens: int = 0
     accepted: list[int] = field(default_factory=list)  # [n]: decode rows that accepted n drafts
 
@@ -234,6 +238,10 @@ class Outcome:
         self.accepted = [0] * (1 + num_drafts) if num_drafts else [len(sent.plan.decode)]
         for request, result, width in zip(sent.sampling, results, sent.widths(), strict=True):
             if request.state is finished:
+                continue
+            if result.error:
+                field = request.grammar.field if request.grammar else ""
+                self.ended.append((request, Ending("invalid", result.error, field)))
                 continue
             token_ids, logprobs, tokens = result.token_ids, result.logprobs, request.tokens
             num_known, reason = len(tokens), ""
@@ -256,7 +264,7 @@ class Outcome:
             row = TokenRow(request.request_id, token_ids, logprobs)
             self.rows.setdefault(request.frontend, []).append(row)
             if reason:
-                self.ended.append((request, reason))
+                self.ended.append((request, Ending(reason)))
             elif len(tokens) >= request.table.publish_at:
                 memory.publish(request.table)
 

@@ -20,7 +20,6 @@ from ..shared.messages import (
     AnyMessage,
     Finished,
     FlushCache,
-    GrammarLoaded,
     Heartbeat,
     Hello,
     Message,
@@ -37,7 +36,6 @@ from .admission import Admission, Forecast, WaitingQueue, choose_victim
 from .batch import Outcome, SentStep, StepBuilder, StepLimits
 from .draft import DraftPolicy
 from .fairness import FairQueue
-from .grammars import Grammars
 from .losses import Frontends, blame, requeue
 from .request import Ending, Request, RequestState
 from .stats import Stats
@@ -51,9 +49,9 @@ _AGE_KEY = attrgetter("age_key")
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """A message and its destination: frontend `index`, worker rank `index` or the launcher (0)."""
+    """A message and its destination: frontend `index`, or the launcher (0)."""
 
-    to: str  # "frontend" | "worker" | "launcher"
+    to: str  # "frontend" | "launcher"
     index: int
     message: Message
 
@@ -66,7 +64,6 @@ class Scheduler:
         self._config = config
         self._limits = StepLimits.of(config)
         self._admission = Admission(config)
-        self._grammars = Grammars(config)
         self._drafts = DraftPolicy(config)
         self._frontends = Frontends()
         self._stats = Stats()
@@ -91,9 +88,6 @@ class Scheduler:
             self._handle(message)
         self._check_deadlines()
         plan = self._make_plan()
-        if self._grammars.outbox:
-            self._outbox += [Outgoing("worker", 0, load) for load in self._grammars.outbox]
-            self._grammars.outbox.clear()
         outbox, self._outbox = self._outbox, []
         return plan, outbox
 
@@ -107,8 +101,6 @@ class Scheduler:
                 for request_id in message.request_ids:
                     if (request := self._requests.get(request_id)) is not None:
                         self._finish(request, Ending("abort"))
-            case GrammarLoaded():
-                self._on_grammar_loaded(message)
             case FlushCache():
                 self.workers.memory.flush()
             case Hello():
@@ -144,15 +136,6 @@ class Scheduler:
             request.deadline_ns = self._now_ns + timeout_ns
         self._requests[request.request_id] = request
         self._waiting.push(request)
-        if request.grammar is not None:
-            self._grammars.add(request.grammar, self._now_ns)
-
-    def _on_grammar_loaded(self, loaded: GrammarLoaded) -> None:
-        if self._grammars.on_loaded(loaded, self._now_ns) and loaded.error:
-            ending = Ending("error", f"the grammar cannot be loaded: {loaded.error}")
-            for request in list(self._requests.values()):
-                if request.grammar is not None and request.grammar.name == loaded.name:
-                    self._finish(request, ending)
 
     def _check_deadlines(self) -> None:
         for request in self._waiting.expired(self._now_ns):
@@ -161,11 +144,8 @@ class Scheduler:
         if self._now_ns >= self._drain_deadline_ns:
             for request in list(self._requests.values()):
                 self._finish(request, Ending("unavailable", "the server is shutting down"))
-        timeout_s = self._config.step_timeout_s
         if self.workers.is_overdue(self._now_ns):
             self._fail_workers(self.workers.overdue(self._now_ns))
-        if self._grammars.loading and self._grammars.is_overdue(self._now_ns):
-            self._fail_workers(f"loading a grammar took longer than {timeout_s:.0f} s")
 
     # --- making a plan -----------------------------------------------------------------------
 
@@ -205,16 +185,14 @@ class Scheduler:
 
     def _start_waiting(self, builder: StepBuilder) -> None:
         """Start queued requests in order. One that does not fit may be overtaken by others, up to
-        a limit. One that waits for its grammar, for results in flight, or for a prefix that a
-        running request is computing is passed over: that takes a few steps only."""
+        a limit. One that waits for results in flight, or for a prefix that a running request is
+        computing is passed over: that takes a few steps only."""
         misfits: list[Request] = []
         forecast = Forecast(self._admission, self.workers.memory, self._running)
         for request in self._waiting.first(_SCAN):
             if not self.workers.free_rows or not builder.budget:
                 return
             if request.results_in_flight or request.table.waits_for_prefix:
-                continue
-            if request.grammar is not None and self._grammars.is_missing(request.grammar):
                 continue
             if self._try_start(request, builder, forecast):
                 for misfit in misfits:
@@ -283,9 +261,9 @@ class Scheduler:
         self._stats.generated_tokens += outcome.num_tokens
         for frontend, rows in outcome.rows.items():
             self._outbox.append(Outgoing("frontend", frontend, Tokens(rows)))
-        for request, reason in outcome.ended:
+        for request, ending in outcome.ended:
             self._admission.observe_output(request.num_output_tokens)
-            self._finish(request, Ending(reason))
+            self._finish(request, ending)
 
     def _on_failed_step(self, step: SentStep, error: str) -> None:
         """A step wrote nothing: its requests end. Plans in flight and cached pages may build on
@@ -307,8 +285,6 @@ class Scheduler:
             self._waiting.remove(request)
         request.move(RequestState.FINISHED)
         del self._requests[request.request_id]
-        if request.grammar is not None:
-            self._grammars.remove(request.grammar)
         if tell:
             self._send_finished(request, ending)
 
@@ -335,7 +311,6 @@ class Scheduler:
             self._lose_workers()
         if not self.workers.enroll(ready):
             return
-        self._grammars.start(self.workers.epoch, self._now_ns)
         self._admission.settle_limit(self.workers.memory.num_pages)
         message = self._ready_message()
         self._outbox.append(Outgoing("launcher", 0, message))
@@ -361,12 +336,10 @@ class Scheduler:
             self._finish(request, Ending("abort"), tell=False)
 
     def _lose_workers(self) -> None:
-        """All KV is gone. The cause may be a request that ran, or a grammar that was loading."""
-        suspects = [r for r in self._requests.values() if self._grammars.is_next(r.grammar)]
+        """All KV is gone. The cause may be a request that ran."""
         self.workers.forget()
-        self._grammars.forget()
         self._running.clear()
-        for request, ending in blame(suspects + requeue(self._requests.values(), self._waiting)):
+        for request, ending in blame(requeue(self._requests.values(), self._waiting)):
             self._finish(request, ending)
 
     def _fail_workers(self, reason: str) -> None:
@@ -395,7 +368,6 @@ class Scheduler:
     def check_integrity(self) -> None:
         """Raise AssertionError unless pages, rows, queue and requests account for each other."""
         self.workers.check_integrity(self._running)
-        self._grammars.check_integrity(request.grammar for request in self._requests.values())
         keys = [r.age_key for r in self._running]
         assert keys == sorted(keys), "running requests are not sorted"
         queued = self._waiting.check_integrity()

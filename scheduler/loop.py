@@ -16,7 +16,6 @@ from ..shared.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
     Hello,
-    LoadGrammar,
     Message,
     PeerLost,
     Ready,
@@ -87,8 +86,6 @@ class Links:
         """Send one message of the core to its destination."""
         if outgoing.to == "launcher":
             self._child.launcher.send(outgoing.message)
-        elif isinstance(outgoing.message, LoadGrammar):
-            self.workers(outgoing.message.epoch)[outgoing.index].send(outgoing.message)
         elif outgoing.index in self.full:
             self._dropped += 1  # no message may follow one that was dropped
         elif not self.frontend(outgoing.index).send(outgoing.message):

@@ -190,15 +190,14 @@ class ServeConfig:
         False, "if a reply ends inside its reasoning, send the reasoning as content, too"
     )
     grammar_timeout_s: float = _option(
-        15.0, "longest time to compile a schema or grammar", bounds=(0.1, 3600)
+        1.0, "most processor time to check a schema or grammar, in seconds", bounds=(0.1, 3600)
     )
     grammar_memory_mb: float = _option(
-        2048.0, "most memory to compile a schema or grammar, in MB", bounds=(16, 1 << 20)
+        512.0, "most memory to check a schema or grammar, in MB", bounds=(16, 1 << 20)
     )
     grammar_source_kb: float = _option(
         256.0, "largest schema or grammar of a request, in kB", bounds=(1, 1 << 20)
     )
-    grammar_compiled_mb: float = _option(64.0, "largest compiled grammar, in MB", bounds=(1, 4096))
     check_model_name: bool = _option(
         False, "answer 404 if a request names another model; default: any name is accepted"
     )

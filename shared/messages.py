@@ -7,7 +7,6 @@ On the wire a message is a MessagePack array. Its first item is the name of the 
 
     launcher    frontend            scheduler              worker ranks
                    -- Submit, Abort ->
-                                       -- LoadGrammar -> <- GrammarLoaded -- (rank 0)
                                        -- StepPlan (same bytes to every rank) ->
                                        <- StepResult (rank 0) --
                    <- Tokens, Finished --
@@ -19,7 +18,7 @@ import msgspec
 
 from .sampling import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, forbid_unknown_fields=True):
@@ -34,16 +33,15 @@ class Part(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
 
 
 class Grammar(Part, frozen=True):
-    """A grammar that an output must match. Compiled by a frontend, loaded by worker rank 0.
+    """A grammar that an output must match. A frontend has checked it; worker rank 0 follows it.
 
-    `path` is the file of the compiled grammar, in the runtime directory. It exists as long as a
-    request of the frontend uses it; the vocabulary that it was compiled for is beside it. The
-    output must match after token `start_id` has come (-1: from its first token). Before that, the
-    tokens of `banned_ids` and the stop tokens are not allowed.
+    `text` is what llguidance reads: a Lark grammar, or its JSON form. `field` is the client's field
+    that asked for it, for errors. The output must match after token `start_id` has come (-1: from
+    its first token). Before that, the tokens of `banned_ids` and the stop tokens are not allowed.
     """
 
-    name: str  # equal names are equal grammars
-    path: str
+    text: str
+    field: str = ""
     start_id: int = -1
     banned_ids: tuple[int, ...] = ()
 
@@ -84,24 +82,6 @@ class FlushCache(Message, frozen=True):
 # --- one step -------------------------------------------------------------------------------
 
 
-class LoadGrammar(Message, frozen=True):
-    """Scheduler -> worker rank 0, before a row with `grammar` is admitted: load it while steps go
-    on, then send `GrammarLoaded`. Forget the grammars named in `dropped`: no row has them."""
-
-    epoch: int
-    grammar: Grammar | None
-    dropped: list[str] = []
-
-
-class GrammarLoaded(Message, frozen=True):
-    """Worker rank 0 -> scheduler: rows with this grammar may be admitted now. With an `error` they
-    cannot be admitted."""
-
-    epoch: int
-    name: str
-    error: str = ""
-
-
 class RowAdmit(Part, frozen=True):
     """A request takes row `row` of the worker's tables. Old contents of the row are overwritten.
 
@@ -115,7 +95,7 @@ class RowAdmit(Part, frozen=True):
     num_cached_tokens: int
     num_output_tokens: int
     counted_ids: list[int]  # tokens that penalties count; empty unless sampling.uses_penalties
-    grammar: Grammar | None = None  # already loaded (see LoadGrammar)
+    grammar: Grammar | None = None
     matched_ids: list[int] = []  # with a grammar: the outputs so far
 
 
@@ -181,10 +161,14 @@ class TokenLogprob(Part, frozen=True):
 
 class RowResult(Part, frozen=True):
     """The tokens that one sampling row produced: one, and the drafts that were accepted.
-    `logprobs` is parallel to `token_ids`, or empty if none were asked for."""
+    `logprobs` is parallel to `token_ids`, or empty if none were asked for.
+
+    With an `error`, the row's grammar exceeded a limit of its library. `token_ids` is empty and the
+    request ends as "invalid". Other rows are not concerned."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprob] = []
+    error: str = ""
 
 
 class StepResult(Message, frozen=True):
@@ -230,8 +214,8 @@ class Finished(Message, frozen=True):
 
     `reason`: "stop" (a stop token, which is the last token sent), "length", "abort", "error" (the
     server's fault: HTTP 500), "overloaded" (queue full or draining: 429 or 503, `retry_after_s` is
-    set), "invalid" (can never run: 400, `field` names the parameter), "unavailable" (the workers
-    died: 503).
+    set), "invalid" (can never run, or its grammar became too complex: 400, `field` names the
+    parameter), "unavailable" (the workers died: 503).
     """
 
     request_id: int
@@ -384,8 +368,6 @@ AnyMessage = (
     | Abort
     | AbortNamed
     | FlushCache
-    | LoadGrammar
-    | GrammarLoaded
     | StepPlan
     | StepResult
     | Tokens

@@ -36,10 +36,8 @@ LONGEST_GROUPS = (  # by CPU time, see cpu_times.py
     "one server",
     "workers/test_parity.py",
     "sim/test_sim.py",
-    "grammar/test_compile_child.py",
     "e2e/test_demo_parity.py",
     "sampling/test_cut_triton.py",
-    "grammar/test_compiler.py",
 )
 
 with contextlib.suppress(ImportError):  # a machine with a card may lack it

@@ -7,7 +7,6 @@ import random
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from queue import Queue
 from typing import Any
 
 from glimmer.scheduler.core import Outgoing, Scheduler
@@ -16,8 +15,6 @@ from glimmer.shared.messages import (
     AnyMessage,
     Finished,
     Grammar,
-    GrammarLoaded,
-    LoadGrammar,
     Message,
     Ready,
     StepPlan,
@@ -48,7 +45,7 @@ class Engine:
     long runs of right ones, whatever the draft layer is.
     """
 
-    may_fail = False  # requests may end with an error
+    may_fail = False  # requests may end with an error, or with one of their grammar
 
     def __init__(self, model_dir: Path, runtime_dir: Path, **changes: Any) -> None:
         config = ServeConfig(model_dir=str(model_dir), **{**SETTLED, **changes})
@@ -101,14 +98,14 @@ class Engine:
             inbox = []
             for outgoing in outbox:
                 message = outgoing.message
-                if isinstance(message, LoadGrammar):
-                    inbox += self._load_grammar(message)
-                elif isinstance(message, Tokens):
+                if isinstance(message, Tokens):
                     for row in message.rows:
                         assert row.request_id not in finished, "a token after the end"
                         outputs[row.request_id] += row.token_ids
                 elif isinstance(message, Finished):
-                    reasons = ("stop", "length", "error" if self.may_fail else "stop")
+                    reasons = ["stop", "length"]
+                    if self.may_fail:
+                        reasons += ["error", "invalid"]
                     assert message.reason in reasons, message
                     assert message.request_id not in finished, "two endings"
                     finished.add(message.request_id)
@@ -134,20 +131,6 @@ class Engine:
             for number, token in enumerate(following):
                 if self._rng.random() < 0.8:
                     table.drafts[request.row, number] = token
-
-    def _load_grammar(self, message: LoadGrammar) -> list[AnyMessage]:
-        """As the worker's loop does it, but waits for it."""
-        grammars = self.runner.grammars
-        assert grammars is not None, "rank 0"
-        grammars.drop(message.dropped)
-        if message.grammar is None:
-            return []
-        done: Queue[GrammarLoaded] = Queue()
-        grammars.load(
-            message.grammar,
-            lambda name, error: done.put(GrammarLoaded(message.epoch, name, error)),
-        )
-        return [done.get(timeout=60)]
 
     def _step(self, inbox: list[AnyMessage]) -> tuple[StepPlan | None, list[Outgoing]]:
         self._now_ns += self._rng.randint(5, 15)  # draft lengths are chosen by such times

@@ -17,8 +17,6 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Finished,
     Grammar,
-    GrammarLoaded,
-    LoadGrammar,
     Message,
     PrefillChunk,
     Ready,
@@ -54,9 +52,17 @@ Slot = tuple[int, int]  # token, hash of the whole prefix up to it
 EMPTY: Slot = (-1, -1)
 
 
-def grammar(name: str = "g") -> Grammar:
-    """A grammar whose file does not exist."""
-    return Grammar(name, f"/nowhere/{name}")
+GRAMMAR_ERROR = "the grammar is too complex"
+
+
+def grammar(fails_at: int = -1) -> Grammar:
+    """A grammar for fakes: a row with it cannot sample its output number `fails_at` (from 0)."""
+    return Grammar(str(fails_at), "guided_json")
+
+
+def fails_at(grammar: Grammar | None) -> int:
+    """The output at which a row with this grammar fails; -1: it does not."""
+    return -1 if grammar is None else int(grammar.text)
 
 
 def mix(state: int, value: int) -> int:
@@ -84,6 +90,7 @@ def oracle(
     limit: int,
     vocab_size: int,
     salt: int = 0,
+    grammar: Grammar | None = None,
 ) -> tuple[list[int], str]:
     """The outputs that a request must get if nothing stops it early, and the reason of its end.
     `limit` is the longest total length."""
@@ -93,6 +100,8 @@ def oracle(
     counted = sum(prompt_ids) if sampling.input_penalty else 0
     outputs: list[int] = []
     while True:
+        if len(outputs) == fails_at(grammar):
+            return outputs, "invalid"
         token = next_token(prefix_hash, sampling, counted, len(outputs), vocab_size)
         outputs.append(token)
         if token in sampling.stop_token_ids:
@@ -116,6 +125,7 @@ class FakeRow:
     last_token: int | None = None  # sampled, not yet written
     next_id: int | None = None  # token announced after the last chunk
     matched: list[int] | None = None  # with a grammar: the outputs that it has seen
+    fails_at: int = -1  # the output that its grammar cannot have
 
 
 @dataclass
@@ -136,7 +146,6 @@ class FakeWorker:
     max_row_tokens: int = 1 << 30  # what a row's page table can hold
     rows: dict[int, FakeRow] = field(default_factory=dict)
     num_plans: int = 0
-    grammars: set[str] = field(default_factory=set)  # that are loaded
 
     def __post_init__(self) -> None:
         self.memory: list[list[Slot]] = [[EMPTY] * self.page_size for _ in range(self.num_pages)]
@@ -186,18 +195,6 @@ class FakeWorker:
             row.last_token, row.slots = None, [(-9, -9)] * start
         return StepResult(plan.epoch, plan.step, [], [], "out of memory")
 
-    def load_grammar(self, message: LoadGrammar) -> list[Message]:
-        """Load a grammar at once and return the answer, if there is one."""
-        assert message.epoch == self.epoch, "a grammar for another epoch"
-        for name in message.dropped:
-            assert name in self.grammars, f"grammar {name} dropped but not loaded"
-            self.grammars.remove(name)
-        if message.grammar is None:
-            return []
-        assert message.grammar.name not in self.grammars, "a grammar loaded twice"
-        self.grammars.add(message.grammar.name)
-        return [GrammarLoaded(self.epoch, message.grammar.name)]
-
     def _admit(self, admit: RowAdmit) -> None:
         assert 0 <= admit.row < self.max_rows, f"row {admit.row} does not exist"
         assert admit.row not in self.rows, f"row {admit.row} admitted but in use"
@@ -215,9 +212,9 @@ class FakeWorker:
             admit.sampling, list(admit.pages), slots, salt, counted, admit.num_output_tokens
         )
         if admit.grammar is not None:
-            assert admit.grammar.name in self.grammars, "admitted without its grammar"
             assert len(admit.matched_ids) == admit.num_output_tokens, "matched_ids"
             row.matched = list(admit.matched_ids)
+            row.fails_at = fails_at(admit.grammar)
         self.rows[admit.row] = row
 
     def _check_shape(self, plan: StepPlan) -> None:
@@ -288,6 +285,9 @@ class FakeWorker:
         for _ in range(1 + num_accepted):
             self._write(row, [row.last_token])
             result = self._sample(number)
+            if result.error:  # what was sampled before it in this step is not sent
+                outputs = result
+                break
             outputs = RowResult(
                 outputs.token_ids + result.token_ids, outputs.logprobs + result.logprobs
             )
@@ -310,6 +310,9 @@ class FakeWorker:
     def _sample(self, number: int) -> RowResult:
         row = self.rows[number]
         sampling = row.sampling
+        if row.num_outputs == row.fails_at:
+            row.last_token = -8  # anything
+            return RowResult([], error=GRAMMAR_ERROR)
         token = next_token(
             row.slots[-1][1], sampling, row.counted, row.num_outputs, self.vocab_size
         )
@@ -348,7 +351,6 @@ class FakeEngine:
         self.sent: list[Outgoing] = []  # everything, in order
         self.plans: list[StepPlan] = []  # every one, in order
         self.in_flight: list[StepPlan] = []
-        self.holds_grammars = False  # LoadGrammar stays unanswered: tests answer
         self._next_id = 1
         self.start_workers(0)
 
@@ -378,14 +380,11 @@ class FakeEngine:
             inbox = []
             for outgoing in outbox:
                 self._note(outgoing)
-                if isinstance(outgoing.message, LoadGrammar) and not self.holds_grammars:
-                    inbox += self.worker.load_grammar(outgoing.message)
             self.core.check_integrity()
-            if plan is None and not inbox:
+            if plan is None:
                 return
-            if plan is not None:
-                self.plans.append(plan)
-                self.in_flight.append(plan)
+            self.plans.append(plan)
+            self.in_flight.append(plan)
 
     def _note(self, outgoing: Outgoing) -> None:
         self.sent.append(outgoing)
@@ -435,4 +434,5 @@ class FakeEngine:
         """The outputs that the request must get."""
         limit = self.core.heartbeat().pages_total * self.config.page_size - self.config.page_size
         limit = min(limit, self.config.max_req_total_len or limit)
-        return oracle(submit.prompt_ids, submit.sampling, limit, self.worker.vocab_size)[0]
+        vocab_size = self.worker.vocab_size
+        return oracle(submit.prompt_ids, submit.sampling, limit, vocab_size, 0, submit.grammar)[0]

@@ -11,17 +11,8 @@ from pathlib import Path
 
 from ..shared.errors import StartError
 from ..shared.lifecycle import Child
-from ..shared.messages import (
-    GrammarLoaded,
-    LoadGrammar,
-    Progress,
-    Ready,
-    Shutdown,
-    StepPlan,
-    WorkerFailed,
-)
+from ..shared.messages import Progress, Ready, Shutdown, StepPlan, WorkerFailed
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
-from .sampling.grammars import OnLoaded
 from .startup import load_runner
 from .step import ModelRunner, PendingStep
 
@@ -55,34 +46,13 @@ def _load_and_serve(child: Child, scheduler: Sender) -> int:
         logger.info("rank %d is ready with %d KV pages", child.index, runner.num_pages)
         scheduler.send(ready)
         child.launcher.send(ready)
-        if child.index > 0:
-            return serve(runner, inbox, None)
-        # A link of the grammar thread's own: a socket belongs to one thread.
-        link = Sender.connect(scheduler_address(child.runtime_dir))
-
-        def tell_loaded(name: str, error: str) -> None:
-            link.send(GrammarLoaded(child.epoch, name, error))
-
-        return serve(runner, inbox, scheduler, tell_loaded)
+        return serve(runner, inbox, scheduler if child.index == 0 else None)
 
 
-def _load_grammar(runner: ModelRunner, message: LoadGrammar, tell_loaded: OnLoaded) -> None:
-    assert runner.grammars is not None, "rank 0 alone is asked to load grammars"
-    runner.grammars.drop(message.dropped)
-    if message.grammar is not None:
-        runner.grammars.load(message.grammar, tell_loaded)
-
-
-def serve(
-    runner: ModelRunner,
-    inbox: Receiver,
-    scheduler: Sender | None,
-    tell_loaded: OnLoaded | None = None,
-) -> int:
-    """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0).
-    `tell_loaded` is called from another thread when a grammar is loaded. On a GPU the next plan is
-    launched while the last one runs. A step that fails because the other ranks have shut down
-    already is not a failure."""
+def serve(runner: ModelRunner, inbox: Receiver, scheduler: Sender | None) -> int:
+    """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0). On a
+    GPU the next plan is launched while the last one runs. A step that fails because the other ranks
+    have shut down already is not a failure."""
     pending: deque[PendingStep] = deque()
     while True:
         messages = inbox.receive(0 if pending else _IDLE_S)
@@ -98,8 +68,6 @@ def serve(
                         if any(isinstance(late, Shutdown) for late in inbox.receive(0)):
                             return 0
                         raise
-                case LoadGrammar() if message.epoch == runner.epoch and tell_loaded is not None:
-                    _load_grammar(runner, message, tell_loaded)
                 case Shutdown():
                     return 0
                 case _:

@@ -87,6 +87,8 @@ def load_runner(
             _make_ready(runner, spec, config, dtype, report)
     except FloatingPointError as error:
         raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
+    if runner.grammars is not None:
+        runner.grammars.preload()
     return runner
 
 
@@ -102,8 +104,6 @@ def _make_ready(
     graphs."""
     level, cache = config.triton_autotune_level, user_cache_dir() / "tiles"
     use_stored(level, cache)
-    if runner.grammars is not None:
-        runner.grammars.preload()
     report("compiling kernels", 0, 0)
     warm_up(runner)
     run_largest_step(runner, config)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from ..shared.messages import (
     TokenLogprob,
 )
 from .forward import Forward, Forwarded
-from .inputs import SamplingPoints
 from .memory.device import HostCopy, is_out_of_memory
 from .memory.kv_cache import pages_per_row
 from .model.glm4_moe_lite import ModelWeights, compute_logits
@@ -45,6 +45,9 @@ class PendingStep:
     sampled: Sampled | None = None  # on rank 0
     num_tokens: Tensor | None = None  # with drafts: new tokens of each decode row [n] int64
     copy: HostCopy | None = None  # of what was sampled; None: the step failed
+    drafts: HostCopy | None = None  # with grammars: those that it verifies [rows, max_drafts]
+    # Rows whose grammar failed: how many of their tokens are right, and why there are no more.
+    grammar_errors: dict[int, tuple[int, str]] = field(default_factory=dict)
     results: list[RowResult] = field(default_factory=list)  # once read
     error: str = ""  # it produced nothing
 
@@ -86,6 +89,15 @@ class PendingStep:
             span = slice(begin, begin + count)
             entries = list(chain.from_iterable(logprobs[span]))
             self.results.append(RowResult(ids[span], entries))
+        if self.grammar_errors:
+            self._drop_wrong_results()
+
+    def _drop_wrong_results(self) -> None:
+        for index, row in enumerate(self.chunk_rows + self.plan.decode):
+            if row in self.grammar_errors:
+                num_right, error = self.grammar_errors[row]
+                if len(self.results[index].token_ids) > num_right:
+                    self.results[index] = RowResult([], error=error)
 
     def tokens(self) -> Iterator[tuple[int, int]]:
         """(row, token id) of all results, in their order."""
@@ -117,8 +129,9 @@ class ModelRunner:
         )
         self.num_rows = self.table.scratch_row
         self.forward = Forward(model, config, self.table)
-        # Rank 0 samples.
-        self.grammars = GrammarRows(self.spec.vocab_size) if self.ranks.rank == 0 else None
+        self.grammars: GrammarRows | None = None
+        if self.ranks.rank == 0:  # it samples
+            self.grammars = GrammarRows(Path(config.model_dir), model.spec.vocab_size)
         self._logits_of = partial(compute_logits, model)
         self._pending: list[PendingStep] = []  # not read yet, oldest first
         self._ran_out = False  # of memory, in the step before
@@ -143,9 +156,7 @@ class ModelRunner:
             for row in plan.freed:
                 self.grammars.free(row)
             for admit in plan.admitted:
-                self.grammars.free(admit.row)
-                if admit.grammar is not None:
-                    self.grammars.admit(admit)
+                self.grammars.admit(admit)
         step = PendingStep(plan)
         try:
             self.table.apply(plan)
@@ -192,11 +203,15 @@ class ModelRunner:
 
     def _compute(self, step: PendingStep) -> None:
         plan, rows, table = step.plan, step.rows, self.table
+        is_masked = self.grammars is not None and not self.grammars.rows.isdisjoint(rows)
+        if is_masked and plan.num_drafts:  # masks are made of them while the forward pass runs
+            step.drafts = HostCopy([table.drafts], table.device)
         forwarded = self.forward.before_sampling(plan)
         step.prompt_logprobs = [[] for _ in plan.prefill]
         if not table.rules.prompt_logprobs.keys().isdisjoint(chunk.row for chunk in plan.prefill):
             step.prompt_logprobs = self._prompt_logprobs(plan, forwarded)
-        ids = self._sample(step, forwarded) if rows else forwarded.points.rows
+        masks = self._masks(step) if is_masked else None
+        ids = self._sample(step, forwarded, masks) if rows else forwarded.points.rows
         step.num_tokens = self.forward.after_sampling(plan, forwarded, ids)
         if table.rules.penalties.concerns(rows):
             self._count_for_penalties(step, forwarded.points.rows, ids)
@@ -207,36 +222,37 @@ class ModelRunner:
         pairs = zip(plan.prefill, forwarded.chunk_states(), strict=True)
         return [prompt_logprobs(self.table, *pair, self._logits_of) for pair in pairs]
 
-    def _sample(self, step: PendingStep, forwarded: Forwarded) -> Tensor:
+    def _sample(self, step: PendingStep, forwarded: Forwarded, masks: Masks | None) -> Tensor:
         """-> ids [num_points] int64 on every rank."""
         logits, points = forwarded.logits, forwarded.points
         if logits is None:
             return self.ranks.broadcast(torch.empty_like(points.rows))
-        masks = None
-        if self.grammars is not None and not self.grammars.rows.isdisjoint(step.rows):
-            masks = self._masks(self.grammars, step, points)
         num_ids = self.spec.num_token_ids
         step.sampled = sample(logits, step.rows, points, self.table, num_ids, masks)
         return self.ranks.broadcast(step.sampled.ids)
 
-    def _masks(self, grammars: GrammarRows, step: PendingStep, points: SamplingPoints) -> Masks:
+    def _masks(self, step: PendingStep) -> Masks:
         """Grammar masks of all points, which need the tokens of the steps before on the host; those
         after a draft need the drafts too."""
+        grammars = self.grammars
+        assert grammars is not None, "rank 0 samples"
         if self._pending:
             self._read(self._pending[-1])
         plan, count = step.plan, len(step.chunk_rows)
-        if not plan.num_drafts:
-            return grammars.masks(step.rows)
-        width = plan.num_drafts + 1
-        masked, masks = grammars.masks(step.chunk_rows)
-        all_masks = [masks]
-        drafts = self.table.drafts[points.rows[count::width], : plan.num_drafts].tolist()
-        for number, row in enumerate(plan.decode):
-            if row in grammars.rows:
-                begin = count + number * width
-                masked += range(begin, begin + width)
-                all_masks.append(grammars.look_ahead(row, drafts[number]))
-        return masked, torch.cat(all_masks)
+        if step.drafts is None:
+            masked, masks = grammars.masks(step.rows)
+        else:
+            width = plan.num_drafts + 1
+            masked, masks = grammars.masks(step.chunk_rows)
+            guesses = step.drafts.wait()[0][:, : plan.num_drafts].tolist()
+            following = [row for row in plan.decode if row in grammars.rows]
+            ahead = grammars.look_ahead(following, [guesses[row] for row in following])
+            masks = torch.cat((masks, ahead))
+            for number, row in enumerate(plan.decode):
+                if row in grammars.rows:
+                    masked += range(count + number * width, count + (number + 1) * width)
+        step.grammar_errors = grammars.errors(step.rows)
+        return masked, masks
 
     def _count_for_penalties(self, step: PendingStep, index: Tensor, ids: Tensor) -> None:
         """Count the tokens ids [num_points] of the rows `index`, without drafts not accepted."""

@@ -21,7 +21,7 @@ from ... import __version__
 
 _ROOT = Path(__file__).parents[2]
 _PACKAGES = (
-    "torch triton transformers flashinfer-python fa3-fwd xgrammar tokenizers aiohttp uvloop"
+    "torch triton transformers flashinfer-python fa3-fwd llguidance tokenizers aiohttp uvloop"
 ).split()
 _QUERY = "--query-gpu=name,memory.total,driver_version"
 _TIMEOUT_S = 20.0

@@ -93,7 +93,7 @@ FIELD_DOCS: dict[str, tuple[str, str]] = {
     # --- format of the reply ---
     "response_format": ("{type: text, json_object or json_schema}.", "text"),
     "guided_json": ("The reply must match this JSON schema.", ""),
-    "guided_grammar": ("The reply must match this EBNF grammar.", ""),
+    "guided_grammar": ("The reply must match this Lark or EBNF grammar.", ""),
     "guided_regex": ("The reply must match this regular expression.", ""),
     "guided_choice": ("The reply must be one of these texts.", ""),
     "structured_outputs": (
@@ -101,6 +101,9 @@ FIELD_DOCS: dict[str, tuple[str, str]] = {
         "",
     ),
     "regular_constraint": ("LightLLM's name of `guided_regex`.", ""),
+    "json_schema": ("SGLang's name of `guided_json`.", ""),
+    "regex": ("SGLang's name of `guided_regex`.", ""),
+    "ebnf": ("SGLang's name of `guided_grammar`.", ""),
     "output_config": ("The format of the reply's text.", ""),
     "output_format": ("Older name of `output_config.format`.", ""),
     "OutputConfig.format": ("{type: json_schema, schema}.", ""),

@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from ...shared.errors import OverloadedError, UnavailableError
 from ...shared.messages import (
@@ -208,11 +207,6 @@ class EngineClient:
         self._dropped = 0  # by links that are closed
         self._aborts: list[int] = []  # request ids to abort at the end of this event-loop turn
         self._greet()
-
-    @property
-    def grammar_directory(self) -> Path:
-        """Where this process keeps compiled grammars, which the worker reads."""
-        return Path(self._runtime_dir) / f"grammars-{self.index}"
 
     @property
     def malformed(self) -> int:

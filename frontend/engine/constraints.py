@@ -1,7 +1,7 @@
-"""Rules about a reply's text and tool calls -> a compiled `Grammar` for the worker.
+"""Rules about a reply's text and tool calls -> a checked `Grammar` for the worker.
 
 `output_format.py` has read the text's format from the body. This module adds what tool_choice and
-parallel_tool_calls demand, and has all of it compiled (`grammar/`).
+parallel_tool_calls demand, and has all of it checked (`grammar/`).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ async def constraint_for(
 
     Raises RequestError naming the field: contradictions, and schemas that are invalid,
     unsupported, or over the limits of time, memory or size. Raises OverloadedError when too many
-    compilations wait, UnavailableError when the compiling process does not start.
+    checks wait, UnavailableError when the checking process does not answer.
     """
     source = _source(spec.output_format, tools)
     if source is None:
@@ -56,7 +56,7 @@ async def constraint_for(
     if not spec.sampling.stop_token_ids:
         enforced = "tool_choice, parallel_tool_calls or strict tools"
         raise wrong("ignore_eos", f"cannot be combined with {enforced}")
-    grammar = await frontend.grammars.compile(source)
+    grammar = await frontend.grammars.check(source)
     think, answer = ids.get("<think>"), ids.get("</think>")
     in_reasoning = bool(prompts) and all(prompt[-1:] == [think] for prompt in prompts)
     if in_reasoning and answer is not None:
@@ -95,7 +95,7 @@ def _calls(form: OutputFormat | None, tools: ToolRules) -> Calls:
     is_restricted = tools.callable_names is not None or not tools.parallel
     if form is None and not is_restricted and not any(map(_is_strict, tools.tools)):
         return "no"
-    if form is not None and form.kind == "ebnf":
+    if form is not None and form.kind == "grammar":
         raise wrong(form.field, "cannot be combined with tools")
     return "may"
 

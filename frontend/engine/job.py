@@ -92,7 +92,7 @@ async def open_job(
     prompt_field: str,
     tools: ToolRules | None = None,
 ) -> "Job[S]":
-    """Compile what constrains the output, check that the prompts fit, and submit.
+    """Check what constrains the output and that the prompts fit, and submit.
 
     `make_stream` gets the maximum number of new tokens. Raises RequestError for mistakes of the
     client (`prompt_field`: a prompt is empty or leaves no room for output), OverloadedError or
@@ -123,8 +123,6 @@ async def open_job(
     generation = frontend.client.submit(
         sequences, spec.use_prefix_cache, salt, spec.grammar, name, context.tenant
     )
-    if spec.grammar is not None:
-        frontend.grammars.hold(spec.grammar.name)
     context.drop()
     lengths = [len(prompt) for prompt in prompts]
     if spec.sampling.num_prompt_logprobs < 0:
@@ -269,8 +267,6 @@ class Job(Generic[S]):
         traceback: TracebackType | None,
     ) -> None:
         self.generation.close()
-        if self.spec.grammar is not None:
-            self.frontend.grammars.release(self.spec.grammar.name)
         record = self._record()
         if value is None:
             self.frontend.metrics.observe(record)

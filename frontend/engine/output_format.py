@@ -1,28 +1,33 @@
 """Fields of a body that constrain the text of a reply -> `OutputFormat`: OpenAI's response_format,
-LightLLM's guided_* and regular_constraint, and the spellings of other servers."""
+LightLLM's guided_* and regular_constraint, and the spellings of vLLM and SGLang."""
 
 from typing import Any
 
-from ..grammar.keywords import MAX_CHOICES
 from ..grammar.source import FormatKind, OutputFormat
 from ..wire.schema import FORMAT_FIELDS, SamplingFields, decode_text, wrong
 
 _FIELDS: dict[str, FormatKind] = {
     "guided_json": "json_schema",
-    "guided_grammar": "ebnf",
+    "guided_grammar": "grammar",
     "guided_regex": "regex",
     "regular_constraint": "regex",
     "guided_choice": "choice",
+    "json_schema": "json_schema",  # SGLang's names
+    "regex": "regex",
+    "ebnf": "grammar",
 }
 _STRUCTURED: dict[str, FormatKind] = {  # keys of structured_outputs
     "json": "json_schema",
-    "grammar": "ebnf",
+    "grammar": "grammar",
     "regex": "regex",
     "choice": "choice",
     "json_object": "json_object",
 }
 assert set(_FIELDS) <= set(FORMAT_FIELDS), "else a field would be ignored"
-_HARMLESS = ("disable_any_whitespace", "disable_fallback")  # other keys of it, without effect
+_MAX_CHOICES = 10_000
+_HARMLESS = (  # other keys of it, without effect
+    *("disable_any_whitespace", "disable_additional_properties", "disable_fallback"),
+)
 
 
 def output_format(fields: SamplingFields, prefix: str = "") -> OutputFormat | None:
@@ -95,14 +100,14 @@ def _format(field: str, kind: FormatKind, value: Any) -> OutputFormat:
         case "json_object":
             return OutputFormat(kind, None, field)
         case "choice":
-            if not isinstance(value, list) or not 0 < len(value) <= MAX_CHOICES:
-                raise wrong(field, f"must be a list of 1 to {MAX_CHOICES} texts")
+            if not isinstance(value, list) or not 0 < len(value) <= _MAX_CHOICES:
+                raise wrong(field, f"must be a list of 1 to {_MAX_CHOICES} texts")
             if not all(isinstance(text, str) and text for text in value):
                 raise wrong(field, "must hold texts that are not empty")
         case _:
             if not isinstance(value, str):
                 raise wrong(field, "must be a string")
-            if kind == "ebnf" and value.strip() == "json":
+            if kind == "grammar" and value.strip() == "json":
                 return OutputFormat("json", None, field)
     return OutputFormat(kind, value, field)
 

@@ -1,1 +1,1 @@
-"""Constrained output: formats and tools -> grammars, compiled in another process."""
+"""Constrained output: formats and tools -> grammars, checked in another process."""

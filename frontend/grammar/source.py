@@ -1,23 +1,23 @@
-"""Sources of grammars, each translated to one EBNF text. Runs in the compiling process."""
+"""Sources of grammars, each translated to one Lark text. Runs in the checking process."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from .ebnf import Rules, literal
-from .json_schema import SchemaWriter
-from .problems import SourceError
-from .regex import PatternWriter
+from .lark import TEXT, Lark, choice, pattern
+from .schema import Document, Json, SchemaError, to_text
 from .tool_calls import CallWriter
 
-FormatKind = Literal["json_schema", "json_object", "json", "regex", "choice", "ebnf"]
+FormatKind = Literal["json_schema", "json_object", "json", "regex", "choice", "grammar"]
 Calls = Literal["no", "may", "must"]
+_MAX_DEFINITIONS = 1000
 
 
 class OutputFormat(msgspec.Struct, frozen=True):
-    """The required form of a reply's text. `source` is a schema, a pattern, a list of texts or
-    EBNF, by `kind`; `field` is the client's field that asked for it."""
+    """The required form of a reply's text. `source` is a schema, a pattern, a list of texts, or a
+    Lark or EBNF grammar, by `kind`; `field` is the client's field that asked for it."""
 
     kind: FormatKind
     source: Any
@@ -31,8 +31,17 @@ class GrammarSource(msgspec.Struct, frozen=True):
     format: OutputFormat | None
     calls: Calls = "no"
     parallel: bool = True
-    functions: tuple[dict[str, Any], ...] = ()
+    functions: tuple[Json, ...] = ()
     fields: tuple[str, ...] = ()
+
+    @property
+    def largest_field(self) -> str:
+        """The field of the largest part."""
+        pairs = zip(self.functions, self.fields, strict=True)
+        sizes = [(len(msgspec.json.encode(function)), field) for function, field in pairs]
+        if self.format is not None:
+            sizes.append((len(msgspec.json.encode(self.format)), self.format.field))
+        return max(sizes)[1]
 
 
 class FieldError(Exception):
@@ -43,56 +52,101 @@ class FieldError(Exception):
         self.field = field
 
 
-def to_ebnf(source: GrammarSource, tags: Mapping[str, int]) -> str:
-    """The grammar of `source`; `tags` gives the ids of the tool-call tags. Raises FieldError."""
+def compose(source: GrammarSource, tags: Mapping[str, int], problem: Callable[[str], str]) -> str:
+    """The grammar of `source`; `tags` gives the ids of the tool-call tags. `problem` says what is
+    wrong with a grammar for the library, or "". Raises FieldError."""
+    text = _compose(source, tags, problem)
+    if not (error := problem(text)):
+        return text
     form = source.format
-    if form is not None and form.kind == "ebnf":
-        return str(form.source)
-    rules = Rules()
-    writer = CallWriter(rules, tags) if source.calls != "no" else None
-    calls = _calls(rules, source, writer) if writer else ""
-    if source.calls == "must":
-        roots = [calls]
-    elif form is None:
-        assert writer is not None, "without a format there are calls"
-        roots = [f"{writer.free_text()} ({calls})?"]
-    else:
-        roots = [_format(rules, form), *([calls] if calls else [])]
-    try:
-        return rules.text(roots)
-    except SourceError as error:
-        raise FieldError(form.field if form else source.fields[0], str(error)) from None
+    if form is not None and form.kind == "grammar" and form.source != text:
+        raise FieldError(form.field, f"is not valid after its conversion to Lark: {error}")
+    if form is not None and (source.calls == "no" or (error := problem(_format_alone(form)))):
+        raise FieldError(form.field, error)
+    wrong = set()
+    for n, (function, field) in enumerate(zip(source.functions, source.fields, strict=True)):
+        alone = GrammarSource(None, "must", False, (function,), (field,))
+        if error := problem(_compose(alone, tags, problem)):
+            wrong.add(n)
+            if function.get("strict"):
+                raise FieldError(field, error)
+    text = _compose(source, tags, problem, wrong)
+    if error := problem(text):
+        raise FieldError(source.largest_field, error)
+    return text
 
 
-def _calls(rules: Rules, source: GrammarSource, writer: CallWriter) -> str:
-    """One call or more of any of the functions."""
+def _compose(
+    source: GrammarSource,
+    tags: Mapping[str, int],
+    problem: Callable[[str], str],
+    carefully: set[int] | None = None,
+) -> str:
+    form = source.format
+    if form is not None and form.kind == "grammar":
+        return _written(form)
+    lark = Lark()
+    if source.calls == "no":
+        assert form is not None, "without calls there is a format"
+        return lark.text(_format(lark, form))
+    writer = CallWriter(lark, tags, problem)
     found = []
-    for function, field in zip(source.functions, source.fields, strict=True):
+    for n, (function, field) in enumerate(zip(source.functions, source.fields, strict=True)):
         try:
-            found.append(writer.call(function, "#"))
-        except (SourceError, RecursionError) as error:
+            found.append(writer.call(function, n in (carefully or ())))
+        except (SchemaError, RecursionError) as error:
             raise _field_error(field, error) from None
-    call = rules.add(found)
-    return f"{call}+" if source.parallel else call
+    call = lark.any_of(found)
+    if source.calls == "must":
+        return lark.text(f"{call}+" if source.parallel else call)
+    if form is None:
+        return lark.text(f"{TEXT} {call}{'*' if source.parallel else '?'}")
+    return lark.text(f"{_format(lark, form)} | {call}{'+' if source.parallel else ''}")
 
 
-def _format(rules: Rules, form: OutputFormat) -> str:
+def _format_alone(form: OutputFormat) -> str:
+    lark = Lark()
+    return lark.text(_format(lark, form))
+
+
+def _format(lark: Lark, form: OutputFormat) -> str:
     try:
         match form.kind:
             case "json_schema":
-                return SchemaWriter(rules, form.source).value(form.source)
+                return to_text(Document(form.source).alone(form.source))
             case "json_object":
-                return SchemaWriter(rules, True).any_object()
+                return to_text(Document({}).alone({"type": "object"}))
             case "json":
-                return SchemaWriter(rules, True).any_value()
+                return to_text(Document({}).alone(True))
             case "regex":
-                return PatternWriter(rules).write(form.source, '""')
+                return lark.terminal(pattern(form.source))
             case "choice":
-                return rules.add([literal(text) for text in form.source])
-    except (SourceError, RecursionError) as error:
+                return lark.terminal(choice(form.source))
+    except (SchemaError, RecursionError) as error:
         raise _field_error(form.field, error) from None
-    raise AssertionError(f"{form.kind} has no rules of its own")
+    except ValueError as error:
+        raise FieldError(form.field, f"is not a valid pattern: {error}") from None
+    raise AssertionError(f"{form.kind} is not written here")
+
+
+def _written(form: OutputFormat) -> str:
+    """A grammar that a client wrote, as Lark."""
+    text: str = form.source
+    if "::=" in text:
+        from llguidance.gbnf_to_lark import gbnf_to_lark  # only the checking process needs it
+
+        try:
+            text = gbnf_to_lark(text)
+        except RecursionError:
+            raise FieldError(form.field, "is nested too deeply") from None
+        except Exception as error:  # the library raises no narrower class
+            raise FieldError(form.field, f"is not a valid EBNF grammar: {error!s:.200}") from None
+    if len(re.findall(r"^[ \t]*[?!]?[\w.-]+[^:\n]*:", text, re.MULTILINE)) > _MAX_DEFINITIONS:
+        raise FieldError(form.field, f"has more than {_MAX_DEFINITIONS} definitions")
+    return text
 
 
 def _field_error(field: str, error: Exception) -> FieldError:
-    return FieldError(field, str(error) if isinstance(error, SourceError) else "nested too deeply")
+    return FieldError(
+        field, str(error) if isinstance(error, SchemaError) else "is nested too deeply"
+    )

@@ -1,24 +1,18 @@
-"""Tool calls in GLM's format as EBNF rules:
+"""Tool calls in GLM's format as Lark rules:
 
     <tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value>...</tool_call>
 
 The tags are tokens of their own, which text cannot spell. String parameters are plain text, all
 others JSON by their schema; required ones are there, in the order in which they are declared.
-Schemas of strict functions hold to the letter or are refused, others are widened (`widen.py`).
+Schemas of strict functions hold to the letter or are refused, others are widened.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from .document import Document
-from .ebnf import ANY_CHAR, Rules, char_class, literal, token
-from .json_schema import MAX_DEPTH, SchemaWriter
-from .keywords import counts, types_of
-from .merge import ANNOTATIONS, Json
-from .problems import SourceError
-from .regex import plain_chars
-from .strings import dump
-from .widen import widen
+from ..parsers.schemas import Schemas
+from .lark import NOTHING, TEXT, Lark, choice, literal, pattern, search, token
+from .schema import Document, Json, SchemaError, dump, literals, to_text
 
 TAGS = (
     "<tool_call>",
@@ -28,129 +22,130 @@ TAGS = (
     "<arg_value>",
     "</arg_value>",
 )
-
-
-_KEY = [(0x21, 0x7E)]  # characters of an argument's name that the tool does not declare
+_KEY = "/[!-~]+/"  # an argument's name that the tool does not declare
+_DATE = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_FORMATS = {  # of plain text; the library knows formats in JSON only
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "uuid": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
+    # Parts no longer than mail allows (RFC 5321 4.5.3.1), or a model that repeats itself never
+    # ends.
+    "email": r"\w([.+-]?\w){0,31}@[a-z0-9](-?[a-z0-9]){0,30}(\.[a-z]{2,12}){1,4}",
+}
 
 
 class CallWriter:
-    """Writes calls of declared functions into `rules`; `tags`: the id of each of TAGS."""
+    """Writes calls of declared functions into `lark`; `tags`: the id of each of TAGS. `problem`
+    says what is wrong with a grammar for the library."""
 
-    def __init__(self, rules: Rules, tags: Mapping[str, int]) -> None:
-        self._rules = rules
+    def __init__(self, lark: Lark, tags: Mapping[str, int], problem: Callable[[str], str]) -> None:
+        self._lark, self._problem = lark, problem
         self._tags = {tag: token(tags[tag]) for tag in TAGS}
 
-    def call(self, function: Json, where: str) -> str:
-        """A rule for one call of a function {name, parameters, strict}. Raises SourceError."""
+    def call(self, function: Json, carefully: bool = False) -> str:
+        """A rule for one call of a function {name, parameters, strict}. `carefully`: ask for each
+        parameter whether the library takes its schema. Raises SchemaError."""
         begin, end = self._tags["<tool_call>"], self._tags["</tool_call>"]
-        parameters = function.get("parameters") or {}
-        writer = SchemaWriter(self._rules, parameters, None if function.get("strict") else widen)
-        objects = _objects(writer.document, parameters, where)
+        is_strict = bool(function.get("strict"))
+        document = Document(function.get("parameters") or {}, lenient=not is_strict)
+        objects = _objects(document)
         if not objects:
-            raise SourceError("type must be object", where)
-        arguments = self._rules.add([self._arguments(writer, o, at) for at, o in objects])
-        return self._rules.add([f"{begin} {literal(function['name'])} {arguments} {end}"])
+            raise SchemaError("type must be object", "#")
+        found = [self._arguments(document, keywords, carefully) for keywords in objects]
+        arguments = self._lark.any_of(found)
+        return self._lark.rule(f"{begin} {literal(function['name'])} {arguments} {end}")
 
-    def free_text(self) -> str:
-        """Any text without tags."""
-        return self._rules.once("text", lambda name: ['""', f"{char_class(ANY_CHAR)} {name}"])
-
-    def _arguments(self, writer: SchemaWriter, schema: Json, where: str) -> str:
-        properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, dict) or not isinstance(required, list):
-            raise SourceError("properties must be an object and required a list", where)
-        if counts(schema, "Properties", where) != (0, None):
-            writer.document.refuse("minProperties and maxProperties are not supported here", where)
-        extra = schema.get("additionalProperties")
-        for name in required:
-            if not isinstance(name, str):
-                raise SourceError("required must hold strings", where)
-            if name not in properties and extra is False:
-                raise SourceError(f"{name!r:.80} is required but not allowed", where)
-        declared = {**dict.fromkeys(required, True), **properties}
-        order = [*properties, *(name for name in declared if name not in properties)]
+    def _arguments(self, document: Document, keywords: Json, carefully: bool) -> str:
+        properties, required = keywords.get("properties", {}), keywords.get("required", [])
+        extra = keywords.get("additionalProperties", False)
+        if document.is_strict:
+            for key in ("minProperties", "maxProperties", "patternProperties", "allOf"):
+                if key in keywords:
+                    raise SchemaError(f"{key} is not supported here", "#")
+            for name in required:
+                if properties.get(name, keywords.get("additionalProperties", True)) is False:
+                    raise SchemaError(f"{name!r:.80} is required but not allowed", "#")
         parts = []
-        for name in order:
-            if declared[name] is False:
+        for name in dict.fromkeys((*properties, *required)):
+            schema = properties.get(name, extra or True)
+            if schema is False and name not in required:
                 continue
-            pair = self._pair(writer, literal(name), declared[name], f"{where}/properties/{name}")
-            parts.append(pair if name in required else f"({pair})?")
-        if extra and not properties:
-            key = char_class(_KEY)
-            free = self._rules.once("argument", lambda name: [f"{key} {name}", key])
-            pair = self._pair(writer, free, extra, f"{where}/additionalProperties")
-            parts.append(f"({pair})*")
-        return self._rules.add([" ".join(parts) or '""'])
+            pair = self._pair(document, literal(name), schema, f"#/properties/{name}", carefully)
+            parts.append(pair if name in required else f"{pair}?")
+        if "patternProperties" in keywords:
+            extra = {"anyOf": [*keywords["patternProperties"].values(), extra]}
+        if extra is not False and not properties:
+            key = self._lark.terminal(_KEY)
+            pair = self._pair(document, key, extra, "#/additionalProperties", carefully)
+            parts.append(f"{pair}*")
+        return self._lark.rule(" ".join(parts) or '""')
 
-    def _pair(self, writer: SchemaWriter, key: str, schema: Any, where: str) -> str:
-        value = self._value(writer, schema, where)
+    def _pair(self, document: Document, key: str, schema: Any, where: str, carefully: bool) -> str:
+        if carefully and not document.is_strict:
+            trial = Lark()
+            if self._problem(trial.text(_value(trial, document, schema, where))):
+                types = Schemas(document.root).types(schema)
+                schema = {"type": sorted(types)} if types else True
+        value = _value(self._lark, document, schema, where)
         tags = self._tags
         name = f"{tags['<arg_key>']} {key} {tags['</arg_key>']}"
-        return self._rules.add([f"{name} {tags['<arg_value>']} {value} {tags['</arg_value>']}"])
-
-    def _value(
-        self, writer: SchemaWriter, schema: Any, where: str, entered: frozenset[str] = frozenset()
-    ) -> str:
-        """The text of one value: strings as they are, everything else as JSON. `entered`: $refs
-        that led here."""
-        document = writer.document
-        schema = document.opened(schema, where)
-        if not isinstance(schema, dict) or not schema.keys() - ANNOTATIONS:
-            return writer.value(schema, where) if schema is False else self.free_text()
-        if "$ref" in schema:
-            pointer = schema["$ref"]
-            others = {k: v for k, v in schema.items() if k != "$ref" and k not in ANNOTATIONS}
-            target = document.merge(document.resolve(pointer, where), others, where)
-            if pointer in entered:
-                document.refuse(f"$ref {pointer!r:.80} leads back to itself", where)
-                return self.free_text()
-            return self._value(writer, target, where, entered | {pointer})
-        if "allOf" in schema:
-            return self._value(writer, document.all_of(schema, where), where, entered)
-        for key in ("anyOf", "oneOf"):
-            if key in schema:
-                parts = document.branches(schema, key, where)
-                found = [self._value(writer, part, at, entered) for at, part in parts.items()]
-                return self._any_of(found or [self.free_text()])
-        if "enum" in schema or "const" in schema:
-            values = writer.choices(schema, where)
-            return self._rules.add([literal(v if isinstance(v, str) else dump(v)) for v in values])
-        return self._typed(writer, schema, where)
-
-    def _typed(self, writer: SchemaWriter, schema: Json, where: str) -> str:
-        kinds = types_of(schema, where)
-        if "string" not in kinds:
-            return writer.value(schema, where)
-        text = self.free_text()
-        if any(key in schema for key in ("minLength", "maxLength", "pattern", "format")):
-            text = writer.text(schema, where, '""', plain_chars)
-        others = [kind for kind in kinds if kind != "string"]
-        if not others or text == self.free_text():
-            return text
-        return self._any_of([text, writer.value({**schema, "type": others}, where)])
-
-    def _any_of(self, found: list[str]) -> str:
-        return self.free_text() if self.free_text() in found else self._rules.add(found)
+        return self._lark.rule(f"{name} {tags['<arg_value>']} {value} {tags['</arg_value>']}")
 
 
-def _objects(document: Document, schema: Any, where: str) -> list[tuple[str, Json]]:
-    """The object schemas of a function's parameters, and where they are: one, or those of an
-    anyOf that are about objects."""
-    for _ in range(MAX_DEPTH):
-        schema = document.opened(schema, where)
-        if not isinstance(schema, dict):
-            return []
-        if "$ref" in schema:
-            others = {k: v for k, v in schema.items() if k != "$ref"}
-            target = document.resolve(schema["$ref"], where)
-            if target is True:  # it leads nowhere, so nothing is known of the arguments
-                target = {"additionalProperties": True}
-            schema = document.merge(target, others, where)
-        elif "allOf" in schema:
-            schema = document.all_of(schema, where)
-        elif key := next((key for key in ("anyOf", "oneOf") if key in schema), ""):
-            parts = document.branches(schema, key, where)
-            return [pair for at, part in parts.items() for pair in _objects(document, part, at)]
+def _objects(document: Document) -> list[Json]:
+    """The object schemas of a function's parameters: one, or those of an anyOf."""
+    ways = document.alternatives(document.root)
+    if ways == [{}] and "$ref" in document.root:  # it leads nowhere: nothing is known
+        ways = [{"additionalProperties": True}]
+    return [keywords for keywords in ways if "object" in keywords.get("type", ["object"])]
+
+
+def _value(lark: Lark, document: Document, schema: Any, where: str) -> str:
+    """The text of one value, as the parser reads it: strings as they are, others as JSON."""
+    types = Schemas(document.root).types(schema)
+    if types and "string" not in types:
+        return lark.rule(to_text(document.alone(schema, where)))
+    found: list[str] = []
+    for keywords in document.alternatives(schema, where):
+        if (values := literals(keywords)) is not None:
+            texts = [value if isinstance(value, str) else dump(value) for value in values]
+            found += [lark.terminal(choice(texts))] if texts else []
         else:
-            return [(where, schema)] if "object" in types_of(schema, where) else []
-    raise SourceError("$ref leads back to itself", where)
+            found += _typed(lark, document, keywords, where)
+    if not found and document.is_strict:
+        raise SchemaError("matches nothing", where)
+    return TEXT if TEXT in found or not found else lark.any_of(found)
+
+
+def _typed(lark: Lark, document: Document, keywords: Json, where: str) -> list[str]:
+    kinds = keywords.get("type", ["string"])
+    texts = [_text(lark, keywords, where)] if "string" in kinds else []
+    others = {**keywords, "type": [kind for kind in kinds if kind != "string"]}
+    if texts == [TEXT] or not others["type"]:
+        return texts
+    return [*texts, lark.rule(to_text(document.alone(others, where)))]
+
+
+def _text(lark: Lark, keywords: Json, where: str) -> str:
+    """Plain text."""
+    bounds: list[str] = []
+    for part in (keywords, *keywords.get("allOf", [])):
+        least, most = part.get("minLength", 0), part.get("maxLength", "")
+        if (least, most) != (0, ""):
+            bounds.append(f"/(?s:.{{{least},{most}}})/")
+        if "pattern" in part:
+            try:
+                bounds.append(search(part["pattern"]))
+            except ValueError as error:
+                raise SchemaError(f"pattern: {error}", where) from None
+        if part.get("format") in _FORMATS:
+            bounds.append(pattern(_FORMATS[part["format"]]))
+        if "enum" in part or "const" in part:
+            values = part.get("enum", [part.get("const")])
+            texts = [value for value in values if isinstance(value, str)]
+            bounds.append(f"({choice(texts)})" if texts else NOTHING)
+    return lark.terminal(" & ".join(bounds)) if bounds else TEXT

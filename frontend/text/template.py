@@ -1,22 +1,13 @@
 """Chat templates: their language, and a `Renderer` that runs one in a process of its own.
 
 A template is a program that comes with a checkpoint. It runs in Jinja's sandbox in another process
-(`template_child.py`), which is killed when it exceeds the time limit. The process is started with
-the first prompt, and again after it was killed.
-
-Both directions of the socket between the two: 4 bytes of length, big-endian, then the message. The
-first message is {"template": ..., "variables": {...}}. Each later one holds the arguments of one
-rendering; the answer is "=" and the text, or "!" and the error.
+(`template_child.py`, started and killed by `child.py`). Its setup is {"template": ...,
+"variables": {...}}. Each message holds the arguments of one rendering; the answer is "=" and the
+text, or "!" and the error.
 """
 
 import datetime
 import json
-import os
-import socket
-import struct
-import subprocess
-import sys
-import threading
 from typing import Any, NoReturn
 
 import jinja2
@@ -27,10 +18,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...shared.errors import RequestError
+from ..child import ChildDiedError, KillableChild
 
 _LIMIT_S = 10.0
-_START_S = 30.0  # for the process to start on a busy machine
-_LENGTH = struct.Struct("!I")
 _encode = msgspec.json.encode
 
 
@@ -39,33 +29,9 @@ class Renderer:
     tokens) are passed to each rendering."""
 
     def __init__(self, template: str, variables: dict[str, Any], limit_s: float = _LIMIT_S) -> None:
-        self._template, self._variables, self._limit_s = template, variables, limit_s
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: socket.socket | None = None
-        self._is_closed = False
-        self._lock = threading.Lock()
-
-    def start(self) -> socket.socket:
-        """The socket to the process, which is started if it is not running. The process ends with
-        the calling thread. Raises OSError when it does not start, or after `close`."""
-        if self._link is not None:
-            return self._link
-        with self._lock:  # `close` must not run in between
-            if self._is_closed:
-                raise OSError("closed")
-            self._link, theirs = socket.socketpair()
-            link = self._link
-            with theirs:
-                module = f"{__package__}.template_child"
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, str(os.getpid())],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                )
-        link.settimeout(_START_S)
-        send(link, _encode({"template": self._template, "variables": self._variables}))
-        receive(link)  # it is ready, or has died: then `render` fails
-        return link
+        self._limit_s = limit_s
+        setup = _encode({"template": template, "variables": variables})
+        self.child = KillableChild(f"{__package__}.template_child", setup, limit_s)
 
     def render(self, arguments: dict[str, Any]) -> str:
         """The text. Raises RequestError when the template fails on its arguments or exceeds the
@@ -86,61 +52,15 @@ class Renderer:
     def _ask(self, message: bytes) -> bytes:
         """The answer; empty if the process has died."""
         try:
-            link = self._link or self.start()
-            link.settimeout(self._limit_s)
-            send(link, message)
-            answer = receive(link)
+            return self.child.ask(message)
         except TimeoutError:
-            self._end()
             raise _failed(f"took longer than {self._limit_s:g} s on them") from None
-        except OSError:
-            answer = b""
-        if not answer:
-            self._end()
-        return answer
-
-    def close(self) -> None:
-        """End the process for good. May be called from any thread, even during a rendering."""
-        self._is_closed = True
-        self._end()
-
-    def _end(self) -> None:
-        with self._lock:
-            process, link = self._process, self._link
-            self._process, self._link = None, None
-        if process is not None:
-            process.kill()
-            process.wait()
-        if link is not None:
-            link.close()
+        except ChildDiedError:
+            return b""
 
 
 def _failed(problem: str) -> RequestError:
     return RequestError(f"messages: the chat template {problem}", field="messages")
-
-
-# --- messages between the two processes ---
-
-
-def send(link: socket.socket, message: bytes) -> None:
-    """Send one message. Raises OSError."""
-    link.sendall(_LENGTH.pack(len(message)) + message)
-
-
-def receive(link: socket.socket) -> bytes:
-    """Receive one message; b"" if the other side has closed. Raises OSError."""
-    length = _LENGTH.unpack(_read(link, _LENGTH.size) or bytes(_LENGTH.size))[0]
-    return _read(link, length)
-
-
-def _read(link: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        chunk = link.recv(min(length - len(data), 1 << 20))
-        if not chunk:
-            return b""
-        data += chunk
-    return bytes(data)
 
 
 # --- the language ---

@@ -86,7 +86,7 @@ class Tokenizer:
     def start(self) -> None:
         """Start the rendering process, so that the first prompt need not wait for it."""
         if self._renderer is not None:
-            self._render_pool.submit(self._renderer.start)
+            self._render_pool.submit(self._renderer.child.start)
 
     async def encode(
         self, text: str, field: str, max_tokens: int, add_special_tokens: bool = False
@@ -152,7 +152,7 @@ class Tokenizer:
         """Stop the threads after their running jobs."""
         self._render_pool.shutdown(wait=False, cancel_futures=True)
         if self._renderer is not None:
-            self._renderer.close()
+            self._renderer.child.close()
         for preparer in self._large:
             preparer.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -197,7 +197,7 @@ class Preparer:
         """End both."""
         self.thread.shutdown(wait=False, cancel_futures=True)
         if self.renderer is not None:
-            self.renderer.close()
+            self.renderer.child.close()
 
 
 def _load_backend(path: Path) -> Backend:

@@ -41,6 +41,7 @@ Json = dict[str, Any]
 FORMAT_FIELDS = (
     *("guided_json", "guided_grammar", "guided_regex", "guided_choice"),
     *("structured_outputs", "regular_constraint", "response_format"),
+    *("json_schema", "regex", "ebnf"),
 )
 UNSUPPORTED: dict[str, Any] = {  # fields of other servers -> the value that changes nothing
     "bad_words": [],
@@ -82,6 +83,9 @@ class SamplingFields(Struct):
     guided_choice: Any = None
     structured_outputs: Any = None
     regular_constraint: Any = None
+    json_schema: Any = None
+    regex: Any = None
+    ebnf: Any = None
 
     @property
     def has_format(self) -> bool:

@@ -50,15 +50,7 @@ TOOLS: Any = [
 
 @pytest.fixture(scope="module")
 def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    limits = (
-        "--grammar_timeout_s",
-        "4",
-        "--grammar_memory_mb",
-        "200",
-        "--grammar_compiled_mb",
-        "8",
-    )
-    flags = ("--data_type", "float32", "--max_total_token_num", "32768", *limits)
+    flags = ("--data_type", "float32", "--max_total_token_num", "32768")
     with running_server(tiny_model, tmp_path_factory.mktemp("structured"), *flags) as running:
         yield running
 
@@ -109,33 +101,39 @@ def bombs() -> dict[str, dict[str, Any]]:
     nested: Any = {"type": "null"}
     for _ in range(230):
         nested = {"properties": {"a": nested}, "required": ["a"]}
-    wide = {f"p{n}": {"type": "string", "minLength": n % 40, "maxLength": 90} for n in range(180)}
+    wide = {f"p{n}": {"type": "object", "maxProperties": 3} for n in range(4000)}
+    refs = {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(3000)}
+    twins = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    ors = [{"anyOf": [{"required": [f"p{n}{k}"]} for k in range(4)]} for n in range(20)]
+    rules = "".join(f"r{n}: r{n + 1}\n" for n in range(3000))
+    terminals = "".join(f"R{n}: R{n + 1} R{n + 1}\n" for n in range(60))
     endless = {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}}}
     return {
         "guided_json nested too deeply": {"guided_json": nested},
         "guided_json 10 MB": {"guided_json": {"description": "x" * 10_000_000}},
-        "guided_json a large enum": {
-            "guided_json": {"enum": [f"{n} value" for n in range(15_000)]}
+        "guided_json a chain of references": {
+            "guided_json": {"$ref": "#/$defs/d0", "$defs": {**refs, "d3000": {}}}
         },
+        "guided_json doubling references": {
+            "guided_json": {"$ref": "#/$defs/d0", "$defs": {**twins, "d40": {"minLength": 1}}}
+        },
+        "guided_json combinations": {"guided_json": {"allOf": ors}},
+        "guided_json a tiny step": {"guided_json": {"type": "number", "multipleOf": 1e-300}},
         "guided_json giant minItems": {"guided_json": {"type": "array", "minItems": 10**12}},
-        "guided_json giant maxLength": {"guided_json": {"type": "string", "maxLength": 10**9}},
         "guided_json a loop of references": {"guided_json": {"$ref": "#"}},
         "guided_json no end": {"guided_json": {**endless, "$ref": "#/$defs/n"}},
         "guided_json matches nothing": {"guided_json": {"enum": []}},
-        "guided_json a pattern": {"guided_json": {"type": "string", "pattern": "(a{900}){900}"}},
-        "guided_json arrays of arrays": {
-            "guided_json": {
-                "type": "array",
-                "minItems": 1000,
-                "items": {"type": "array", "maxItems": 1000, "items": {"maxLength": 1000}},
-            }
-        },
         "guided_regex repeats": {"guided_regex": "(a{1000}){1000}"},
         "guided_regex nested repeats": {"guided_regex": "((((a{30}){30}){30}){30})"},
         "guided_regex parentheses": {"guided_regex": "(" * 50_000 + ")" * 50_000},
-        "guided_regex optional repeats": {"guided_regex": "((((a?){30})?){30}){30}"},
+        "guided_regex optional repeats": {"guided_regex": "(a?){5000}a{5000}"},
+        "guided_regex groups": {"guided_regex": "(?:a" * 20_000 + ")?" * 20_000},
         "guided_grammar nested": {"guided_grammar": "root ::= " + "(" * 60_000 + ")" * 60_000},
         "guided_grammar of itself": {"guided_grammar": "root ::= root | root root"},
+        "guided_grammar chain": {"guided_grammar": f'start: r0\n{rules}r3000: "x"'},
+        "guided_grammar doubling": {"guided_grammar": f'start: R0\n{terminals}R60: "x"'},
+        "guided_grammar nested Lark": {"guided_grammar": "start: " + "(" * 60_000 + ")" * 60_000},
+        "guided_grammar not": {"guided_grammar": "A: " + "~" * 50_000 + '"a"\nstart: A'},
         "response_format.json_schema.schema not supported": {
             "response_format": {
                 "type": "json_schema",
@@ -149,6 +147,18 @@ def bombs() -> dict[str, dict[str, Any]]:
             "tool_choice": "required",
         },
     }
+
+
+def harmless() -> list[dict[str, Any]]:
+    """Fields that look like bombs. The library follows them as far as the output goes."""
+    arrays = {"type": "array", "minItems": 1000, "items": {"maxItems": 1000, "type": "array"}}
+    return [
+        {"guided_json": {"type": "string", "maxLength": 10**9}},
+        {"guided_json": {"type": "string", "pattern": "(a{900}){900}"}},
+        {"guided_json": {"enum": [f"{n} value" for n in range(15_000)]}},
+        {"guided_json": arrays},
+        {"guided_regex": "[^x]{1,100000}"},
+    ]
 
 
 def test_bombs_are_refused_while_a_stream_goes_on(server: RunningServer) -> None:
@@ -179,23 +189,25 @@ def test_bombs_are_refused_while_a_stream_goes_on(server: RunningServer) -> None
     for name, (status, reply) in zip(bombs(), replies, strict=True):
         assert status == 400, (name, status, reply)
         assert reply["error"]["param"] == name.split()[0], (name, reply)
+    for fields in harmless():
+        status, reply = drop(fields)
+        assert (status, reply["choices"][0]["finish_reason"]) == (200, "length"), fields
     stream.join(200)
     assert sum(line.startswith(b"data:") for line in lines) == 900
-    assert ask(server, {"const": 1}, 1) == ("stop", "1")  # the compiler is well
+    assert ask(server, {"const": 1}, 1) == ("stop", "1")  # the checker is well
 
 
-def test_a_compiler_that_dies_is_replaced(server: RunningServer) -> None:
+def test_a_checker_that_dies_is_replaced(server: RunningServer) -> None:
     frontend = psutil.Process(server.processes()["frontend-0"])
 
-    def compilers() -> list[int]:
-        return [c.pid for c in frontend.children() if "compile_child" in " ".join(c.cmdline())]
+    def checkers() -> list[int]:
+        return [c.pid for c in frontend.children() if "check_child" in " ".join(c.cmdline())]
 
     assert ask(server, {"const": 2}, 2) == ("stop", "2")
-    (first,) = compilers()
+    first = checkers()[0]
     os.kill(first, signal.SIGKILL)
     assert ask(server, {"const": 3}, 3) == ("stop", "3")
-    (second,) = compilers()
-    assert second != first
+    assert first not in checkers()
 
 
 def test_tools_that_must_be_called_are(client: openai.OpenAI) -> None:
@@ -261,7 +273,7 @@ def test_rows_resume_after_their_workers_die(server: RunningServer) -> None:
     wait_until(server.is_ready, 60, "ready again")
 
 
-def test_aborted_requests_leave_no_files_in_use(server: RunningServer) -> None:
+def test_aborted_requests_leave_nothing_behind(server: RunningServer) -> None:
     client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
     for seed in range(3):
         stream = client.chat.completions.create(

@@ -102,8 +102,6 @@ The frontend writes the reply: one JSON body, or the last events of a stream.
 | `Abort` | frontend to scheduler | the client left, or a stop string was found |
 | `AbortNamed` | frontend to the other frontends | `/abort_request`: one may have the request |
 | `FlushCache` | frontend to scheduler | `/flush_cache` |
-| `LoadGrammar` | scheduler to worker rank 0 | a request needs a grammar that is not loaded yet |
-| `GrammarLoaded` | worker rank 0 to scheduler | rows with this grammar may now be admitted |
 | `WorkerFailed` | worker or scheduler to launcher | a rank cannot continue, or does not answer |
 | `PeerLost` | launcher to the others | a process died |
 | `Reload` | launcher to frontends | SIGHUP: read key and certificate files again |

@@ -296,7 +296,7 @@ async def serving(
         stack.push_async_callback(stop)
         is_usual = config.model_dir == base["model_dir"] and config.chat_template is None
         frontend = load(config, client, tokenizer if is_usual else None)
-        stack.push_async_callback(frontend.grammars.close)
+        stack.callback(frontend.grammars.close)
         if not is_usual:
             stack.callback(frontend.tokenizer.close)
         listener = socket.socket()

@@ -11,7 +11,6 @@ from glimmer.scheduler import (
     admission,
     batch,
     core,
-    grammars,
     memory,
     radix,
     request,
@@ -278,6 +277,33 @@ def _never_expire(expired: Any) -> Any:
     return lambda self, now_ns: []
 
 
+def _errors_are_nothing(add_tokens: Any) -> Any:
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        add_tokens(self, step, rows, mem)
+        self.ended = [(r, why) for r, why in self.ended if why.reason != "invalid"]
+
+    return mutant
+
+
+def _errors_end_the_step(add_tokens: Any) -> Any:
+    def mutant(self: Any, step: Any, rows: Any, mem: Any) -> None:
+        add_tokens(self, step, rows, mem)
+        errors = [why for _, why in self.ended if why.reason == "invalid"]
+        ended = [r for r, _ in self.ended]
+        self.ended += [(r, errors[0]) for r in step.live_requests() if errors and r not in ended]
+
+    return mutant
+
+
+def _errors_keep_a_page(finish: Any) -> Any:
+    def mutant(self: Any, req: Any, ending: Any, tell: bool = True) -> None:
+        if ending.reason == "invalid":
+            self.workers.memory.pool.hold(req.table.pages[-1:])
+        finish(self, req, ending, tell)
+
+    return mutant
+
+
 MUTANTS: dict[str, Mutant] = {
     "skips a reference when dropping pages": replace(radix.PagePool, "drop", _skip_a_decref),
     "frees a page twice": replace(memory.Memory, "release", _free_twice),
@@ -313,19 +339,15 @@ MUTANTS: dict[str, Mutant] = {
     "waits for a prefix that no request computes any more": replace(
         radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
     ),
-    "admits rows before their grammar is loaded": replace(
-        grammars.Grammars, "is_missing", lambda _: lambda self, grammar: False
-    ),
     "resumes a row without what its grammar has seen": replace(
         request.Request, "matched_ids", lambda _: lambda self: []
     ),
-    "believes that new workers have the old grammars": replace(
-        grammars.Grammars, "forget", lambda _: lambda self: setattr(self, "_epoch", -1)
+    "ignores the error of a grammar": replace(batch.Outcome, "add_tokens", _errors_are_nothing),
+    "ends all requests of a step with one whose grammar failed": replace(
+        batch.Outcome, "add_tokens", _errors_end_the_step
     ),
-    "drops a grammar that is in use": replace(
-        grammars.Grammars,
-        "remove",
-        lambda remove: lambda self, grammar: _retire(self, remove, grammar),
+    "keeps a page of a request whose grammar failed": replace(
+        core.Scheduler, "_finish", _errors_keep_a_page
     ),
     "counts prompt tokens as outputs for penalties": replace(
         request.Request,
@@ -336,12 +358,6 @@ MUTANTS: dict[str, Mutant] = {
         worker_group.WorkerGroup, "release_row", _send_logprobs_again
     ),
 }
-
-
-def _retire(self: Any, remove: Any, grammar: Any) -> None:
-    remove(self, grammar)
-    if self._users[grammar.name]:
-        self.outbox.append(messages.LoadGrammar(self._epoch, None, [grammar.name]))
 
 
 def _fail_without_flush(on_failed_step: Any) -> Any:

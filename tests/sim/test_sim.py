@@ -19,18 +19,19 @@ REGRESSIONS = {
 
 def test_every_world_keeps_every_promise(seeds: range, capsys: pytest.CaptureFixture[str]) -> None:
     started = time.monotonic()
-    events = preempted = drafting = failing = 0
+    events = preempted = drafting = failing = grammars = 0
     for seed in seeds:
         events += (outcome := world.run(seed)).num_events
         preempted += outcome.num_preemptions > 0
         drafting += outcome.num_accepted > 0
         failing += outcome.num_failed > 0
+        grammars += outcome.num_grammar_errors > 0
     with capsys.disabled():
         took = time.monotonic() - started
         kinds = f"{preempted} with preemption, {drafting} with accepted drafts"
-        kinds += f", {failing} with failed steps"
+        kinds += f", {failing} with failed steps, {grammars} with failed grammars"
         print(f"\n{len(seeds)} worlds, {events} events, {kinds}, {took:.1f} s")
-    rare = min(preempted, drafting, failing)
+    rare = min(preempted, drafting, failing, grammars)
     assert len(seeds) < 100 or rare > len(seeds) / 20, "the worlds have become too easy"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from fakes import FakeWorker, grammar, oracle
+from fakes import GRAMMAR_ERROR, FakeWorker, fails_at, grammar, oracle
 from glimmer.scheduler.core import Outgoing, Scheduler
 from glimmer.scheduler.request import RequestState
 from glimmer.shared.config import ServeConfig
@@ -22,7 +22,6 @@ from glimmer.shared.messages import (
     FlushCache,
     Grammar,
     Hello,
-    LoadGrammar,
     Message,
     PeerLost,
     Ready,
@@ -215,19 +214,6 @@ class Group:
             client.was_hit = True
         return result
 
-    def load(self, message: LoadGrammar) -> None:
-        """Drops happen between plans; loading takes a while beside them."""
-        if message.grammar is None:
-            self.worker.load_grammar(message)
-        else:
-            delay = self.world.grammar_rng.choice((0, 1, 8, 60)) * MS
-            self.world.after(delay, self._loaded, message)
-
-    def _loaded(self, message: LoadGrammar) -> None:
-        if self.alive and not self.hung:
-            for answer in self.worker.load_grammar(message):
-                self.world.to_scheduler(answer)
-
     def _arrive(self, result: StepResult) -> None:
         self.in_flight -= 1
         self.world.to_scheduler(result)
@@ -268,6 +254,7 @@ class SimWorld:
         self.bad_results = int(self.knobs.bad_results)
         self.failed_steps = self.knobs.failed_steps
         self.num_failed = 0
+        self.num_grammar_errors = 0
         self.hit_by: dict[tuple[int, int], list[Client]] = {}  # (epoch, step) that failed
         self.forgive_failure = False
         self.told_losses = [0] * len(self.incarnations)  # PeerLost delivered, by frontend
@@ -345,10 +332,7 @@ class SimWorld:
             plan, outbox = self._step(inbox)
             for outgoing in outbox:
                 self._log.update(b">%d" % self.now_ns + encode(outgoing.message))
-                if isinstance(outgoing.message, LoadGrammar):
-                    if self.group is not None and self.group.epoch == outgoing.message.epoch:
-                        self.group.load(outgoing.message)
-                elif outgoing.to == "launcher":
+                if outgoing.to == "launcher":
                     self._launcher_hears(outgoing.message)
                 else:
                     self._frontend_hears(outgoing.index, outgoing.message)
@@ -548,8 +532,7 @@ class SimWorld:
     def _maybe_grammar(self) -> Grammar | None:
         if self.grammar_rng.random() < 0.7:
             return None
-        kinds = self.grammar_rng.choice((2, 60))  # shared by many, or more than are kept idle
-        return grammar(f"g{self.grammar_rng.randrange(kinds)}")
+        return grammar(self.grammar_rng.choice((-1, -1, self.grammar_rng.randrange(20))))
 
     def _maybe_next_turn(self, client: Client) -> None:
         """The client goes on with the conversation."""
@@ -621,8 +604,8 @@ class SimWorld:
         limit, submit = max(self.limits, default=0), client.submit
         key = submit.request_id, limit
         if key not in self._answers:
-            answer = oracle(submit.prompt_ids, submit.sampling, limit, VOCAB, client.salt)
-            self._answers[key] = answer
+            fields = submit.prompt_ids, submit.sampling, limit, VOCAB, client.salt, submit.grammar
+            self._answers[key] = oracle(*fields)
         return self._answers[key]
 
     def _check_finished(self, client: Client, finished: Finished) -> None:
@@ -649,6 +632,11 @@ class SimWorld:
                 expect(finished.num_cached_tokens == 0, "cached without asking")
         elif finished.reason == "abort":
             expect(client.aborted, "aborted without asking")
+        elif finished.reason == "invalid" and finished.message == GRAMMAR_ERROR:
+            self.num_grammar_errors += 1
+            missing = fails_at(submit.grammar) - num_tokens  # sampled in the step that failed
+            expect(0 <= missing <= config.mtp_step, "the error of a grammar came too early or late")
+            expect(finished.field == "guided_json", "which field is invalid")
         elif finished.reason == "invalid":
             expect(num_prompt >= min(limits), "refused but fits")
             expect(finished.field == "inputs", "which field is invalid")

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 from engine import Engine
 from glimmer.deploy.demo.checkpoint import make_checkpoint
-from glimmer.frontend.grammar.source import GrammarSource
 from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.shared.messages import Finished, StepPlan, Submit, TokenLogprob, Tokens
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from grammars import GrammarFiles
+from grammars import calls_grammar, choice_grammar, schema_grammar
 
 CONFIG: dict[str, Any] = {
     "max_req_total_len": 64,
@@ -195,13 +194,7 @@ def test_benchmarks_of_noise_can_force_acceptance(engine_of: Callable[..., Engin
 # --- grammars ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def files(path: Path, tmp_path_factory: pytest.TempPathFactory) -> GrammarFiles:
-    vocabulary = Tokenizer(path, load_model_spec(path).vocab_size).vocabulary
-    return GrammarFiles(tmp_path_factory.mktemp("grammars"), vocabulary, EOS)
-
-
-def constrained(files: GrammarFiles) -> list[Submit]:
+def constrained(path: Path) -> list[Submit]:
     """Schemas, forced calls and choices, some after reasoning, beside free rows."""
     schema = {
         "type": "object",
@@ -215,12 +208,13 @@ def constrained(files: GrammarFiles) -> list[Submit]:
         "name": "get_weather",
         "parameters": {"properties": {"unit": {"enum": ["c", "f"]}}, "required": ["unit"]},
     }
+    tags = Tokenizer(path, load_model_spec(path).vocab_size).vocabulary.added_ids
     grammars = [
-        files.make("json_schema", schema),
+        schema_grammar(schema),
         None,
-        files.compile(GrammarSource(None, "must", False, (call,), ("field",))),
-        files.make("json_schema", schema, start_id=THINK_END, banned_ids=(547,)),
-        files.make("choice", ["yes", "no", "perhaps"]),
+        calls_grammar(call, tags),
+        schema_grammar(schema, start_id=THINK_END, banned_ids=(547,)),
+        choice_grammar(["yes", "no", "perhaps"]),
         None,
     ]
     made = []
@@ -243,11 +237,9 @@ WIDE = {"max_req_total_len": 256, "max_total_token_num": 2048}
 
 
 @pytest.fixture(scope="module")
-def plain_constrained(
-    path: Path, files: GrammarFiles, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Reply]:
+def plain_constrained(path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Reply]:
     engine = Engine(path, tmp_path_factory.mktemp("plain"), **{**CONFIG, **WIDE})
-    found = replies(engine, constrained(files))
+    found = replies(engine, constrained(path))
     assert {reply.reason for reply in found.values()} == {"stop", "length"}
     return found
 
@@ -265,24 +257,24 @@ def plain_constrained(
 )
 def test_grammars_are_obeyed_as_without_drafts(
     engine_of: Callable[..., Engine],
-    files: GrammarFiles,
+    path: Path,
     plain_constrained: dict[int, Reply],
     mode: str,
     changes: dict[str, Any],
 ) -> None:
     engine = engine_of(mtp_mode=mode, **{**WIDE, **changes})
     engine.hints = hints(plain_constrained)
-    assert_equal(replies(engine, constrained(files)), plain_constrained)
+    assert_equal(replies(engine, constrained(path)), plain_constrained)
     accepted = {
         m.request_id: m.mtp_accepted_tokens for m in engine.messages if isinstance(m, Finished)
     }
-    grammars = {submit.request_id: submit.grammar for submit in constrained(files)}
+    grammars = {submit.request_id: submit.grammar for submit in constrained(path)}
     assert sum(accepted[number] for number, grammar in grammars.items() if grammar) > 50
     assert engine.preemptions or "max_total_token_num" not in changes
 
 
 def test_wrong_guesses_of_a_grammar_row_cost_nothing_but_time(
-    engine_of: Callable[..., Engine], files: GrammarFiles, plain_constrained: dict[int, Reply]
+    engine_of: Callable[..., Engine], path: Path, plain_constrained: dict[int, Reply]
 ) -> None:
     engine = engine_of(mtp_mode="eagle_with_att", mtp_step=3, mtp_fixed_step=True, **WIDE)
-    assert_equal(replies(engine, constrained(files)), plain_constrained)
+    assert_equal(replies(engine, constrained(path)), plain_constrained)

@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 from engine import SETTLED, Engine
 from glimmer.deploy.demo.training.dialogues import dialogue
-from glimmer.frontend.grammar.source import GrammarSource
 from glimmer.frontend.text.tokenizer import Tokenizer
 from glimmer.scheduler.core import Scheduler
 from glimmer.shared.config import ServeConfig
-from glimmer.shared.messages import AnyMessage, GrammarLoaded, LoadGrammar, Ready, Submit
+from glimmer.shared.messages import Ready, Submit
 from glimmer.shared.model_spec import load_model_spec
 from glimmer.shared.sampling import SamplingParams
-from grammars import GrammarFiles
+from grammars import calls_grammar, schema_grammar
 from models import make_guessable
 from transformers import AutoTokenizer
 
@@ -62,14 +61,8 @@ class Table:
     def __init__(self, path: Path, count: int, directory: Path) -> None:
         self.path, self.directory = path, directory
         spec = load_model_spec(path)
-        vocabulary = Tokenizer(path, spec.vocab_size).vocabulary
-        files = GrammarFiles(directory / "grammars", vocabulary, spec.eos_token_ids)
-        formats = [
-            None,
-            files.compile(GrammarSource(None, "must", False, (TOOL,), ("field",))),
-            None,
-            *(files.make("json_schema", schema) for schema in SCHEMAS),
-        ]
+        tags = Tokenizer(path, spec.vocab_size).vocabulary.added_ids
+        formats = [None, calls_grammar(TOOL, tags), None, *map(schema_grammar, SCHEMAS)]
         tokenizer = AutoTokenizer.from_pretrained(path)
         self.submits = []
         for number in range(count):
@@ -138,13 +131,6 @@ class GroupEngine(Engine):
         self.core = Scheduler(config)
         self.core.step(0, group.wait_for(Ready, config.tp))
         self._reset()
-
-    def _load_grammar(self, message: LoadGrammar) -> list[AnyMessage]:
-        before = len([m for m in self.runner.heard_by_scheduler if isinstance(m, GrammarLoaded)])
-        self.runner.senders[0].send(message)
-        if message.grammar is None:
-            return []
-        return [self.runner.wait_for(GrammarLoaded, before + 1)[-1]]
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,192 +1,179 @@
 """Grammars of constrained rows on rank 0: which tokens each of them may sample next.
 
-One thread does all the work, in order, while the step runs: loading a grammar, following a new
-row's outputs so far, and, once a row's token is known, computing the mask for its next one. The
-library releases Python's lock meanwhile. `masks` waits for the masks that it returns.
+Each row belongs to one of a few threads, which does all of the row's work, in order, while the step
+runs: building its matcher, following its outputs so far and, once a token is known, computing the
+mask for the next one. The library releases Python's lock meanwhile. `masks` waits for the masks
+that it returns.
 
-A mask is one bit per token id in int32 words, on the host: [ceil(vocab_size / 32)]. Sampling needs
+A mask is one bit per token id in 32-bit words, on the host: [ceil(vocab_size / 32)]. Sampling needs
 it, the forward pass does not, so it is copied to the device between two CUDA graphs.
 """
 
 import enum
 import logging
-from collections.abc import Callable, Sequence
+import threading
+from array import array
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from ...shared.grammar import make_matcher, read_tokenizer
 from ...shared.messages import Grammar, RowAdmit
 from ..memory.host import usable_cores
 
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
 logger = logging.getLogger(__name__)
-VOCABULARY_FILE = "vocabulary.json"  # in the directory of each compiled grammar
-OnLoaded = Callable[[str, str], None]  # (name, error)
+Mask: TypeAlias = "array[int]"  # of 32-bit words
+T = TypeVar("T")
+_STACK_BYTES = 64 << 20  # virtual; building a matcher recurses, frontends check with less
+_MAX_BASES = 32  # matchers at the start of a grammar that are kept for further rows
 
 
 class GrammarRows:
-    """The grammars that are loaded, and one matcher for each row that has one."""
+    """One matcher for each row that has a grammar, and the threads that work on them.
 
-    def __init__(self, vocab_size: int) -> None:
+    The library reads the vocabulary of `model_dir` at once, on a thread. If it cannot be read,
+    rows with a grammar fail.
+    """
+
+    def __init__(self, model_dir: Path, vocab_size: int, num_threads: int | None = None) -> None:
         self._num_words = -(-vocab_size // 32)
-        self._last_word = _signed((1 << (vocab_size - 1) % 32 + 1) - 1)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._library = _Library()
-        self._compiled: dict[str, Any] = {}
+        num_threads = num_threads or max(1, min(8, usable_cores() // 4))
+        num_bases = max(4, _MAX_BASES // num_threads)
+        stack_bytes = threading.stack_size(_STACK_BYTES)
+        try:
+            self._threads = [_Thread(num_bases) for _ in range(num_threads)]
+        finally:
+            threading.stack_size(stack_bytes)
+        self._vocabulary = self._threads[0].pool.submit(read_tokenizer, model_dir, vocab_size)
         self._rows: dict[int, _Row] = {}
 
-    @property
-    def names(self) -> set[str]:
-        """Grammars that are loaded."""
-        return set(self._compiled)
-
-    @property
-    def rows(self) -> set[int]:
-        """Rows that have a matcher."""
-        return set(self._rows)
-
     def preload(self) -> None:
-        """Import the library now: later it would slow the steps of other requests."""
-        self._thread.submit(self._library.start).result()
+        """Wait until the vocabulary is read. Reading holds Python's lock for a second, which would
+        delay the steps of other requests."""
+        if (error := self._vocabulary.exception()) is not None:
+            logger.info("rows cannot have grammars: %s", error)
 
-    def load(self, grammar: Grammar, on_loaded: OnLoaded) -> None:
-        """Read a compiled grammar; then call `on_loaded` on the thread of the grammars."""
-
-        def run() -> None:
-            error = ""
-            try:
-                self._compiled[grammar.name] = self._library.read(Path(grammar.path))
-            except (OSError, RuntimeError, ValueError) as problem:
-                logger.error("grammar %s: %s", grammar.path, problem)
-                error = f"{type(problem).__name__}: {problem}"[:300]
-            on_loaded(grammar.name, error)
-
-        self._thread.submit(run)
-
-    def drop(self, names: Sequence[str]) -> None:
-        """Drop grammars that no row will use any more."""
-        for name in names:
-            self._thread.submit(self._compiled.pop, name, None)
+    @property
+    def rows(self) -> KeysView[int]:
+        """Rows that have a grammar."""
+        return self._rows.keys()
 
     def admit(self, admit: RowAdmit) -> None:
-        """Set or drop the row's grammar, which its outputs so far have followed. If the grammar was
-        not loaded, `masks` raises KeyError."""
+        """Set or drop the row's grammar, which its outputs so far have followed."""
         self.free(admit.row)
-        grammar = admit.grammar
-        if grammar is None:
+        if admit.grammar is None:
             return
-        row = self._rows[admit.row] = _Row(grammar, admit.sampling.stop_token_ids)
-
-        def run() -> Tensor:
-            row.matcher = self._library.matcher(self._compiled[grammar.name], row.stop_ids)
-            for token_id in admit.matched_ids:
-                row.accept(token_id)
-            return self._fill([row])
-
-        row.mask = (self._thread.submit(run), 0)
+        thread = min(self._threads, key=lambda thread: thread.num_rows)
+        thread.num_rows += 1
+        row = _Row(admit.grammar, admit.sampling.stop_token_ids, self._num_words, thread)
+        self._rows[admit.row] = row
+        _start({row: partial(row.start, self._vocabulary, admit.matched_ids)})
 
     def free(self, row: int) -> None:
         """The row has no grammar any more."""
-        self._rows.pop(row, None)
+        if (old := self._rows.pop(row, None)) is not None:
+            old.thread.num_rows -= 1
 
     def advance(self, rows: Sequence[int], token_ids: Sequence[int]) -> None:
         """Start work on the next masks: these tokens were sampled."""
-        pairs = zip(rows, token_ids, strict=True)
-        steps = [(self._rows[row], token_id) for row, token_id in pairs if row in self._rows]
-        if not steps:
-            return
-
-        def run() -> Tensor:
-            for row, token_id in steps:
-                row.accept(token_id)
-            return self._fill([row for row, _ in steps])
-
-        masks = self._thread.submit(run)
-        for index, (row, _) in enumerate(steps):
-            row.mask = (masks, index)
+        new: defaultdict[_Row, list[int]] = defaultdict(list)
+        for row, token_id in zip(rows, token_ids, strict=True):
+            if row in self._rows:
+                new[self._rows[row]].append(token_id)
+        _start({row: partial(row.advance, ids) for row, ids in new.items()})
 
     def masks(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
         """For a batch of rows: the indices [n] of those with a grammar, and their masks [n, words]
         int32 on the host."""
         indices = [index for index, row in enumerate(rows) if row in self._rows]
-        if not indices:
-            return [], torch.empty(0, self._num_words, dtype=torch.int32)
-        pending = (self._rows[rows[index]].mask for index in indices)
-        return indices, torch.stack([masks.result()[index] for masks, index in pending])
+        found = [self._rows[rows[index]] for index in indices]
+        _wait(found)
+        return indices, self._stack([row.mask for row in found])
 
-    def look_ahead(self, row: int, token_ids: Sequence[int]) -> Tensor:
-        """The masks before each of n guessed tokens and after the last one [n + 1, words]. The row
-        must have a grammar, and does not move. Masks after a guess that is not allowed are 0."""
-        state = self._rows[row]
-        return self._thread.submit(self._look_ahead, state, token_ids).result()
+    def look_ahead(self, rows: Sequence[int], guesses: Sequence[Sequence[int]]) -> Tensor:
+        """For rows with a grammar and n guessed tokens of each: the masks before each guess and
+        after the last one [len(rows) * (n + 1), words] int32. No row moves. Masks after a guess
+        that is not allowed are 0."""
+        found = [self._rows[row] for row in rows]
+        pairs = list(zip(found, guesses, strict=True))
+        _start({row: partial(row.look_ahead, ids) for row, ids in pairs})
+        _wait(found)
+        nothing = array("I", bytes(4 * self._num_words))
+        masks: list[Mask] = []
+        for row, ids in pairs:
+            masks += row.masks_ahead
+            masks += [nothing] * (1 + len(ids) - len(row.masks_ahead))
+        return self._stack(masks)
 
-    def _look_ahead(self, row: "_Row", token_ids: Sequence[int]) -> Tensor:
-        state = row.state
-        masks, steps = [self._fill([row])[0]], 0
-        for token_id in token_ids:
-            if not int(masks[-1][token_id // 32]) >> token_id % 32 & 1:
-                break
-            steps += row.is_following
-            row.accept(token_id)
-            masks.append(self._fill([row])[0])
-        if steps:
-            row.matcher.rollback(steps)
-        row.state = state
-        nothing = torch.zeros(self._num_words, dtype=torch.int32)
-        return torch.stack(masks + [nothing] * (len(token_ids) + 1 - len(masks)))
+    def errors(self, rows: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Of these rows, those whose grammar failed in the masks that were last asked for: how many
+        of the tokens sampled with them are right, and why the row cannot have more."""
+        found = {row: self._rows[row] for row in rows if row in self._rows}
+        return {row: (state.num_right, state.error) for row, state in found.items() if state.error}
 
-    def _fill(self, rows: list["_Row"]) -> Tensor:
-        """The masks of rows [len(rows), words]. None is empty: the last ones allow stop tokens."""
-        masks = torch.full((len(rows), self._num_words), -1, dtype=torch.int32)
-        following = [index for index, row in enumerate(rows) if row.is_following]
-        if following:
-            self._library.fill([rows[index].matcher for index in following], masks, following)
-            masks[:, -1] &= self._last_word  # the library sets bits of no token, too
-        filled = masks.any(1).tolist()
-        for mask, row, is_filled in zip(masks, rows, filled, strict=True):
-            if row.state is _State.FREE:
-                _set(mask, (*row.grammar.banned_ids, *row.stop_ids), False)
-            elif (row.state is _State.OVER or not is_filled) and row.stop_ids:
-                _set(mask.zero_(), row.stop_ids, True)
-        return masks
+    def _stack(self, masks: Sequence[Mask]) -> Tensor:
+        if not masks:
+            return torch.empty(0, self._num_words, dtype=torch.int32)
+        words = bytearray().join(masks)
+        return torch.frombuffer(words, dtype=torch.int32).view(len(masks), self._num_words)
 
     def close(self) -> None:
-        """End the thread, after the work that it has begun."""
-        self._thread.shutdown(cancel_futures=True)
+        """End the threads, after the work that they have begun."""
+        for thread in self._threads:
+            thread.pool.shutdown(cancel_futures=True)
 
 
-class _Library:
-    """xgrammar, imported with the first grammar (the import takes a second), and its vocabulary."""
+class _Thread:
+    """A thread, and the matchers at the start of a grammar that only it uses. Copies of a matcher
+    share the states of its lexer behind one lock: on two threads they would wait for each other."""
 
-    def __init__(self) -> None:
-        self._xgrammar: Any = None
-        self._vocabulary: Any = None
-        self._batch: Any = None
-        self._num_threads = max(1, min(8, usable_cores() // 4))
+    def __init__(self, num_bases: int) -> None:
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self.pool.submit(int).result()  # start it now, for its size of stack
+        self.num_rows = 0
+        self._num_bases = num_bases
+        self._bases: OrderedDict[str, LLMatcher] = OrderedDict()
 
-    def start(self) -> None:
-        if self._xgrammar is None:
-            import xgrammar
+    def matcher(self, vocabulary: "LLTokenizer", text: str, *, is_new: bool = False) -> "LLMatcher":
+        """At the start of the grammar. `is_new`: with no state of its lexer from before."""
+        base = None if is_new else self._bases.get(text)
+        if base is None:
+            base = make_matcher(vocabulary, text)
+        self._bases[text] = base
+        self._bases.move_to_end(text)
+        if len(self._bases) > self._num_bases:
+            self._bases.popitem(last=False)
+        return base.deep_copy()
 
-            self._xgrammar = xgrammar
 
-    def read(self, path: Path) -> Any:
-        self.start()
-        if self._vocabulary is None:  # every frontend has the same one
-            text = path.with_name(VOCABULARY_FILE).read_text()
-            self._vocabulary = self._xgrammar.TokenizerInfo.deserialize_json(text)
-        read = self._xgrammar.CompiledGrammar.deserialize_json
-        return read(path.read_text(), self._vocabulary)
+def _start(calls: "dict[_Row, Callable[[], None]]") -> None:
+    """Let each row's thread make the row's call."""
+    by_thread: defaultdict[_Thread, list[_Row]] = defaultdict(list)
+    for row in calls:
+        by_thread[row.thread].append(row)
 
-    def fill(self, matchers: list[Any], masks: Tensor, indices: list[int]) -> None:
-        if self._batch is None:
-            self._batch = self._xgrammar.BatchGrammarMatcher(max_threads=self._num_threads)
-        self._batch.batch_fill_next_token_bitmask(matchers, masks, indices)
+    def run(rows: list[_Row]) -> None:
+        for row in rows:
+            row.guard(calls[row])
 
-    def matcher(self, compiled: Any, stop_ids: tuple[int, ...]) -> Any:
-        return self._xgrammar.GrammarMatcher(compiled, override_stop_tokens=list(stop_ids))
+    for thread, rows in by_thread.items():
+        work = thread.pool.submit(run, rows)
+        for row in rows:
+            row.work = work
+
+
+def _wait(rows: "Sequence[_Row]") -> None:
+    for row in rows:
+        row.work.result()
 
 
 class _State(enum.Enum):
@@ -195,38 +182,156 @@ class _State(enum.Enum):
     OVER = enum.auto()  # matched to its end, or ended by a token that does not fit
 
 
+class _LimitError(Exception):
+    """The library cannot follow the grammar any further."""
+
+
 class _Row:
-    """One row and its state in its grammar."""
+    """One row, its state in its grammar and the mask for its next token. All methods run on its
+    thread."""
 
-    def __init__(self, grammar: Grammar, stop_ids: tuple[int, ...]) -> None:
-        self.grammar = grammar
-        self.stop_ids = stop_ids
-        self.matcher: Any = None
-        self.mask: tuple[Future[Tensor], int]  # masks of several rows, and the index of this row's
-        self.state = _State.FREE if grammar.start_id >= 0 else _State.FOLLOWING
+    def __init__(
+        self, grammar: Grammar, stop_ids: tuple[int, ...], num_words: int, thread: _Thread
+    ) -> None:
+        self.thread = thread
+        self.work: Future[None]  # the last call
+        self.mask: Mask = _filled(num_words)
+        self.masks_ahead: list[Mask] = []
+        self.error = ""
+        self.num_right = 0  # with an error: as `GrammarRows.errors` says
+        self._grammar = grammar
+        self._stop_ids = stop_ids
+        self._num_words = num_words
+        self._state = _State.FREE if grammar.start_id >= 0 else _State.FOLLOWING
+        self._num_tokens = 0  # outputs
+        self._vocabulary: LLTokenizer
+        self._matcher: LLMatcher
+        self._matched: list[int] = []  # tokens that the matcher has consumed
+        self._end_id = -1  # its bit in the library's masks says that the output may end
 
-    @property
-    def is_following(self) -> bool:
-        """Whether the matcher sees the row's tokens."""
-        return self.state is _State.FOLLOWING
+    def guard(self, call: Callable[[], None]) -> None:
+        """Make a call. Whatever goes wrong in the library, panics included, ends only this row."""
+        if self.error and not self.num_right:
+            return
+        try:
+            call()
+        except BaseException as error:
+            self._fail(error, 0)
+            self.mask = self._stop_mask()
+            self.masks_ahead = [self.mask]
 
-    def accept(self, token_id: int) -> None:
+    def start(self, vocabulary: "Future[LLTokenizer]", token_ids: Sequence[int]) -> None:
+        """Follow the outputs so far."""
+        self._vocabulary = vocabulary.result()
+        self._end_id = self._vocabulary.eos_token
+        self._matcher = self.thread.matcher(self._vocabulary, self._grammar.text)
+        self._try(lambda matcher: None)  # it may be a copy of one that has hit a limit
+        self.advance(token_ids)
+
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Follow new outputs."""
+        self.error = ""  # of guesses
+        for token_id in token_ids:
+            self._num_tokens += 1
+            self._accept(token_id)
+        self.mask = self._make_mask()
+
+    def look_ahead(self, token_ids: Sequence[int]) -> None:
+        """Make the masks before each of these tokens and after the last one, and come back. A limit
+        on the way ends the row only if the tokens before it are really sampled."""
+        masks = self.masks_ahead = [self.mask]
+        state, num_matched = self._state, len(self._matched)
+        try:
+            for token_id in token_ids:
+                if not masks[-1][token_id // 32] >> token_id % 32 & 1:
+                    break
+                self._accept(token_id)
+                masks.append(self._make_mask())
+            has_failed = not self._matcher.rollback(len(self._matched) - num_matched)
+        except BaseException as error:
+            self._fail(error, len(masks))
+            masks.append(self._stop_mask())
+            has_failed = True
+        self._state = state
+        del self._matched[num_matched:]
+        if has_failed:
+            self._renew()
+
+    def _accept(self, token_id: int) -> None:
         """A token that does not fit (the mask was overruled) ends the grammar."""
-        if self.state is _State.FREE:
-            if token_id == self.grammar.start_id:
-                self.state = _State.FOLLOWING
-        elif self.state is _State.FOLLOWING and (
-            not self.matcher.accept_token(token_id) or self.matcher.is_terminated()
-        ):
-            self.state = _State.OVER
+        if self._state is _State.FREE:
+            if token_id == self._grammar.start_id:
+                self._state = _State.FOLLOWING
+        elif self._state is _State.FOLLOWING:
+            is_end = token_id in self._stop_ids or token_id == self._end_id
+            if is_end or not self._try(lambda matcher: matcher.try_consume_tokens([token_id])):
+                self._state = _State.OVER
+                return
+            self._matched.append(token_id)
+            if self._matcher.is_stopped():
+                self._state = _State.OVER
+
+    def _make_mask(self) -> Mask:
+        """For the next token. It always allows one."""
+        if self._state is _State.OVER:
+            return self._stop_mask()
+        mask = _filled(self._num_words)
+        if self._state is _State.FREE:
+            _clear(mask, (*self._grammar.banned_ids, *self._stop_ids))
+            return mask
+        address, num_words = mask.buffer_info()
+        self._try(lambda matcher: matcher.unsafe_compute_mask_ptr(address, 4 * num_words))
+        _clear(mask, (self._end_id, *self._stop_ids))
+        if self._matcher.is_accepting():
+            _set(mask, self._stop_ids)
+        is_empty = mask.tobytes() == bytes(4 * num_words)
+        return self._stop_mask() if is_empty else mask
+
+    def _stop_mask(self) -> Mask:
+        """Only stop tokens, or anything if there are none."""
+        if not self._stop_ids:
+            return _filled(self._num_words)
+        mask = array("I", bytes(4 * self._num_words))
+        _set(mask, self._stop_ids)
+        return mask
+
+    def _try(self, call: "Callable[[LLMatcher], T]") -> T:
+        """Call the library, and again with a new matcher if a limit was hit: states of the lexer
+        count for all copies of a matcher together. Raises _LimitError if it is hit again."""
+        result = call(self._matcher)
+        if self._matcher.is_error():
+            self._renew()
+            result = call(self._matcher)
+            self._check()
+        return result
+
+    def _renew(self) -> None:
+        """Build a matcher anew and bring it to where the row is."""
+        text = self._grammar.text
+        self._matcher = self.thread.matcher(self._vocabulary, text, is_new=True)
+        self._matcher.try_consume_tokens(self._matched)
+        self._check()
+
+    def _check(self) -> None:
+        if self._matcher.is_error():
+            raise _LimitError(self._matcher.get_error())
+
+    def _fail(self, error: BaseException, num_right: int) -> None:
+        count = self._num_tokens + num_right
+        reason = (str(error) or repr(error)).partition("\n")[0]
+        self.error = f"the grammar cannot be followed after {count} tokens: {reason}"
+        self.num_right = num_right
 
 
-def _set(mask: Tensor, token_ids: Sequence[int], value: bool) -> None:
+def _filled(num_words: int) -> Mask:
+    return array("I", b"\xff" * (4 * num_words))
+
+
+def _set(mask: Mask, token_ids: Iterable[int]) -> None:
     for token_id in token_ids:
-        bit = 1 << token_id % 32
-        word = int(mask[token_id // 32]) & 0xFFFFFFFF
-        mask[token_id // 32] = _signed(word | bit if value else word & ~bit)
+        mask[token_id // 32] |= 1 << token_id % 32
 
 
-def _signed(word: int) -> int:
-    return word - (1 << 32) if word >> 31 else word
+def _clear(mask: Mask, token_ids: Iterable[int]) -> None:
+    for token_id in token_ids:
+        mask[token_id // 32] &= ~(1 << token_id % 32)

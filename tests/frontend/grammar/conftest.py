@@ -1,9 +1,9 @@
 """One library for all tests of grammars."""
 
 import pytest
-from grammars import Walk, make_walk
+from schemas import Walks, make_walks
 
 
 @pytest.fixture(scope="session")
-def walk() -> Walk:
-    return make_walk()
+def walks() -> Walks:
+    return make_walks()

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from glimmer.frontend.text import template
+from glimmer.frontend import child
+from glimmer.frontend.child import ChildDiedError
 from glimmer.frontend.text.template import Renderer, check_template
 from glimmer.shared.errors import RequestError
 from transformers import AutoTokenizer
@@ -17,7 +18,8 @@ from transformers import AutoTokenizer
 
 @contextmanager
 def renderer(template: str, limit_s: float = 20.0, **variables: Any) -> Iterator[Renderer]:
-    with closing(Renderer(template, variables, limit_s)) as one:
+    one = Renderer(template, variables, limit_s)
+    with closing(one.child):
         yield one
 
 
@@ -55,11 +57,11 @@ def test_failures_name_the_messages_and_the_next_prompt_works() -> None:
 def test_a_process_that_dies_or_swells_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     with renderer("{{ ('x' * n) | length }}") as one:
         assert one.render({"n": 5}) == "5"
-        assert one._process is not None
-        os.kill(one._process.pid, signal.SIGKILL)
+        assert one.child.process_id is not None
+        os.kill(one.child.process_id, signal.SIGKILL)
         assert one.render({"n": 5}) == "5"  # it did not die of this
         with monkeypatch.context() as patched:
-            patched.setattr(template, "receive", lambda link: b"")  # as if it died again and again
+            patched.setattr(child, "receive", lambda link: b"")  # as if it died again and again
             with pytest.raises(RequestError, match="broke down"):
                 one.render({"n": 5})
         assert one.render({"n": 5}) == "5"
@@ -70,7 +72,7 @@ def test_a_process_that_dies_or_swells_is_replaced(monkeypatch: pytest.MonkeyPat
 
 def test_work_that_holds_the_interpreter_ends_in_time() -> None:
     with renderer("{{ (9 ** n) % 7 }}", limit_s=0.5) as one:
-        one.start()
+        one.child.start()
         with pytest.raises(RequestError, match=r"longer than 0.5 s"):
             one.render({"n": 1 << 33})
         assert one.render({"n": 1}) == "2"
@@ -78,13 +80,14 @@ def test_work_that_holds_the_interpreter_ends_in_time() -> None:
 
 def test_the_process_dies_with_the_thread_that_started_it() -> None:
     one = Renderer("x", {})
-    thread = threading.Thread(target=one.start)
+    thread = threading.Thread(target=one.child.start)
     thread.start()
     thread.join()
-    assert one._process is not None
-    assert one._process.wait(20) == -signal.SIGKILL
-    one.close()
-    one.close()
+    with pytest.raises(ChildDiedError) as death:
+        one.child.ask(b"{}")
+    assert death.value.code == -signal.SIGKILL
+    one.child.close()
+    one.child.close()
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ x", "{% for x in %}{% endfor %}"])

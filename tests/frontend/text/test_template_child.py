@@ -8,7 +8,8 @@ import sys
 
 import jinja2
 import pytest
-from glimmer.frontend.text.template import make_environment, receive, send
+from glimmer.frontend.child import receive, send
+from glimmer.frontend.text.template import make_environment
 
 
 def render(template: str, **variables: object) -> str:
