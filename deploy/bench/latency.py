@@ -3,13 +3,16 @@
 Runs one rank in this process (`rank.py`), without HTTP and scheduler. All flags of `glimmer serve`
 are accepted; `--load_format dummy` needs only config.json, no weights. With `--mtp_mode`, `--drafts
 0 3` measures every step without drafts and with 3 drafts per row. `--mtp_forced_acceptance` gives
-the shares of drafts that are accepted, which is needed with random weights.
+the shares of drafts that are accepted, which is needed with random weights. `--constrained 0 8`
+measures every step without and with 8 rows whose output must match a JSON schema; this needs the
+model's tokenizer.json.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import median
 
@@ -44,6 +47,7 @@ class Result:
     roofline_ms: float
     experts: float  # distinct experts in a step, mean over the main model's MoE layers
     draft_experts: list[float] = field(default_factory=list)  # in each pass of the draft layer
+    constrained: int = 0  # rows whose output must match a JSON schema
     idle_share: float | None = None  # of the GPU while profiled
 
 
@@ -112,6 +116,7 @@ class _Measurement:
             roofline_ms=roofline.decode(rows, tokens) * 1e3 if roofline else 0.0,
             experts=experts.main,
             draft_experts=experts.drafts,
+            constrained=min(rows, bench.num_constrained),
             idle_share=trace.idle_share if trace else None,
         )
         return result, trace
@@ -143,6 +148,7 @@ class _Measurement:
             tokens_per_s=(rows * steps.tokens_per_row + tokens) / seconds,
             roofline_ms=roofline.mixed(rows, context, tokens) * 1e3 if roofline else 0.0,
             experts=float(self.spec.num_experts),
+            constrained=min(rows, bench.num_constrained),
             idle_share=trace.idle_share if trace else None,
         )
         return result, trace
@@ -163,16 +169,17 @@ def measure(bench: Bench, spec: ModelSpec, gpu: Gpu | None, args: argparse.Names
     ]
     rows = []
     for function, shape in cases:
-        for num_drafts in args.drafts:
-            bench.num_drafts = num_drafts
+        # A prefill alone ends with the first token: what constrains the others has no effect.
+        numbers = [0] if function == measurement.prefill else args.constrained
+        for bench.num_drafts, bench.num_constrained in product(args.drafts, numbers):
             rows.append(function(*shape))
     return rows
 
 
 def _show(console: Console, rows: list[Row], device: str, num_experts: int) -> None:
     table = Table(title=f"step time on {device}")
-    for name in ("step", "rows", "tokens", "drafts", "ms", "tokens/row", "tokens/s", "roofline",
-                 "share", "experts", "in drafts", "idle"):  # fmt: skip
+    for name in ("step", "rows", "tokens", "drafts", "schema", "ms", "tokens/row", "tokens/s",
+                 "roofline", "share", "experts", "in drafts", "idle"):  # fmt: skip
         table.add_column(name, justify="right", no_wrap=True)
     for result, _ in rows:
         is_known = result.roofline_ms > 0
@@ -181,6 +188,7 @@ def _show(console: Console, rows: list[Row], device: str, num_experts: int) -> N
             str(result.rows),
             str(result.tokens),
             str(result.drafts),
+            str(result.constrained),
             f"{result.ms:.2f}",
             f"{result.tokens_per_row:.2f}" if result.tokens_per_row else "-",
             f"{result.tokens_per_s:,.0f}",
@@ -194,7 +202,8 @@ def _show(console: Console, rows: list[Row], device: str, num_experts: int) -> N
     console.print(
         "tokens/row: new tokens of a decode row in a step. experts: distinct experts, of "
         f"{num_experts},\nthat a MoE layer reads in a step; in drafts: in each pass of the draft "
-        "layer. idle: share of the time in which the GPU idles."
+        "layer. schema: rows whose output must match a JSON schema.\nidle: share of the time in "
+        "which the GPU idles."
     )
 
 
@@ -237,6 +246,13 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         nargs="+",
         default=[0],
         help="drafts of each row in a step; several numbers are measured in turn",
+    )
+    parser.add_argument(
+        "--constrained",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="rows whose output must match a JSON schema; several numbers are measured in turn",
     )
     parser.add_argument(
         "--text", action="store_true", help="prompts are English text, not random ids"

@@ -14,11 +14,30 @@ from torch import Tensor
 
 from ...shared.config import ServeConfig
 from ...shared.errors import UsageError
-from ...shared.messages import PrefillChunk, RowAdmit, StepPlan, StepResult
+from ...shared.messages import Grammar, PrefillChunk, RowAdmit, StepPlan, StepResult
 from ...shared.model_spec import ModelSpec
 from ...shared.sampling import SamplingParams
 
 _COUNTED_STEPS = 8  # whose experts are counted
+# Texts of which no end comes within a benchmark, one for each kind of value.
+_SCHEMAS: tuple[dict[str, object], ...] = (
+    {"type": "string", "minLength": 100_000, "maxLength": 200_000},
+    {"type": "array", "minItems": 10_000, "items": {"type": "integer"}},
+    {
+        "type": "array",
+        "minItems": 10_000,
+        "items": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string"},
+                "day": {"type": "string", "format": "date"},
+                "unit": {"enum": ["celsius", "fahrenheit", "kelvin"]},
+            },
+            "required": ["name", "day", "unit"],
+            "additionalProperties": False,
+        },
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,8 @@ class Routing:
 
 class Bench:
     """A rank and the plans that it runs. They use rows 0 to n-1, and pages in ascending order.
-    In each step a decode row verifies `num_drafts` drafts and makes as many.
+    In each step a decode row verifies `num_drafts` drafts and makes as many. The outputs of the
+    first `num_constrained` rows must match a JSON schema.
 
     A row may decode `steps` steps until it is freed. Prompts are cut from `text`, or consist of
     random ids if it is empty.
@@ -86,6 +106,8 @@ class Bench:
         self.config = config
         self.is_chained = config.mtp_mode == "vanilla_with_att"
         self.num_drafts = 0
+        self.num_constrained = 0
+        self._eos_ids = spec.eos_token_ids
         self._num_moe_layers = spec.num_layers - spec.first_dense_layers
         self._vocab = spec.num_token_ids if spec.num_token_ids < 1 << 61 else spec.vocab_size
         self._steps = steps + _COUNTED_STEPS + 1
@@ -100,7 +122,7 @@ class Bench:
         pages = self._pages_per_row(tokens)
         self._check_room(rows, rows * pages, pages)
         ids = self._prompts(rows, tokens, rows + tokens)
-        params = SamplingParams(max_new_tokens=1 << 20)
+        params = SamplingParams(max_new_tokens=1 << 20, stop_token_ids=self._eos_ids)
         plans = []
         done = [0] * rows
         while min(done) < tokens:
@@ -111,7 +133,8 @@ class Bench:
                 left -= end - begin
                 if begin == 0 < end:
                     row_pages = list(range(row * pages, (row + 1) * pages))
-                    admits.append(RowAdmit(row, params, row_pages, 0, 0, []))
+                    grammar = schema_grammar(row) if row < self.num_constrained else None
+                    admits.append(RowAdmit(row, params, row_pages, 0, 0, [], grammar))
                 if begin < end:
                     following = -1 if end == tokens else ids[row][end]
                     known = ids[row][begin:end]
@@ -214,10 +237,19 @@ class Bench:
             self._console.print(f"{time.monotonic():.1f} {stage} {done}/{total}", style="dim")
 
 
+def schema_grammar(row: int) -> Grammar:
+    """A JSON schema for this row; neighbours have different ones."""
+    from llguidance import LLMatcher
+
+    schema = _SCHEMAS[row % len(_SCHEMAS)]
+    return Grammar(LLMatcher.grammar_from_json_schema(schema, {"whitespace_flexible": False}))
+
+
 def decoded(plan: StepPlan, result: StepResult) -> list[int]:
     """Number of tokens that each decode row of a plan got. Raises RuntimeError if it failed."""
-    if result.error:
-        raise RuntimeError(result.error)
+    for error in (result.error, *(row.error for row in result.rows)):
+        if error:
+            raise RuntimeError(error)
     num_chunks = len(result.rows) - len(plan.decode)  # results of chunks come first
     return [len(row.token_ids) for row in result.rows[num_chunks:]]
 

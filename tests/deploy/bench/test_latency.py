@@ -89,6 +89,20 @@ def test_steps_with_and_without_drafts(
         assert each == (1 if not result["drafts"] else pytest.approx(1.75, abs=0.35))
 
 
+def test_rows_can_follow_a_schema(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    shapes = "--decode 1x20 4x20 --mixed 2x30+50 --prefill 1x9 --constrained 0 3 --steps 9".split()
+    assert main([*shapes, "--repeats", "1", "--json", str(path), *SERVER]) == 0
+    results = json.loads(path.read_text())["results"]
+    counts = [(r["kind"], r["rows"], r["constrained"]) for r in results]
+    assert counts == [
+        ("prefill", 1, 0),
+        *(("decode", 1, n) for n in (0, 1)),
+        *(("decode", 4, n) for n in (0, 3)),
+        *(("mixed", 2, n) for n in (0, 2)),
+    ]
+
+
 def test_prompts_can_be_text(tmp_path: Path) -> None:
     path = tmp_path / "out.json"
     assert main(["--decode", "2x40", "--text", "--steps", "1", "--json", str(path), *SERVER]) == 0

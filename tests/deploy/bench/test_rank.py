@@ -31,6 +31,8 @@ def test_decode_rows_are_counted_and_chunks_are_not() -> None:
     assert decoded(StepPlan(0, 0, [], [], [], [chunk], []), StepResult(0, 0, result.rows[:1])) == []
     with pytest.raises(RuntimeError, match="no memory"):
         decoded(plan, StepResult(0, 0, [], error="no memory"))
+    with pytest.raises(RuntimeError, match="too complex"):
+        decoded(plan, StepResult(0, 0, [*result.rows[:2], RowResult([], error="too complex")]))
 
 
 def test_routings_are_recorded_in_order_and_only_when_asked() -> None:
