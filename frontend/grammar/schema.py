@@ -107,9 +107,9 @@ class Document:
     def alternatives(
         self, schema: Any, where: str = "#", entered: frozenset[str] = frozenset()
     ) -> list[Json]:
-        """The ways to match a schema: keywords of which all hold, without $ref, anyOf and oneOf.
-        An allOf has only keywords that are there already. The schemas within are as they were.
-        `entered`: $refs that led here."""
+        """A value is valid if all keywords of one of these hold. There is no $ref, anyOf or oneOf
+        among them, and an allOf has only keywords that are given twice. The schemas within are as
+        they were. `entered`: $refs that led here."""
         if isinstance(schema, bool):
             return [{}] if schema else []
         keywords = self._read(schema, where)
@@ -214,7 +214,7 @@ class Document:
         return f"#/$defs/{self._names[key]}"
 
     def _target(self, pointer: str, where: str) -> Any:
-        """What a $ref points at; anything if that is nothing and the document is read leniently."""
+        """The schema that a $ref points at. True if there is none and the document is lenient."""
         target = self.root
         if pointer != "#" and not pointer.startswith("#/"):
             self._refuse(f"$ref {pointer!r:.80} must point into the schema", where)
@@ -239,7 +239,7 @@ def _both(first: Json, second: Json) -> Json:
     """The keywords of two schemas put together."""
     both = dict(first)
     for key, value in second.items():
-        old = both.get(key, value)
+        old: Any = both.get(key, value)
         if key == "properties":
             both[key] = {**old}
             for name, part in value.items():
