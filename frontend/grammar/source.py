@@ -6,13 +6,15 @@ from typing import Any, Literal
 
 import msgspec
 
+from .keywords import Json, SchemaError
 from .lark import TEXT, Lark, choice, pattern
-from .schema import Document, Json, SchemaError, to_text
+from .schema import Document, to_text
 from .tool_calls import CallWriter
 
 FormatKind = Literal["json_schema", "json_object", "json", "regex", "choice", "grammar"]
 Calls = Literal["no", "may", "must"]
 _MAX_DEFINITIONS = 1000
+_MAX_TEXT = 1000 << 10  # bytes; it is one string of a message
 
 
 class OutputFormat(msgspec.Struct, frozen=True):
@@ -56,6 +58,8 @@ def compose(source: GrammarSource, tags: Mapping[str, int], problem: Callable[[s
     """The grammar of `source`; `tags` gives the ids of the tool-call tags. `problem` says what is
     wrong with a grammar for the library, or "". Raises FieldError."""
     text = _compose(source, tags, problem)
+    if len(text.encode()) > _MAX_TEXT:
+        raise FieldError(source.largest_field, f"has more than {_MAX_TEXT >> 10} kB as a grammar")
     if not (error := problem(text)):
         return text
     form = source.format
@@ -94,8 +98,8 @@ def _compose(
     for n, (function, field) in enumerate(zip(source.functions, source.fields, strict=True)):
         try:
             found.append(writer.call(function, n in (carefully or ())))
-        except (SchemaError, RecursionError) as error:
-            raise _field_error(field, error) from None
+        except SchemaError as error:
+            raise FieldError(field, str(error)) from None
     call = lark.any_of(found)
     if source.calls == "must":
         return lark.text(f"{call}+" if source.parallel else call)
@@ -122,8 +126,8 @@ def _format(lark: Lark, form: OutputFormat) -> str:
                 return lark.terminal(pattern(form.source))
             case "choice":
                 return lark.terminal(choice(form.source))
-    except (SchemaError, RecursionError) as error:
-        raise _field_error(form.field, error) from None
+    except SchemaError as error:
+        raise FieldError(form.field, str(error)) from None
     except ValueError as error:
         raise FieldError(form.field, f"is not a valid pattern: {error}") from None
     raise AssertionError(f"{form.kind} is not written here")
@@ -144,9 +148,3 @@ def _written(form: OutputFormat) -> str:
     if len(re.findall(r"^[ \t]*[?!]?[\w.-]+[^:\n]*:", text, re.MULTILINE)) > _MAX_DEFINITIONS:
         raise FieldError(form.field, f"has more than {_MAX_DEFINITIONS} definitions")
     return text
-
-
-def _field_error(field: str, error: Exception) -> FieldError:
-    return FieldError(
-        field, str(error) if isinstance(error, SchemaError) else "is nested too deeply"
-    )

@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..parsers.schemas import Schemas
-from .lark import NOTHING, TEXT, Lark, choice, literal, pattern, search, token
-from .schema import Document, Json, SchemaError, dump, literals, to_text
+from .keywords import Json, SchemaError, dump, literals
+from .lark import NOTHING, TEXT, Lark, choice, literal, search, token
+from .schema import Document, to_text
 
 TAGS = (
     "<tool_call>",
@@ -23,19 +24,6 @@ TAGS = (
     "</arg_value>",
 )
 _KEY = "/[!-~]+/"  # an argument's name that the tool does not declare
-_DATE = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|1\d|2[0-8])"
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_FORMATS = {  # of plain text; the library knows formats in JSON only
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "uuid": r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-    "ipv4": rf"{_BYTE}(\.{_BYTE}){{3}}",
-    # Parts no longer than mail allows (RFC 5321 4.5.3.1), or a model that repeats itself never
-    # ends.
-    "email": r"\w([.+-]?\w){0,31}@[a-z0-9](-?[a-z0-9]){0,30}(\.[a-z]{2,12}){1,4}",
-}
 
 
 class CallWriter:
@@ -142,8 +130,6 @@ def _text(lark: Lark, keywords: Json, where: str) -> str:
                 bounds.append(search(part["pattern"]))
             except ValueError as error:
                 raise SchemaError(f"pattern: {error}", where) from None
-        if part.get("format") in _FORMATS:
-            bounds.append(pattern(_FORMATS[part["format"]]))
         if "enum" in part or "const" in part:
             values = part.get("enum", [part.get("const")])
             texts = [value for value in values if isinstance(value, str)]

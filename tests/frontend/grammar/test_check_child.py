@@ -127,7 +127,7 @@ def test_what_looks_like_a_bomb_and_is_none(child: KillableChild, name: str) -> 
 
 def test_memory_is_limited() -> None:
     with closing(make_child(memory_mb=16, timeout_s=20)) as child:
-        enums = [{"enum": [f"value {n} of {part}" for n in range(9000)]} for part in range(7)]
+        enums = [{"enum": [f"value {n} of {part}" for n in range(7000)]} for part in range(7)]
         with pytest.raises(ChildDiedError) as death:
             ask(child, "json_schema", {"anyOf": enums})
         assert death.value.code == -signal.SIGABRT
@@ -149,3 +149,17 @@ def test_tags_are_named_by_their_ids(child: KillableChild) -> None:
     message = msgspec.json.encode(GrammarSource(None, "must", False, functions, ("tool",)))
     answer = msgspec.json.decode(child.ask(message), type=Answer)
     assert f"<[{TAG_IDS['<tool_call>']}]>" in answer.text
+
+
+def test_a_grammar_that_no_message_can_hold_is_refused(child: KillableChild) -> None:
+    defs = {"d": {"enum": [f"value {n}" for n in range(2000)]}}
+    items = {"items": {"$ref": "#/$defs/d"}, "type": "array"}
+    parameters = {
+        "$defs": defs,
+        "properties": {f"p{n}": {**items, "minItems": n} for n in range(50)},
+    }
+    source = GrammarSource(
+        None, "must", True, ({"name": "f", "parameters": parameters},), ("tool",)
+    )
+    answer = msgspec.json.decode(child.ask(msgspec.json.encode(source)), type=Answer)
+    assert answer == Answer("", "tool", "has more than 1000 kB as a grammar")

@@ -321,3 +321,34 @@ def test_valid_arguments_are_taken(first: int, walks: Walks) -> None:
         written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         pair = f"<arg_key>v</arg_key><arg_value>{written}</arg_value>"
         assert walks.takes(text, f"<tool_call>f{pair}</tool_call>"), f"{written} under {schema}"
+
+
+KEYWORDS = [
+    *"type enum const properties required additionalProperties items prefixItems pattern".split(),
+    *"format minLength maxLength minimum maximum exclusiveMaximum minItems maxItems not".split(),
+    *"minProperties maxProperties allOf anyOf oneOf $ref patternProperties nullable".split(),
+]
+VALUES: list[Any] = [
+    *(None, True, False, 0, -1, 3, 10**9, 2.5, "a", "integer", "any", "#/$defs/x", "http://x/y"),
+    *([], {}, ["a", 1], [{}], {"a": 1}, ["a", "b"], "^[a-z]+$", r"^\p{L}$", "^(a{99}){99}$"),
+]
+
+
+def nonsense(rng: random.Random, depth: int) -> Any:
+    if depth == 0 or rng.random() < 0.3:
+        return rng.choice(VALUES)
+    if rng.random() < 0.3:
+        return [nonsense(rng, depth - 1) for _ in range(rng.randrange(3))]
+    names = KEYWORDS if rng.random() < 0.8 else ["a", "b", "c"]
+    return {name: nonsense(rng, depth - 1) for name in rng.sample(names, rng.randint(1, 3))}
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_nonsense_is_never_refused(first: int, walks: Walks) -> None:
+    for seed in range(first, first + 50):
+        rng = random.Random(seed)
+        properties = {name: nonsense(rng, 4) for name in "abc"}
+        document = {"$defs": {"x": nonsense(rng, 3)}, "type": "object", "properties": properties}
+        text = write(document, walks)
+        assert walks.takes(text, "<tool_call>f</tool_call>")
+        walks.walk(text, seed)
