@@ -111,7 +111,7 @@ def bombs() -> dict[str, dict[str, Any]]:
     endless = {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}}}
     return {
         "guided_json nested too deeply": {"guided_json": nested},
-        "guided_json 10 MB": {"guided_json": {"description": "x" * 10_000_000}},
+        "guided_json 300 kB": {"guided_json": {"description": "x" * 300_000}},
         "guided_json a chain of references": {
             "guided_json": {"$ref": "#/$defs/d0", "$defs": {**refs, "d3000": {}}}
         },
