@@ -37,7 +37,8 @@ class KillableChild:
     ends with the thread that started it."""
 
     def __init__(self, module: str, setup: bytes, limit_s: float) -> None:
-        self._module, self._setup, self._limit_s = module, setup, limit_s
+        self._module, self._setup = module, setup
+        self.limit_s = limit_s  # of one answer
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._is_closed = False
@@ -74,7 +75,7 @@ class KillableChild:
         died. In both cases the next message starts a new process."""
         try:
             link = self._link or self.start()
-            link.settimeout(self._limit_s)
+            link.settimeout(self.limit_s)
             send(link, message)
             answer = receive(link)
         except TimeoutError:

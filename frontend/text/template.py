@@ -29,7 +29,7 @@ class Renderer:
     tokens) are passed to each rendering."""
 
     def __init__(self, template: str, variables: dict[str, Any], limit_s: float = _LIMIT_S) -> None:
-        self._limit_s = limit_s
+        self.template, self.variables = template, variables
         setup = _encode({"template": template, "variables": variables})
         self.child = KillableChild(f"{__package__}.template_child", setup, limit_s)
 
@@ -54,7 +54,7 @@ class Renderer:
         try:
             return self.child.ask(message)
         except TimeoutError:
-            raise _failed(f"took longer than {self._limit_s:g} s on them") from None
+            raise _failed(f"took longer than {self.child.limit_s:g} s on them") from None
         except ChildDiedError:
             return b""
 

@@ -337,7 +337,7 @@ async def test_a_template_that_hangs_leaves_the_server_answering(
     loops = "".join(f"{{% for x{n} in range(99999) %}}" for n in range(4)) + "{% endfor %}" * 4
     template.write_text(f"{{% if messages[0].content == 'hang' %}}{loops}{{% endif %}}hello")
     server = await start(chat_template=str(template))
-    server.frontend.tokenizer._renderer._limit_s = 0.3
+    server.frontend.tokenizer._renderer.child.limit_s = 0.3
     hang = {"messages": [{"role": "user", "content": "hang"}]}
     for stream in (False, True):
         status, reply = await server.post(PATH, {**hang, "stream": stream})

@@ -200,11 +200,11 @@ def test_random_schemas(first: int, walks: Walks) -> None:
         check(random_schema(seed), walks, 3)
 
 
-@pytest.mark.parametrize("first", range(0, 200, 50))
+@pytest.mark.parametrize("first", range(0, 120, 40))
 def test_valid_values_are_taken_and_others_are_not(first: int, walks: Walks) -> None:
     """Values that are written as the schema declares them, and values with one change."""
     num_refused = 0
-    for seed in range(first, first + 50):
+    for seed in range(first, first + 40):
         schema, rng = random_schema(seed), random.Random(seed)
         text, validator = write(schema, walks), jsonschema_rs.validator_for(schema)
         for _ in range(4):
@@ -217,7 +217,7 @@ def test_valid_values_are_taken_and_others_are_not(first: int, walks: Walks) -> 
                 num_refused += 1
                 written = json.dumps(other, ensure_ascii=False)
                 assert not walks.takes(text, written), f"{written} under {schema}"
-    assert num_refused > 50
+    assert num_refused > 40
 
 
 @pytest.mark.parametrize("problem", REFUSED)

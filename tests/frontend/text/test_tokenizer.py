@@ -142,7 +142,7 @@ async def test_closing_ends_a_rendering_at_once(tiny_model: Path, tmp_path: Path
     own = Tokenizer(tiny_model, 584, str(template), render_limit_s=600)
     looping = asyncio.create_task(render_with(own, {}))
     async with asyncio.timeout(30):
-        while own._renderer is None or own._renderer._process is None:
+        while own._renderer is None or own._renderer.child.process_id is None:
             await asyncio.sleep(0.01)
         own.close()
         with pytest.raises(RequestError, match="template"):
@@ -197,15 +197,15 @@ def test_the_files_are_read_as_transformers_reads_them(tiny_model: Path, tmp_pat
         ):
             assert ours._encode(text, True) == theirs(text)["input_ids"]
         assert ours._renderer is not None
-        assert ours._renderer._variables == theirs.special_tokens_map
-        assert ours._renderer._template == theirs.chat_template == template
+        assert ours._renderer.variables == theirs.special_tokens_map
+        assert ours._renderer.template == theirs.chat_template == template
     (model / "chat_template.jinja").unlink()
     with closing(Tokenizer(model, 584)) as bare:
         assert bare._renderer is None
     (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": "inside"}))
     with closing(Tokenizer(model, 584)) as ours:
         assert ours._renderer is not None
-        assert ours._renderer._template == "inside"
+        assert ours._renderer.template == "inside"
 
 
 def test_tags_that_parsers_need_are_never_skipped(tiny_model: Path, tmp_path: Path) -> None:
