@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from .keywords import Json, SchemaError
+from .keywords import Json, SchemaError, dump, literals
 from .lark import TEXT, Lark, choice, pattern
 from .schema import Document, to_text
 from .tool_calls import CallWriter
@@ -117,7 +117,7 @@ def _format(lark: Lark, form: OutputFormat) -> str:
     try:
         match form.kind:
             case "json_schema":
-                return to_text(Document(form.source).alone(form.source))
+                return _json(lark, form.source)
             case "json_object":
                 return to_text(Document({}).alone({"type": "object"}))
             case "json":
@@ -131,6 +131,16 @@ def _format(lark: Lark, form: OutputFormat) -> str:
     except ValueError as error:
         raise FieldError(form.field, f"is not a valid pattern: {error}") from None
     raise AssertionError(f"{form.kind} is not written here")
+
+
+def _json(lark: Lark, schema: Any) -> str:
+    document = Document(schema)
+    if isinstance(schema, dict) and schema.keys() & {"enum", "const"}:
+        ways = document.alternatives(schema)
+        values = literals(ways[0]) if len(ways) == 1 else None
+        if values:  # as text, numbers of any length stay as they are
+            return lark.terminal(choice([dump(value) for value in values]))
+    return to_text(document.alone(schema))
 
 
 def _written(form: OutputFormat) -> str:
