@@ -26,6 +26,7 @@ import gc
 import resource
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import uvloop
@@ -83,12 +84,20 @@ def _allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def _known_vocab_size(settings: Settings, server: dict[str, Any]) -> int:
+    """`--vocab_size`, or less if the server says that it has less."""
+    info = server.get("info")
+    size = info.get("vocab_size") if isinstance(info, dict) else None
+    return min(settings.vocab_size, size) if isinstance(size, int) else settings.vocab_size
+
+
 async def _measure(settings: Settings) -> tuple[dict[str, Any], Run]:
     """Warm up, then measure. Returns the server's description of itself, and the run."""
     async with open_session(settings) as session:
         server = await ask_server(session, settings.url)
         model = settings.model or served_model(server)
         tokenizer = load_tokenizer(settings.tokenizer, server)
+        settings = replace(settings, vocab_size=_known_vocab_size(settings, server))
         warmups = make_prompts(settings, tokenizer, settings.num_warmups, "warm-up")
         prompts = make_prompts(settings, tokenizer, settings.num_prompts, "measured")
         client = Client(session, settings, model, tokenizer)

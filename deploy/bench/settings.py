@@ -152,8 +152,8 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         default="auto",
         metavar="DIR|demo|auto|none",
-        help="makes prompts of exact length; auto: the server's, if its model directory is on this "
-        "machine; none: random ids, for --route completions only",
+        help="makes prompts of exact length; auto: the server's, if it tells its model directory "
+        "and that is on this machine; none: random ids, for --route completions only",
     )
     add(
         "--vocab_size",

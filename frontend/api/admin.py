@@ -41,7 +41,9 @@ async def server_info(request: web.Request) -> web.Response:
     if state.ready is not None:
         names = ("epoch", "num_pages", "max_req_total_len")
         engine = {name: getattr(state.ready, name) for name in names}
-    more = {"version": __version__, "state": state.why_not_ready() or "ready", "engine": engine}
+    status = state.why_not_ready() or "ready"
+    vocab_size = frontend.tokenizer.vocab_size
+    more = {"version": __version__, "state": status, "engine": engine, "vocab_size": vocab_size}
     return json_response({**info, **more})
 
 

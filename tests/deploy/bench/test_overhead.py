@@ -37,6 +37,7 @@ def test_bench_serve_and_plain_streams_measure_the_same_server(tmp_path: Path) -
     port, path = free_port(), tmp_path / "result.json"
     url = f"http://127.0.0.1:{port}"
     chat = ["--route", "chat", "--dataset", "shared-prefix", "--prefix_len", "70"]
+    chat += ["--tokenizer", str(tmp_path / "model")]
     with serving(tmp_path / "model", port, []) as server:
         asyncio.run(Load(server, port, "generate").run(2, 40))  # raises if a stream breaks
         for flags, shortest, longest in (
