@@ -89,6 +89,10 @@ def load_runner(
         raise ModelError(f"{model_dir}: the weights are damaged: {error}") from error
     if runner.grammars is not None:
         runner.grammars.preload()
+    if config.device != "cpu":
+        # Steps use the host for small copies alone. Other threads would spin while they wait for
+        # the next one, half a core each.
+        torch.set_num_threads(1)
     return runner
 
 
