@@ -75,7 +75,7 @@ docs: $(INSTALLED)
 constraints: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable ".[dev]"
 	{ echo "# The versions that are tested. Written by \`make constraints\`; run \`make test\` after it."; \
-	    grep -o 'torch>=[^"]*' pyproject.toml; \
+	    grep -oE '(torch|triton)>=[^"]*' pyproject.toml; \
 	    $(BIN)/python -m pip freeze --exclude-editable | grep -Ev '^(torch|triton|nvidia|cuda)[-_=]'; \
 	} > constraints.txt
 	touch $(INSTALLED)

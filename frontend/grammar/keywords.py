@@ -8,7 +8,7 @@ from ..parsers.schemas import usual_types
 
 Json = dict[str, Any]
 _MAX_COUNT = 1_000_000  # of minLength and the like; no reply is longer
-_MAX_NUMBER = 10**18
+MAX_NUMBER = 10**18
 MAX_DIGITS = 15  # the library computes in doubles
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FORMATS = frozenset("duration hostname ipv6 uri".split())
@@ -170,9 +170,9 @@ def _bound(value: Any, rounding: str, side: int) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")
     exact = Context(prec=MAX_DIGITS, rounding=rounding).plus(Decimal(str(value)))
-    if exact * side > _MAX_NUMBER:
-        raise ValueError(f"must be within {_MAX_NUMBER:.0e}")
-    clipped = max(min(exact, Decimal(_MAX_NUMBER)), Decimal(-_MAX_NUMBER))
+    if exact * side > MAX_NUMBER:
+        raise ValueError(f"must be within {MAX_NUMBER:.0e}")
+    clipped = max(min(exact, Decimal(MAX_NUMBER)), Decimal(-MAX_NUMBER))
     return int(clipped) if clipped == clipped.to_integral_value() else float(clipped)
 
 

@@ -19,6 +19,7 @@ from .keywords import (
     COMBINING,
     HINTS,
     MAX_DIGITS,
+    MAX_NUMBER,
     Json,
     SchemaError,
     common_types,
@@ -141,6 +142,11 @@ class Document:
             if not has_few_digits(keywords[key]):
                 self._refuse(f"{key} has a number with more than {MAX_DIGITS} digits", where)
                 del keywords[key]
+        if keywords.get("type") == ["integer"]:  # or a model that repeats a digit never ends
+            if "exclusiveMinimum" not in keywords:
+                keywords.setdefault("minimum", -MAX_NUMBER)
+            if "exclusiveMaximum" not in keywords:
+                keywords.setdefault("maximum", MAX_NUMBER)
         low = [keywords[key] for key in ("minimum", "exclusiveMinimum") if key in keywords]
         high = [keywords[key] for key in ("maximum", "exclusiveMaximum") if key in keywords]
         if low and high and min(high) - max(low) <= 1:

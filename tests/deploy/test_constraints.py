@@ -16,8 +16,8 @@ def test_every_requirement_has_a_tested_version() -> None:
     by_name = {item.name.lower().replace("_", "-"): item for item in tested}
     for requirement in map(Requirement, wanted):
         item = by_name.get(requirement.name.lower())
-        if requirement.name == "torch":
-            assert item == requirement  # its builds differ from machine to machine
+        if requirement.name in ("torch", "triton"):
+            assert item == requirement  # builds of torch differ from machine to machine
         elif requirement.name != "setuptools":  # pip freeze leaves it out on Python 3.11
             assert item is not None, requirement.name
             (version,) = item.specifier

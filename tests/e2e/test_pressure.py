@@ -161,6 +161,7 @@ def test_a_hung_worker_is_seen_in_seconds_and_replaced_with_all_stacks_in_the_lo
 def test_probes_on_their_own_port_do_not_wait_for_the_work(server: RunningServer) -> None:
     url = log_of(server).partition("probes and metrics: ")[2].split()[0]
     times: list[float] = []
+    wait_until(lambda: server.get("/health")[0] == 200, 30, "healthy after the tests before")
 
     async def probe() -> None:
         async with aiohttp.ClientSession() as session:

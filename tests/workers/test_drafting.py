@@ -76,7 +76,7 @@ def hints(plain: dict[int, Reply]) -> dict[int, list[int]]:
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of random weights: its drafts are wrong, so the tests replace them by right ones."""
     path = tmp_path_factory.mktemp("drafting")
-    make_checkpoint(path, seed=7, num_hidden_layers=2)
+    make_checkpoint(path, seed=7)
     return path
 
 
