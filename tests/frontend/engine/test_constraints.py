@@ -1,5 +1,6 @@
 """What requests ask of their output reaches the engine as a grammar, or is refused in time."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -269,3 +270,27 @@ async def test_the_format_of_responses_is_enforced_and_its_errors_are_named(serv
         RESPONSES, {"input": "x", "text": {"format": {"type": "xml"}}}
     )
     assert (status, reply["error"]["param"]) == (400, "text.format.type"), reply
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_grammar_that_fails_on_its_way_ends_the_reply_with_an_error(
+    server: Any, stream: bool
+) -> None:
+    server.engine.manual = True
+    fields = {**JSON, "stream": stream, "chat_template_kwargs": PLAIN}
+    asking = asyncio.create_task(
+        server.session.post(server.url + CHAT, json=body(**fields)).__aenter__()
+    )
+    submit = (await server.engine.submitted())[0]
+    assert submit.grammar.field == "response_format"
+    server.engine.tokens(submit, [519])
+    if stream:
+        await (await asking).content.readany()
+    server.engine.finish(submit, "invalid", 1, message="it is too complex", field="response_format")
+    reply = await asking
+    data = await reply.text()
+    assert "it is too complex" in data
+    assert reply.status == (200 if stream else 400)
+    assert stream or (await reply.json())["error"]["param"] == "response_format"
+    server.engine.manual = False
+    assert (await server.post(CHAT, body()))[0] == 200
