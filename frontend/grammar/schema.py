@@ -12,6 +12,7 @@ prepared for it here:
   (`keywords.py`).
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,10 @@ _OPTIONS = {
     "coerce_one_of": True,
     "json_allowed_escapes": 'nrbtf\\"',  # without \u, which can spell half a character
 }
+# The library lets a quote and a backslash pass as escapes where a class such as [^"] excludes them.
+# So a text with a negated class in its pattern has to match this, too.
+_NEGATED = re.compile(r"\[\^|\\P")
+_NO_QUOTES = {"pattern": r"^[\t\n\r -!#-\[\]-\U0010FFFF]*$"}
 _MAX_ALTERNATIVES = 256
 _NARROWER: dict[str, Callable[..., Any]] = {  # of two limits
     **dict.fromkeys(("minLength", "minItems", "minProperties", "minimum"), max),
@@ -147,6 +152,11 @@ class Document:
                 keywords.setdefault("minimum", -MAX_NUMBER)
             if "exclusiveMaximum" not in keywords:
                 keywords.setdefault("maximum", MAX_NUMBER)
+        if _NEGATED.search(keywords.get("pattern", "")):
+            keywords["allOf"] = [*keywords.get("allOf", []), _NO_QUOTES]
+        if any(map(_NEGATED.search, keywords.get("patternProperties", ()))):
+            self._refuse("patternProperties with a negated class is not supported", where)
+            del keywords["patternProperties"]
         low = [keywords[key] for key in ("minimum", "exclusiveMinimum") if key in keywords]
         high = [keywords[key] for key in ("maximum", "exclusiveMaximum") if key in keywords]
         if low and high and min(high) - max(low) <= 1:
