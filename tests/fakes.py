@@ -285,7 +285,7 @@ class FakeWorker:
         for _ in range(1 + num_accepted):
             self._write(row, [row.last_token])
             result = self._sample(number)
-            if result.error:  # what was sampled before it in this step is not sent
+            if result.error:  # its other tokens of this step are not sent
                 outputs = result
                 break
             outputs = RowResult(

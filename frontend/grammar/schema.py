@@ -36,9 +36,10 @@ _OPTIONS = {
     "coerce_one_of": True,
     "json_allowed_escapes": 'nrbtf\\"',  # without \u, which can spell half a character
 }
-# The library lets a quote and a backslash pass as escapes where a class such as [^"] excludes them.
-# So a text with a negated class in its pattern has to match this, too.
-_NEGATED = re.compile(r"\[\^|\\P")
+# The library lets a quote and a backslash pass as escapes where a class has all control characters
+# but not these two, such as [^"]. So a text with a class that may be of this kind (negated, made by
+# an operation on sets, or with a NUL) has to match _NO_QUOTES, too.
+_NEGATED = re.compile(r"\[:?\^|\\P|&&|--|~~|\\(?:x|u|U)\{?0|\x00")
 _NO_QUOTES = {"pattern": r"^[\t\n\r -!#-\[\]-\U0010FFFF]*$"}
 _MAX_ALTERNATIVES = 256
 _NARROWER: dict[str, Callable[..., Any]] = {  # of two limits
@@ -215,7 +216,7 @@ def _both(first: Json, second: Json) -> Json:
             both[key] = list(dict.fromkeys(old + value))
         elif key in _NARROWER:
             both[key] = _NARROWER[key](old, value)
-        elif key in ("type", "enum"):
+        elif key == "enum":
             both[key] = [item for item in old if item in value]
         elif old != value:
             both["allOf"] = [*both.get("allOf", []), {key: value}]
