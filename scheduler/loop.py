@@ -33,7 +33,7 @@ from ..shared.transport import (
 from .core import Outgoing, Scheduler
 
 HEARTBEAT_NS = 1_000_000_000
-_PAUSE_NS = 5 * HEARTBEAT_NS  # a heartbeat that is later than this: the process was stopped
+_PAUSE_NS = 5 * HEARTBEAT_NS  # the clock was not read for longer: the process was stopped
 logger = logging.getLogger(__name__)
 
 
@@ -158,6 +158,7 @@ class SchedulerLoop:
         self._running = True
         self.steps = 0
         self.step_time_s = 0.0
+        self._read_ns = 0  # when the clock was read last
         self._paused_ns = 0  # time in which this process was stopped: no step is late for that
 
     def run(self) -> None:
@@ -171,9 +172,6 @@ class SchedulerLoop:
                 while self._running:
                     wait_ns = self._next_heartbeat_ns - time.monotonic_ns()
                     inbox = receiver.receive(max(0.0, wait_ns / 1e9))
-                    late_ns = time.monotonic_ns() - self._next_heartbeat_ns
-                    if self._next_heartbeat_ns and late_ns > _PAUSE_NS:
-                        self._paused_ns += late_ns
                     self.turn([message for message in inbox if self._accepts(message)])
                     if time.monotonic_ns() >= self._next_heartbeat_ns:
                         receiver.repair()
@@ -181,6 +179,14 @@ class SchedulerLoop:
             finally:
                 self._links.close()
                 logger.info("stopped; %d steps, mean %.0f us", self.steps, self._step_us)
+
+    def _now_ns(self) -> int:
+        """The time for the core. It stands still while this process is stopped, at any line."""
+        clock_ns = time.monotonic_ns()
+        if self._read_ns and clock_ns - self._read_ns > _PAUSE_NS:
+            self._paused_ns += clock_ns - self._read_ns
+        self._read_ns = clock_ns
+        return clock_ns - self._paused_ns
 
     def _accepts(self, message: AnyMessage) -> bool:
         """Look at a message before the core does. False if the core must not see it."""
@@ -197,7 +203,7 @@ class SchedulerLoop:
         """Give the core its messages, and send its plans and messages."""
         self._checked = self._checked and not inbox
         while True:
-            started = time.monotonic_ns() - self._paused_ns
+            started = self._now_ns()
             plan, outbox = self._core.step(started, inbox)
             if plan is not None:
                 data = encode(plan)
@@ -210,7 +216,7 @@ class SchedulerLoop:
             if plan is None:
                 break
             self.steps += 1
-            self.step_time_s += (time.monotonic_ns() - self._paused_ns - started) / 1e9
+            self.step_time_s += (self._now_ns() - started) / 1e9
             inbox = []
         if self._links.full:
             self._cut_frontends()
