@@ -82,12 +82,16 @@ def test_the_process_dies_with_the_thread_that_started_it() -> None:
     one = Renderer("x", {})
     thread = threading.Thread(target=one.child.start)
     thread.start()
-    thread.join()
-    with pytest.raises(ChildDiedError) as death:
-        one.child.ask(b"{}")
-    assert death.value.code == -signal.SIGKILL
-    one.child.close()
-    one.child.close()
+    thread.join()  # Python says so a moment before the kernel ends the thread
+    try:
+        assert one.child.process_id is not None
+        os.waitid(os.P_PID, one.child.process_id, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ChildDiedError) as death:
+            one.child.ask(b"{}")
+        assert death.value.code == -signal.SIGKILL
+    finally:
+        one.child.close()
+        one.child.close()
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ x", "{% for x in %}{% endfor %}"])
