@@ -14,12 +14,20 @@ CPU_TORCH ?= https://download.pytorch.org/whl/cpu
 HAS_CPU_TORCH = ! nvidia-smi -L >/dev/null 2>&1 && timeout 8 $(PYTHON) -c 'import urllib.request; \
     assert b"cpu-cp3" in urllib.request.urlopen("$(CPU_TORCH)/torch/", timeout=3).read()' 2>/dev/null
 
-.PHONY: help demo test gpu check format docs constraints clean
+# Programs that some tests need and `make test` does not install: one line for each installer. Such a
+# test is skipped, with the reason, where its program is missing.
+#   systemd: systemd-analyze. nginx, haproxy: rolling restarts. prometheus: promtool.
+APT_TOOLS := systemd nginx-light haproxy prometheus
+PIP_TOOLS :=
+NPM_TOOLS :=
+
+.PHONY: help tools demo test gpu check format docs constraints clean
 
 help:
 	@echo "make demo [ONCE=1]  serve the bundled model and ask it a first question"
 	@echo "make test           formatting, lint, types, spelling, tests"
 	@echo "make check          the same without the tests"
+	@echo "make tools          install programs that some tests need, as far as this machine lets it (root)"
 	@echo "make gpu            tests that need a card (PYTHON=... for one that is not python3)"
 	@echo "make format         fix formatting and lint where that is automatic"
 	@echo "make docs           regenerate docs/configuration.md"
@@ -40,6 +48,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	mkdir -p $(VENV)/src
 	ln -sfn "$(CURDIR)" $(VENV)/src/glimmer
 	touch $@
+
+# Never fails: a test whose program is missing is skipped.
+tools:
+	@.ci/tools apt $(APT_TOOLS)
+	@.ci/tools pip $(PIP_TOOLS)
+	@.ci/tools npm $(NPM_TOOLS)
 
 demo: $(INSTALLED)
 	$(BIN)/glimmer demo $(if $(ONCE),--once)
