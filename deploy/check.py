@@ -8,10 +8,10 @@ from ..shared.errors import ConfigError, ModelError, StartError
 from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.resolve import resolve
 from .launcher.gpus import check_gpus
-from .launcher.launch import allow_files, default_parent
+from .launcher.launch import allow_files
 from .launcher.listen import bind_port
 from .launcher.preflight import check_access, check_memory, check_model, detect_hardware
-from .launcher.runtime_dir import claim_runtime_dir
+from .launcher.runtime_dir import claim_runtime_dir, default_parent
 
 
 def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool = False) -> int:

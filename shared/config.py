@@ -337,7 +337,9 @@ def child_environment(role: str, threads: int) -> dict[str, str]:
         # Idle threads sleep. Spinning threads take the cores from other processes, and then from
         # this one: a step took 20 times as long.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "GLOO_SOCKET_IFNAME": "lo",
+        # Ranks on GPUs find each other over TCP: only on this machine. By default NCCL takes the
+        # first interface of the network.
+        "NCCL_SOCKET_IFNAME": "lo",
         "TOKENIZERS_PARALLELISM": "false",  # its thread pool does not work with child processes
         "HF_HUB_OFFLINE": "1",  # nothing is ever downloaded
     }

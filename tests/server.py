@@ -91,6 +91,25 @@ class RunningServer:
         return self.get("/readiness", 2.0)[0] == 200
 
 
+def reachable(server: RunningServer) -> tuple[set[int], list[str]]:
+    """What other users can reach of a server's processes: TCP and UDP ports, and names of abstract
+    Unix sockets, which have no file permissions."""
+    launcher = psutil.Process(server.launcher.pid)
+    inodes = set()
+    for process in (launcher, *launcher.children(recursive=True)):
+        for link in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
+    ports = set()
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return ports, [row[7] for row in rows if len(row) > 7 and row[6] in inodes and row[7][0] == "@"]
+
+
 def _role(command: list[str]) -> str:
     module = next((a for a in command if a.startswith("glimmer.")), "other")
     role = {"workers": "worker"}.get(module.split(".")[-1], module.split(".")[-1])

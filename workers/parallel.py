@@ -2,7 +2,7 @@
 
 Heads, MLP widths and the head's vocabulary are split; everything else, the latent KV included, is
 replicated. Rank 0 alone samples and tells the others, so ranks cannot drift apart. One machine
-only: NCCL between GPUs, gloo over loopback on CPUs.
+only: NCCL between GPUs, shared memory on CPUs (`local_group.py`).
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import FileStore
 
 from ..shared.errors import ConfigError
 from ..shared.model_spec import ModelSpec
+from .local_group import LocalGroup, join_local
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
-    group: Any = None  # a ProcessGroupGloo or ProcessGroupNCCL; torch does not type them
+    group: Any = None  # a LocalGroup or torch's ProcessGroupNCCL, which has no types
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place; returns x."""
-        if self.group is not None:
+        if isinstance(self.group, LocalGroup):
+            self.group.all_reduce(x)
+        elif self.group is not None:
             _wait(self.group.allreduce([x], _in_order(dist.AllreduceOptions())))
         return x
 
@@ -45,7 +48,9 @@ class Ranks:
 
     def broadcast(self, x: Tensor) -> Tensor:
         """Rank 0's x everywhere, in place; returns x."""
-        if self.group is not None:
+        if isinstance(self.group, LocalGroup):
+            self.group.broadcast(x)
+        elif self.group is not None:
             _wait(self.group.broadcast([x], _in_order(dist.BroadcastOptions())))
         return x
 
@@ -53,6 +58,9 @@ class Ranks:
         """[n, width] of each rank -> [n, size * width] on rank 0, None on the others."""
         if self.group is None:
             return x
+        if isinstance(self.group, LocalGroup):
+            found = self.group.gather(x)
+            return None if found is None else torch.cat(found, dim=1)
         parts = [[torch.empty_like(x) for _ in range(self.size)]] if self.rank == 0 else []
         _wait(self.group.gather(parts, [x.contiguous()], _in_order(dist.GatherOptions())))
         return torch.cat(parts[0], dim=1) if self.rank == 0 else None
@@ -84,16 +92,13 @@ def join_ranks(
     and exchanges are in stream order: the host does not wait for them."""
     if size == 1:
         return Ranks()
+    path = runtime_dir / f"ranks-{epoch}"
+    if device == "cpu":
+        return Ranks(rank, size, join_local(rank, size, path, timeout_s))
     timeout = timedelta(seconds=timeout_s)
-    store = FileStore(str(runtime_dir / f"ranks-{epoch}"), size)
+    store = FileStore(str(path), size)
     store.set_timeout(timeout)
-    if device != "cpu":
-        return Ranks(rank, size, _nccl(store, rank, size, timeout, device))
-    gloo: Any = dist.ProcessGroupGloo
-    options = gloo._Options()
-    options._devices = [gloo.create_device(hostname="127.0.0.1")]
-    options._timeout = timeout
-    return Ranks(rank, size, gloo(store, rank, size, options))
+    return Ranks(rank, size, _nccl(store, rank, size, timeout, device))
 
 
 def _nccl(store: FileStore, rank: int, size: int, timeout: timedelta, device: str) -> Any:

@@ -5,14 +5,12 @@ No process is started before the port, the runtime directory and the model have 
 
 import contextlib
 import dataclasses
-import os
 import resource
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ...shared.config import ServeConfig, environment
+from ...shared.config import ServeConfig
 from ...shared.errors import ConfigError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
@@ -21,7 +19,7 @@ from .gpus import check_gpus
 from .launcher import Launcher
 from .listen import bind_port
 from .preflight import check_access, check_memory, check_model, detect_hardware
-from .runtime_dir import claim_runtime_dir
+from .runtime_dir import claim_runtime_dir, default_parent
 from .supervise import Children, JanitorKeeper, Modules
 
 _MAX_FILES = 65536
@@ -80,10 +78,3 @@ def allow_files(config: ServeConfig) -> None:
         raise ConfigError(
             f"the limit of open files (ulimit -Hn) is {limit}, this server needs {needed}; raise it"
         )
-
-
-def default_parent() -> Path:
-    """The parent of default runtime directories: $XDG_RUNTIME_DIR, or the temporary directory."""
-    parent = Path(environment().get("XDG_RUNTIME_DIR", ""))
-    usable = parent.is_absolute() and os.access(parent, os.W_OK | os.X_OK)
-    return parent if usable else Path(tempfile.gettempdir())

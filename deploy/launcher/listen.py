@@ -8,24 +8,23 @@ import contextlib
 import errno
 import os
 import socket
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...shared.errors import ConfigError, PortError
-from .runtime_dir import describe
+from .runtime_dir import RuntimeDir, claim_name, describe
 
 _LISTEN_STATE = "0A"  # in /proc/net/tcp
 
 
 @dataclass(frozen=True)
 class HttpPort:
-    """A bound TCP socket, and a listening abstract unix socket named after the port. The kernel
-    shows no owner of a port that is only bound; the unix socket tells other servers who owns it."""
+    """A bound TCP socket, and a locked directory named after the port. The kernel shows no owner of
+    a port that is only bound; the directory tells other servers of this user who owns it."""
 
     listener: socket.socket
-    claim: socket.socket | None
+    claim: RuntimeDir | None
 
     @property
     def number(self) -> int:
@@ -45,7 +44,7 @@ class HttpPort:
         """Release the port."""
         self.listener.close()
         if self.claim is not None:
-            self.claim.close()
+            self.claim.remove()
 
 
 def bind_port(host: str, port: int, flag: str = "--port") -> HttpPort:
@@ -64,7 +63,7 @@ def bind_port(host: str, port: int, flag: str = "--port") -> HttpPort:
     except OSError as error:
         listener.close()
         if claim is not None:
-            claim.close()
+            claim.remove()
         raise _explain(error, host, port, flag) from error
     return HttpPort(listener, claim)
 
@@ -90,31 +89,14 @@ def _explain(error: OSError, host: str, port: int, flag: str) -> ConfigError | P
     return ConfigError(f"--host {host}: {error.strerror}; give an address of this machine")
 
 
-def _claim(address: str, port: int, flag: str) -> socket.socket:
-    name = f"\0glimmer-{address}-{port}"
-    claim = socket.socket(socket.AF_UNIX)
+def _claim(address: str, port: int, flag: str) -> RuntimeDir | None:
+    network = os.stat("/proc/self/ns/net").st_ino  # containers may share the directory
     try:
-        claim.bind(name)
-    except OSError:
-        claim.close()
-        owner = describe(_claim_owner(name))
+        return claim_name(f"port-{network}-{address}-{port}")
+    except BlockingIOError as error:
         raise PortError(
-            f"port {port} is in use by {owner}; stop that server or choose another {flag}"
+            f"port {port} is in use by {error.strerror}; stop that server or choose another {flag}"
         ) from None
-    claim.listen(128)
-    return claim
-
-
-def _claim_owner(name: str) -> int | None:
-    with socket.socket(socket.AF_UNIX) as peer, contextlib.suppress(OSError):
-        peer.setblocking(False)
-        peer.connect(name)
-        size = struct.calcsize("3i")
-        pid, _, _ = struct.unpack(
-            "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
-        return int(pid)
-    return None
 
 
 def _listening_pid(port: int) -> int | None:

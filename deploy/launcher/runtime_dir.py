@@ -1,8 +1,8 @@
 """The private directory that holds one server's sockets and settled configuration.
 
 A directory belongs to the live process that holds its lock file. The lock is taken first, because
-binding an ipc socket succeeds silently on a path that is in use. Imports only the standard library
-and shared.errors, because the janitor uses it.
+binding an ipc socket succeeds silently on a path that is in use. Imports no other libraries,
+because the janitor uses it.
 """
 
 import contextlib
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...shared.config import environment
 from ...shared.errors import ConfigError, PortError
 
 _LOCK = "lock"
@@ -69,6 +70,31 @@ class RuntimeDir:
         if name in missing:
             _write_whole(self.path / name, content)
         return " and ".join(missing)
+
+
+def default_parent() -> Path:
+    """The parent of default runtime directories: $XDG_RUNTIME_DIR, or the temporary directory."""
+    parent = Path(environment().get("XDG_RUNTIME_DIR", ""))
+    usable = parent.is_absolute() and os.access(parent, os.W_OK | os.X_OK)
+    return parent if usable else Path(tempfile.gettempdir())
+
+
+def claim_name(name: str) -> RuntimeDir | None:
+    """Lock a name among this user's servers, by a directory. Raises BlockingIOError naming the
+    process that holds it. None if there can be no such directory, because another user has one."""
+    path = default_parent() / f"{_PREFIX}{os.geteuid()}-{name}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        is_ours = _is_private(path) and not path.is_symlink()
+        lock_fd = try_lock(path, 0.0) if is_ours else -1
+        if lock_fd is not None and lock_fd >= 0:
+            _write_owner(path)
+            return RuntimeDir(path, True, lock_fd, _lock_directory(path))
+    except OSError:
+        return None
+    if lock_fd is None:
+        raise BlockingIOError(errno.EWOULDBLOCK, describe(_lock_owner(path)))
+    return None
 
 
 def claim_runtime_dir(path: Path | None, parent: Path) -> RuntimeDir:

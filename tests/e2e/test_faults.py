@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
-from server import RunningServer, running_server, wait_until
+from server import RunningServer, reachable, running_server, wait_until
 
 STREAMS = 20
 TOKENS = 120
@@ -151,6 +151,7 @@ def test_a_lost_rank_takes_its_group_along_and_a_lost_launcher_everything(
 ) -> None:
     flags = ("--data_type", "float32", "--tp", "2", "--step_timeout_s", str(STEP_TIMEOUT_S))
     with running_server(tiny_model, tmp_path, *flags) as server:
+        assert reachable(server) == ({server.port}, []), "nothing but HTTP"
         survives(server, undisturbed, lambda: send(server, "worker-1") and None)
         survives(server, undisturbed, lambda: send(server, "worker-1", signal.SIGSTOP) and None)
         losses = [line for line in server.log.read_text().splitlines() if "lost worker" in line]

@@ -29,11 +29,11 @@ def test_a_config_survives_the_way_to_a_child(tmp_path: Path) -> None:
 def test_children_inherit_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
-    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME", raising=False)
     environ = child_environment("worker", threads=2)
     assert environ["OMP_NUM_THREADS"] == "7"
     assert environ["CUDA_VISIBLE_DEVICES"] == "3"
-    assert environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert environ["NCCL_SOCKET_IFNAME"] == "lo"
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert child_environment("worker", threads=2)["OMP_NUM_THREADS"] == "2"
     assert child_environment("scheduler", threads=2)["OMP_NUM_THREADS"] == "1"

@@ -1,5 +1,7 @@
+import contextlib
 import os
 import socket
+from pathlib import Path
 
 import pytest
 from glimmer.deploy.launcher.listen import bind_port
@@ -65,3 +67,29 @@ def test_ipv6_works_where_the_machine_has_it() -> None:
         pytest.skip("this machine has no IPv6 address")
     assert port.listener.family == socket.AF_INET6
     port.close()
+
+
+def test_a_directory_of_another_kind_in_the_way_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names in a temporary directory can be taken by anybody."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    port = bind_port("127.0.0.1", 0)
+    number = port.number
+    port.close()
+    with contextlib.closing(bind_port("127.0.0.1", number)):
+        (claim,) = tmp_path.glob("glimmer-*")
+        assert claim.stat().st_mode & 0o777 == 0o700
+    assert not claim.exists()
+    claim.mkdir(mode=0o755)
+    bind_port("127.0.0.1", number).close()
+    claim.rmdir()
+    claim.touch()
+    bind_port("127.0.0.1", number).close()
+    claim.unlink()
+    precious = tmp_path / "precious"
+    precious.mkdir(mode=0o700)
+    (precious / "config.json").touch()
+    claim.symlink_to(precious)
+    bind_port("127.0.0.1", number).close()
+    assert [path.name for path in precious.iterdir()] == ["config.json"]
