@@ -13,11 +13,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ConfigError, PortError, StartError
+from ...shared.errors import ConfigError, StartError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.log import dropped_lines, write_aside
 from ...shared.messages import (
@@ -37,6 +36,7 @@ from ...shared.messages import (
 from ...shared.transport import Receiver, launcher_address
 from .listen import HttpPort
 from .progress import StartDisplay
+from .restarts import ENGINE, Restarts
 from .signals import can_open_terminal, handlers
 from .supervise import Children, JanitorKeeper, Process, start_error
 
@@ -47,17 +47,12 @@ _SLOW_TICK_S = 0.1  # on kernels without pidfds, where the end of a child does n
 _STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
 _DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
 _EXIT_WAIT_S = 1.0  # a worker that reported a failure exits within this time, or is killed
-_MAX_ATTEMPTS = 3  # restarts in a row after which the engine or a frontend did not become ready
-_BACKOFF_S = 0.5  # before the second restart within _MEMORY_S, then twice as long each time
-_MAX_BACKOFF_S = 8.0
-_MEMORY_S = 60.0
 # The scheduler's main loop never waits for a worker, so a slow step delays no heartbeat.
 HEARTBEAT_LIMIT_S = 10.0
 # A frontend also parses bodies and renders prompts. Killing it breaks its streams.
 FRONTEND_LIMIT_S = 30.0
 # A longer time between two ticks means that this process was suspended, perhaps with its children.
 _PAUSE_S = 5.0
-_ENGINE = "engine"
 _RUNNING = "running"  # the last stage; a scheduler enters it with its first heartbeat
 
 
@@ -101,12 +96,9 @@ class Launcher:
         self._stop_requests = 0
         self._is_reload_asked = False
         self._has_terminal = can_open_terminal()
-        self._attempts: Counter[str] = Counter()  # restarts since the unit was last ready
-        self._restarts: Counter[str] = Counter()  # all of them, by role
-        self._recent: dict[str, list[float]] = {}  # by unit: times of its last restarts
+        self._restarts = Restarts()
         self._stalled = False  # the stacks of this stall are in the log
         self._dir_problem = ""
-        self._due: dict[tuple[str, int], float] = {}  # (role, index) -> when to start it
         self._last_tick = started
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -154,8 +146,7 @@ class Launcher:
         sentinels = [process.sentinel for process in self._children.alive]
         watched = [fd for fd in (*sentinels, self._janitor.sentinel) if fd is not None]
         tick = _SLOW_TICK_S if None in sentinels else _TICK_S
-        until_due = [at - time.monotonic() for at in self._due.values()]
-        inbox.wait([self._wake_read.fileno(), *watched], max(0.0, min([tick, *until_due])))
+        inbox.wait([self._wake_read.fileno(), *watched], self._restarts.wait_s(tick))
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(64)
         self._reap()
@@ -245,7 +236,7 @@ class Launcher:
         if ready.role == "worker":
             self._port.share_with_successor()  # frontends listen only after the scheduler is ready
         else:
-            del self._attempts[_unit(process)]
+            self._restarts.helped(process)
         if ready.role == "scheduler":
             self._capacity = ready.num_pages * self._config.page_size
             self._engine_ready_at = time.monotonic()
@@ -306,8 +297,7 @@ class Launcher:
         self._engine_ready_at = math.inf
         self._children.kill(self._children.of("worker"))
         workers = [("worker", rank) for rank in range(self._config.tp)]
-        for worker in workers:
-            self._due.pop(worker, None)
+        self._restarts.cancel(workers)
         if process.role == "worker":
             self._tell("scheduler", PeerLost("worker", process.index, reason, process.epoch))
             self._restart(process, reason, workers)
@@ -316,29 +306,12 @@ class Launcher:
             if self._phase is Phase.SERVING:
                 self._restart(process, reason, [("scheduler", 0), *workers])
 
-    def _restart(self, lost: Process, reason: str, successors: list[tuple[str, int]]) -> None:
-        """Schedule these (role, index) to start: at once the first time, later after repeated
-        losses. Gives up after `_MAX_ATTEMPTS` restarts in a row that did not make it ready, unless
-        the runtime directory is the reason: a full disk has room again some day."""
-        unit = _unit(lost)
-        attempts = self._attempts[unit]
-        is_broken = lost.popen.returncode != PortError.exit_code
-        if is_broken and attempts >= _MAX_ATTEMPTS:
-            problem = f"{attempts} restarts of the {unit} in a row did not help; last: {lost.name}"
+    def _restart(self, lost: Process, reason: str, starts: list[tuple[str, int]]) -> None:
+        """Schedule these (role, index) to start, or stop if that has not helped before."""
+        problem = self._restarts.lost(lost, starts)
+        if problem:
             code = start_error(lost.popen.returncode, "").exit_code
             self._give_up(f"{problem}: {reason}", code)
-            return
-        self._attempts[unit] += is_broken
-        self._restarts["frontend" if lost.role == "frontend" else _ENGINE] += 1
-        self._schedule(unit, successors)
-
-    def _schedule(self, unit: str, starts: list[tuple[str, int]]) -> None:
-        """Start these after a time that grows with the number of recent restarts of the unit."""
-        now = time.monotonic()
-        recent = [at for at in self._recent.get(unit, []) if now - at < _MEMORY_S]
-        delay = min(_MAX_BACKOFF_S, _BACKOFF_S * (2 ** min(len(recent), 10) - 1))
-        self._recent[unit] = [*recent, now]
-        self._due |= dict.fromkeys(starts, now + delay)
 
     def _give_up(self, reason: str, exit_code: int) -> None:
         logger.error("giving up: %s", reason)
@@ -361,7 +334,7 @@ class Launcher:
             if self._phase is Phase.STARTING:
                 raise StartError(f"cannot start {role} {index}: {error}") from error
             logger.error("cannot start %s %d: %s; trying again", role, index, error)
-            self._schedule(f"{role} {index}", [(role, index)])
+            self._restarts.schedule(f"{role} {index}", [(role, index)])
             return
         if self._phase is Phase.STARTING:
             self._display.update(process.name, process.stage)
@@ -381,8 +354,7 @@ class Launcher:
                 process.heard = now
         self._last_tick = now
         self._beat(now)
-        for role, index in [key for key, at in self._due.items() if at <= now]:
-            del self._due[role, index]
+        for role, index in self._restarts.take_due(now):
             if role != "frontend" or self._phase is Phase.SERVING:
                 self._spawn(role, index)
         stuck = self._stuck(now)
@@ -400,8 +372,8 @@ class Launcher:
         self._inbox.repair()
         self._repair_directory()
         beat = LauncherBeat(
-            self._restarts[_ENGINE],
-            self._restarts["frontend"],
+            self._restarts.counts[ENGINE],
+            self._restarts.counts["frontend"],
             sum(process.sender.dropped for process in self._children.alive),
             dropped_lines(),
         )
@@ -466,8 +438,3 @@ class Launcher:
     def _tell(self, role: str, message: Message) -> None:
         for process in self._children.of(role):
             process.sender.send(message)
-
-
-def _unit(process: Process) -> str:
-    """Name of the processes that are restarted together: the engine, or one frontend."""
-    return process.name if process.role == "frontend" else _ENGINE

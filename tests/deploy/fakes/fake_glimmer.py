@@ -4,13 +4,13 @@ import sys
 
 from glimmer.deploy import cli
 from glimmer.deploy.demo import run
-from glimmer.deploy.launcher import launch, launcher, supervise
+from glimmer.deploy.launcher import launch, launcher, restarts, supervise
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
 
 def main(command: str, *flags: str) -> int:
-    launcher._BACKOFF_S = 0.5 if "bad-later" in flags else 0.02
+    restarts._BACKOFF_S = 0.5 if "bad-later" in flags else 0.02
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
         launcher.HEARTBEAT_LIMIT_S = 2.0
         launcher._PAUSE_S = 1.9
