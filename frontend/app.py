@@ -10,13 +10,11 @@ import html
 import logging
 import math
 import os
-import re
 import resource
 import secrets
 import signal
 import socket
 import time
-from functools import partial
 from pathlib import Path
 
 from aiohttp import web
@@ -28,7 +26,7 @@ from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
-from .access.guard import Access, unauthorized
+from .access.guard import Access
 from .access.reload import keep_current
 from .access.tls import Tls
 from .api.docs_page import HOST, docs_page
@@ -40,20 +38,19 @@ from .engine.metrics_push import push_forever
 from .engine.params import ModelFacts, load_defaults
 from .grammar.checker import GrammarChecker
 from .probes import start_probes
+from .refusals import Refusals
 from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
 from .wire.body import encode_json, json_response, read_body
 from .wire.connection import MAX_HEAD, Connection, Connections, Expects
-from .wire.errors import error_body, refusal_bytes
+from .wire.errors import error_body
+from .wire.listener import Listener
 from .wire.shape import BodyLimits
 
-_BACKLOG = 4096
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _SPARE_FILES = 20  # file descriptors that connections leave to replace helpers and links
 _BEAT_S = 1.0
 _END_S = 2.0  # for the last events, when draining has timed out
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,9})[ \t]*\r\n", re.IGNORECASE)
-_REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)", re.IGNORECASE)
 logger = logging.getLogger(__name__)
 
 
@@ -204,14 +201,12 @@ async def _beat(child: Child, frontend: Frontend) -> None:
 class Listening:
     """The open port, and all connections that came through it."""
 
-    def __init__(
-        self, server: asyncio.Server, runner: web.AppRunner, connections: Connections
-    ) -> None:
-        self._server, self._runner, self._connections = server, runner, connections
+    def __init__(self, listener: Listener, runner: web.AppRunner, connections: Connections) -> None:
+        self._listener, self._runner, self._connections = listener, runner, connections
 
     async def cleanup(self) -> None:
         """Close the port, let replies end for a moment, close all connections."""
-        self._server.close()
+        self._listener.close()
         self._connections.close()
         await self._runner.cleanup()
 
@@ -231,34 +226,12 @@ async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     )
     await runner.setup()
     assert runner.server is not None, "set up"
-    paths = {route.path.encode() for route in all_routes(frontend.config) if route.generating}
-    frontend.connections.serve(runner.server, frontend.has_room, partial(_refuse, frontend, paths))
+    frontend.connections.serve(runner.server, Refusals(frontend))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     num_used = len(os.listdir("/proc/self/fd")) + _SPARE_FILES
     frontend.connections.max_open = max(1, soft - num_used)
-    loop = asyncio.get_running_loop()
     tls = frontend.tls.context if frontend.tls else None
-    server = await loop.create_server(
-        frontend.connections.accept, sock=listener, backlog=_BACKLOG, ssl=tls
-    )
-    return Listening(server, runner, frontend.connections)
-
-
-def _refuse(frontend: Frontend, paths: set[bytes], data: bytes, end: int) -> bytes:
-    """The reply to a whole generating request while too many are open, without the cost of a
-    request in aiohttp. b"" for others. `paths`: those of generating routes."""
-    path, length = data.split(b" ", 2)[1], _LENGTH.search(data, 0, end)
-    is_whole = length is not None and len(data) == end + int(length[1])
-    if path not in paths or not is_whole or frontend.client.state.why_not_ready():
-        return b""
-    error: HttpError = frontend.full()
-    if frontend.access is not None and frontend.access.key_of_head(data[:end]) is None:
-        error = unauthorized()
-    with contextlib.suppress(HttpError), frontend.counted():
-        raise error
-    given = _REQUEST_ID.search(data, 0, end)
-    request_id = clean_id(given[1].decode("latin-1")) if given else secrets.token_hex(16)
-    return refusal_bytes(path.decode(), error, request_id)
+    return Listening(Listener(listener, frontend.connections, tls), runner, frontend.connections)
 
 
 def _is_worth_logging(record: logging.LogRecord) -> bool:

@@ -15,7 +15,13 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import CIMultiDict
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ConfigError, ForbiddenError, UnauthorizedError
+from ...shared.errors import (
+    ConfigError,
+    ForbiddenError,
+    HttpError,
+    OverloadedError,
+    UnauthorizedError,
+)
 from ..context import CONTEXT, RequestContext
 from .keys import Key, KeyRing, format_keys, load_keys
 from .meter import Meter
@@ -86,13 +92,25 @@ class Access:
                 new.replace(path)
 
     def key_of_head(self, head: bytes) -> Key | None:
-        """The key in the bytes of a request's head, for requests that are refused unparsed."""
-        return self._keys.find(
-            CIMultiDict(
-                (name.decode(), value.decode("utf-8", "surrogateescape"))
-                for name, value in _KEY_HEADER.findall(head)
-            )
+        """The key in the bytes of a request's head."""
+        headers = (
+            (name.decode(), value.decode("utf-8", "surrogateescape"))
+            for name, value in _KEY_HEADER.findall(head)
         )
+        return self._keys.find(CIMultiDict(headers))
+
+    def refusal_of_head(self, head: bytes) -> tuple[HttpError | None, dict[str, str]]:
+        """Look at a generating request that is not parsed. Returns the error if it has no valid key
+        or a limit of the key is reached, and what headers tell of the limits."""
+        key = self.key_of_head(head)
+        if key is None:
+            return unauthorized(), {}
+        meter = self._meter(key)
+        try:
+            meter.check()
+        except OverloadedError as error:
+            return error, meter.headers()
+        return None, meter.headers()
 
     def _identify(self, request: web.Request) -> None:
         key = self._keys.find(request.headers)
@@ -110,7 +128,7 @@ class Access:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             context = request[CONTEXT]
-            with self._meter(context).admitted(context):
+            with self._meter(_key(context)).admitted(context):
                 return await handler(request)
 
         return handle
@@ -118,17 +136,20 @@ class Access:
     async def add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
         """Tell what is left of the key's limits. Called before any response is sent."""
         if CONTEXT in request and request[CONTEXT].key is not None:
-            response.headers.update(self._meter(request[CONTEXT]).headers())
+            response.headers.update(self._meter(_key(request[CONTEXT])).headers())
 
-    def _meter(self, context: RequestContext) -> Meter:
-        key = context.key
-        assert key is not None, "the guard has let it pass"
+    def _meter(self, key: Key) -> Meter:
         meter = self._meters.get(key.name)
         if meter is None:
             meter = self._meters[key.name] = Meter(key.limits)
         elif meter.limits != key.limits:
             meter.change_limits(key.limits)
         return meter
+
+
+def _key(context: RequestContext) -> Key:
+    assert context.key is not None, "the guard has let it pass"
+    return context.key
 
 
 def unauthorized() -> UnauthorizedError:

@@ -60,12 +60,7 @@ class Meter:
     @contextlib.contextmanager
     def admitted(self, context: RequestContext) -> Iterator[None]:
         """Counts a request until it ends. Raises OverloadedError if it must not begin."""
-        limit = self.limits.requests
-        if limit is not None and len(self.open) >= limit:
-            raise OverloadedError(
-                f"{len(self.open)} requests of this key are open, its limit", None, _RETRY_S
-            )
-        self.check_tokens(0)
+        self.check()
         context.charge = Charge(self, context)
         self.open.append(context.charge)
         try:
@@ -73,6 +68,15 @@ class Meter:
         finally:
             self.settle()
             self.open.remove(context.charge)
+
+    def check(self) -> None:
+        """Raise OverloadedError if another request must not begin."""
+        limit = self.limits.requests
+        if limit is not None and len(self.open) >= limit:
+            raise OverloadedError(
+                f"{len(self.open)} requests of this key are open, its limit", None, _RETRY_S
+            )
+        self.check_tokens(0)
 
     def check_tokens(self, num_more: int) -> None:
         """Raise OverloadedError if no more tokens may be used now, or if `num_more` must not wait

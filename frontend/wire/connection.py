@@ -17,14 +17,11 @@ from typing import cast
 from ...shared.errors import OverloadedError
 
 MAX_HEAD = 64 << 10  # bytes of a request line and all headers; gateways add long tokens
-_HEAD_END = b"\r\n\r\n"
+HEAD_END = b"\r\n\r\n"
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\n\r\n"
-_NO_ROOM = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
-    b"Connection: close\r\n\r\n"
-)
 _STARTS_PER_TURN = 16  # posts that start in one turn of the event loop; others wait for the next
 _CHECKS_PER_TURN = 1000
+_REFUSING_S = 1.0  # a refused post is a sign of more to come, for so long
 _MIN_READ = 64 << 10  # bytes that a client must read within `stall_s`, if so many wait for it
 
 
@@ -72,12 +69,14 @@ class Limits:
 
 
 class Connection(asyncio.Protocol):
-    """One client's connection. `budget` counts what is held for it."""
+    """One client's connection. `budget` counts what is held for it. `early` are bytes that were
+    read before it was made."""
 
-    def __init__(self, connections: "Connections") -> None:
+    def __init__(self, connections: "Connections", early: bytes = b"") -> None:
         self.budget = Budget(connections.budget.limit // 4, connections.budget)
         self.is_new = True  # aiohttp does not know it yet
         self._connections = connections
+        self._early = early
         self._handler: asyncio.Protocol | None = None  # aiohttp's
         self._expects = Expects.HEAD
         self._since = connections.now()  # it opened, or the present wait began
@@ -90,6 +89,9 @@ class Connection(asyncio.Protocol):
         """Watch it."""
         self.transport = cast(asyncio.Transport, transport)
         self._connections.open.add(self)
+        if self._early:
+            early, self._early = self._early, b""
+            self.data_received(early)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Free what waits here. aiohttp cancels the handler of the request."""
@@ -112,7 +114,7 @@ class Connection(asyncio.Protocol):
     def _gather(self, data: bytes) -> None:
         """Start a request when its head is complete. Bytes that begin no request go to aiohttp,
         which refuses them."""
-        end = data.find(_HEAD_END)
+        end = data.find(HEAD_END)
         if max(end, 0 if end >= 0 else len(data)) > MAX_HEAD:
             self.transport.write(_TOO_LONG)
             self.transport.close()
@@ -121,7 +123,7 @@ class Connection(asyncio.Protocol):
         else:
             self._take_head()
             self._expects = Expects.BODY
-            self._connections.start(self, data, end + len(_HEAD_END))
+            self._connections.start(self, data)
 
     def _wait_for_head(self, data: bytes) -> None:
         if not self._take_head():
@@ -205,15 +207,6 @@ class Connection(asyncio.Protocol):
         return num_bytes
 
 
-class _Refusal(asyncio.Protocol):
-    """Answers 503 to whatever comes."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)
-        transport.write(_NO_ROOM)
-        transport.close()
-
-
 class Connections:
     """All connections of this process. `max_bytes` may be held for them, a quarter for one."""
 
@@ -226,37 +219,39 @@ class Connections:
         self.num_refused = 0
         self._waiting: deque[tuple[Connection, bytes]] = deque()  # to start in the next turns
         self._num_started = 0  # in this turn of the event loop
+        self._refused_at = -math.inf
 
     def serve(
         self,
         make_handler: Callable[[], asyncio.Protocol],
-        has_room: Callable[[int], bool],
-        refuse: Callable[[bytes, int], bytes],
+        refuse: Callable[[bytes, int, bool], bytes],
     ) -> None:
         """Must be called before the first connection. `make_handler` makes aiohttp's side of one.
-        `has_room` gets the number of posts that wait to be started, and says whether another one
-        may be. If not, `refuse` gets its first bytes and where its head ends, and returns a whole
-        reply, or b"" if the post must be handled anyway."""
-        self.make_handler, self._has_room, self._refuse = make_handler, has_room, refuse
+        `refuse` gets the first bytes of a post, the number of posts that wait to be started, and
+        whether its connection will be closed. It returns a whole reply, or b"" if the post must be
+        handled."""
+        self.make_handler, self._refuse = make_handler, refuse
         self.now = asyncio.get_running_loop().time
 
-    def accept(self) -> asyncio.Protocol:
-        """The protocol of a new connection: one that only refuses if `max_open` are open."""
-        if len(self.open) < self.max_open:
-            return Connection(self)
-        self.num_refused += 1
-        return _Refusal()
+    def is_refusing(self) -> bool:
+        """Whether a post was refused a moment ago."""
+        return self.now() - self._refused_at < _REFUSING_S
 
-    def start(self, connection: Connection, data: bytes, end: int) -> None:
-        """Begin a request whose head is complete and ends at `end`. Posts begin in small groups,
-        so that others, such as probes, wait for one group and not for a flood."""
+    def refusal(self, data: bytes, closes: bool) -> bytes:
+        """The reply to a post that is refused; b"" for any other data."""
+        if not data.startswith(b"POST "):
+            return b""
+        reply = self._refuse(data, len(self._waiting), closes)
+        if reply:
+            self._refused_at = self.now()
+        return reply
+
+    def start(self, connection: Connection, data: bytes) -> None:
+        """Begin a request whose head is complete. Posts begin in small groups, so that others, such
+        as probes, wait for one group and not for a flood."""
         if not data.startswith(b"POST "):
             connection.pass_on(data)
-        elif (
-            connection.is_new
-            and not self._has_room(len(self._waiting))
-            and (reply := self._refuse(data, end))
-        ):
+        elif connection.is_new and (reply := self.refusal(data, closes=False)):
             connection.answer(reply)
         else:
             if not self._num_started:

@@ -5,6 +5,7 @@ Anthropic's error object on Anthropic's paths; on all others OpenAI's, with Ligh
 """
 
 import math
+from collections.abc import Mapping
 
 import msgspec
 from aiohttp.helpers import rfc822_formatted_time
@@ -49,20 +50,21 @@ def anthropic_error(status: int, message: str) -> Json:
     return {"type": "error", "error": {"type": kind, "message": message}}
 
 
-def refusal_bytes(path: str, error: HttpError, request_id: str) -> bytes:
-    """The whole HTTP reply to a request of `path` that is refused before it is parsed."""
+def refusal_bytes(
+    path: str, error: HttpError, request_id: str, headers: Mapping[str, str], closes: bool
+) -> bytes:
+    """The whole HTTP reply to a request of `path` that is refused before it is parsed. `closes`:
+    the connection will be closed after it."""
     fields = error_body(path, error.status, str(error), error.type, error.field, request_id)
     body = msgspec.json.encode(fields)
     hint = f"Retry-After: {max(1, math.ceil(error.retry_after_s))}"
     if error.status == 401:
         hint = "WWW-Authenticate: Bearer"
-    return (
-        b"HTTP/1.1 %d Refused\r\n" % error.status
-        + (
-            f"X-Request-Id: {request_id}\r\n"
-            f"{hint}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"Date: {rfc822_formatted_time()}\r\nServer: glimmer\r\n\r\n"
-        ).encode()
-        + body
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    more += "Connection: close\r\n" if closes else ""
+    head = (
+        f"HTTP/1.1 {error.status} Refused\r\nX-Request-Id: {request_id}\r\n{hint}\r\n{more}"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Date: {rfc822_formatted_time()}\r\nServer: glimmer\r\n\r\n"
     )
+    return head.encode() + body

@@ -258,3 +258,39 @@ def test_a_budget_counts_for_its_parent_and_is_all_or_nothing() -> None:
     second.charge(3)
     first.release(7)
     assert (total.held, first.held, second.held) == (3, 0, 3)
+
+
+async def test_a_flood_is_answered_while_its_connections_are_accepted(start: Any) -> None:
+    server = await start(max_queued_requests=1, running_max_req_size=1)
+    server.engine.manual = True
+    waiting = [asyncio.create_task(server.post("/generate", {"inputs": "x"})) for _ in range(2)]
+    await server.engine.submitted(2)
+    connections = server.frontend.connections
+    num_open = len(connections.open)
+    assert b"Connection: close" not in await server.exchange(post(b"/generate"))
+    assert connections.is_refusing()
+    with contextlib.ExitStack() as stack:
+        flood = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port(server))))
+            for _ in range(100)
+        ]  # the server's loop, which is this thread's, runs only after these lines
+        for client in flood:
+            client.sendall(post(b"/generate"))
+        await asyncio.sleep(0.1)
+        for client in flood:
+            reply = client.recv(10_000)
+            assert reply.startswith(b"HTTP/1.1 429")
+            assert b"Connection: close" in reply
+            assert client.recv(1) == b""
+        silent = stack.enter_context(socket.create_connection(("127.0.0.1", port(server))))
+        await server.settle(lambda: len(connections.open) == num_open + 1)
+        silent.sendall(PROBE)
+        await asyncio.sleep(0.1)
+        assert silent.recv(100).startswith(b"HTTP/1.1 200")
+        probe = stack.enter_context(socket.create_connection(("127.0.0.1", port(server))))
+        probe.sendall(PROBE)
+        await asyncio.sleep(0.1)
+        assert probe.recv(100).startswith(b"HTTP/1.1 200"), "its bytes were read early"
+    for submit in server.engine.submits:
+        server.engine.finish(submit, "stop")
+    assert [status for status, _ in await asyncio.gather(*waiting)] == [200, 200]
