@@ -185,9 +185,9 @@ def _assistant(content: Blocks, where: str) -> Json:
                 )
             case other:
                 raise _unknown(place, other)
+    # Reasoning is a string even if there is none, so that none is searched in the text.
     message: Json = {"role": "assistant", "content": "\n".join(texts)}
-    if thoughts:
-        message["reasoning_content"] = "\n".join(thoughts)
+    message["reasoning_content"] = "\n".join(thoughts)
     if calls:
         message["tool_calls"] = calls
     return message

@@ -159,6 +159,9 @@ def _messages(body: ResponsesBody) -> list[Json]:
         elif turn is None or not _grow(turn, part):
             turn = {"role": "assistant", "content": "", **part}
             messages.append(turn)
+    for message in messages:
+        if message["role"] == "assistant":  # so that none is searched in the text
+            message.setdefault("reasoning_content", "")
     return messages
 
 

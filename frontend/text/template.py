@@ -2,13 +2,15 @@
 
 A template is a program that comes with a checkpoint. It runs in Jinja's sandbox in another process
 (`template_child.py`, started and killed by `child.py`). Its setup is {"template": ...,
-"variables": {...}}. Each message holds the arguments of one rendering; the answer is "=" and the
-text, or "!" and the error.
+"variables": {...}, "added": [...]}. Each message holds the arguments of one rendering. The answer
+is "=" and the text, "~" and the text with stand-ins (`control.py`), or "!" and the error.
 """
 
 import datetime
 import json
-from typing import Any, NoReturn
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 import msgspec
@@ -21,19 +23,33 @@ from ...shared.errors import RequestError
 from ..child import ChildDiedError, KillableChild
 
 _LIMIT_S = 10.0
+_NOT_ASCII = re.compile("[^\x00-\x7f\udc00-\udfff]+")
 _encode = msgspec.json.encode
+
+
+class Rendered(NamedTuple):
+    """A prompt's text."""
+
+    text: str
+    has_stand_ins: bool  # for spellings of added tokens in the arguments: `control.py`
 
 
 class Renderer:
     """Renders one template. Used from one thread, which may block. `variables` (the special
-    tokens) are passed to each rendering."""
+    tokens) are passed to each rendering. `added` are the texts of all added tokens."""
 
-    def __init__(self, template: str, variables: dict[str, Any], limit_s: float = _LIMIT_S) -> None:
+    def __init__(
+        self,
+        template: str,
+        variables: dict[str, Any],
+        limit_s: float = _LIMIT_S,
+        added: Sequence[str] = (),
+    ) -> None:
         self.template, self.variables = template, variables
-        setup = _encode({"template": template, "variables": variables})
+        setup = _encode({"template": template, "variables": variables, "added": added})
         self.child = KillableChild(f"{__package__}.template_child", setup, limit_s)
 
-    def render(self, arguments: dict[str, Any]) -> str:
+    def render(self, arguments: dict[str, Any]) -> Rendered:
         """The text. Raises RequestError when the template fails on its arguments or exceeds the
         time limit."""
         try:
@@ -44,10 +60,10 @@ class Renderer:
         answer = self._ask(message) or self._ask(message)
         if not answer:
             raise _failed("broke down on them")
-        text = answer[1:].decode()
+        text = answer[1:].decode("utf-8", "surrogatepass")
         if answer[:1] == b"!":
             raise _failed(f"fails on them: {text}")
-        return text
+        return Rendered(text, answer[:1] == b"~")
 
     def _ask(self, message: bytes) -> bytes:
         """The answer; empty if the process has died."""
@@ -113,13 +129,12 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+    text = json.dumps(
+        value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    if ensure_ascii:  # but for stand-ins
+        return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text)
+    return text
 
 
 def _raise_exception(message: str) -> NoReturn:

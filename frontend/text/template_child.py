@@ -11,6 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..child import serve
+from .control import Disguise
 from .template import make_environment
 
 _MAX_MEMORY = 4 << 30  # bytes of address space
@@ -22,12 +23,19 @@ def make_answer(setup: bytes) -> Callable[[bytes], bytes]:
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_MEMORY, _MAX_MEMORY))
     start = msgspec.json.decode(setup)
     render = make_environment().from_string(start["template"]).render
+    disguise = Disguise(start["added"])
 
     def answer(message: bytes) -> bytes:
         try:
-            text = render({**start["variables"], **msgspec.json.decode(message)})
+            arguments = msgspec.json.decode(message)
+            is_disguised = disguise.is_needed(message)
+            if is_disguised:
+                arguments = disguise.apply(arguments)
+            text = render({**start["variables"], **arguments})
             if len(text) > _MAX_CHARS:
                 return b"!it prints %d characters, at most %d" % (len(text), _MAX_CHARS)
+            if is_disguised:
+                return b"~" + text.encode("utf-8", "surrogatepass")
             return b"=" + text.encode("utf-8", "replace")
         except Exception as error:  # a template may raise anything
             return b"!" + f"{type(error).__name__}: {error}"[:1000].encode("utf-8", "replace")

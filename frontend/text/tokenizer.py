@@ -3,7 +3,8 @@
 `tokenizer.json` is read by the library that wrote it. transformers reads it in the same way, but
 would import torch. The template comes from the model directory (or `--chat_template`), never from a
 request, and is rendered in another process (`template.py`). No code of the checkpoint runs in this
-one.
+one. In chats, only the template makes control tokens (`control.py`); a text that is a prompt by
+itself may spell them.
 """
 
 import asyncio
@@ -22,7 +23,8 @@ from ...shared.errors import ConfigError, ModelError, RequestError, StartError
 from ..wire.schema import wrong
 from .detokenize import Vocabulary
 from .fair_queue import LARGE_FOR, FairQueue
-from .template import Renderer, check_template
+from .plain import PlainEncoder
+from .template import Rendered, Renderer, check_template
 
 _THREADS = 2
 _MANY_TOKENS = 1 << 18
@@ -68,15 +70,20 @@ class Tokenizer:
         settings = _load_settings(model_dir / "tokenizer_config.json")
         tokens = _special_tokens(settings)
         template = _load_template(settings.get("chat_template"), model_dir, chat_template)
+        self.vocab_size = vocab_size
+        self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
+        try:
+            self._plain = PlainEncoder(self._backend)
+        except ValueError as error:
+            raise ModelError(f"{model_dir}/tokenizer.json: {error}") from error
         self._renderer: Renderer | None = None
         self._large = [Preparer() for _ in range(_LARGE_PROMPTS)]
         if template is not None:
-            self._renderer = Renderer(template, tokens, render_limit_s)
+            added = list(self.vocabulary.added_ids)
+            self._renderer = Renderer(template, tokens, render_limit_s, added)
             for preparer in self._large:
-                preparer.renderer = Renderer(template, tokens, render_limit_s)
+                preparer.renderer = Renderer(template, tokens, render_limit_s, added)
         self._queue = FairQueue(self._large)
-        self.vocab_size = vocab_size
-        self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="tokenize")
         # A thread of its own waits for the process, so that a template that hangs does not keep
         # texts from being encoded.
@@ -124,17 +131,22 @@ class Tokenizer:
         if client is not None:
             return await self._queue.run(client, partial(self._prepare, arguments, max_tokens))
         loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
-        check_text_length(len(text), "messages", max_tokens)
-        return await self.run(partial(self._encode, text, False, "messages", max_tokens))
+        prompt = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
+        return await self.run(partial(self._encode_prompt, prompt, max_tokens))
 
     def _prepare(
         self, arguments: dict[str, Any], max_tokens: int, preparer: "Preparer"
     ) -> list[int]:
         assert preparer.renderer is not None, "there is a template"
-        text = preparer.renderer.render(arguments)
-        check_text_length(len(text), "messages", max_tokens)
-        return self._encode(text, False, "messages", max_tokens)
+        return self._encode_prompt(preparer.renderer.render(arguments), max_tokens)
+
+    def _encode_prompt(self, prompt: Rendered, max_tokens: int) -> list[int]:
+        check_text_length(len(prompt.text), "messages", max_tokens)
+        if not prompt.has_stand_ins:
+            return self._encode(prompt.text, False, "messages", max_tokens)
+        return self._plain.encode(
+            prompt.text, partial(_check_count, field="messages", max_tokens=max_tokens)
+        )
 
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""
@@ -176,9 +188,7 @@ class Tokenizer:
             return ids
         # `encode` keeps all other threads from running.
         (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        if len(encoding) > max(2 * max_tokens, _MANY_TOKENS):  # a list of them takes long
-            problem = f"{len(encoding)} tokens; a request may have at most {max_tokens}"
-            raise wrong(field, f"{problem} (context_length_exceeded)")
+        _check_count(len(encoding), field, max_tokens)
         ids = encoding.ids
         return ids
 
@@ -255,6 +265,13 @@ def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
             f"{num_chars} characters; at most {limit} can fit the {max_tokens} tokens of a request "
             "(context_length_exceeded)",
         )
+
+
+def _check_count(num_tokens: int, field: str, max_tokens: int) -> None:
+    """Raises RequestError for so many tokens that a list of them takes long."""
+    if num_tokens > max(2 * max_tokens, _MANY_TOKENS):
+        problem = f"{num_tokens} tokens; a request may have at most {max_tokens}"
+        raise wrong(field, f"{problem} (context_length_exceeded)")
 
 
 def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Vocabulary:

@@ -262,9 +262,11 @@ def text_ids(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
 
 
 @contextlib.asynccontextmanager
-async def played_engine(tokenizer: Tokenizer, directory: Path) -> AsyncIterator[FakeEngine]:
+async def played_engine(
+    tokenizer: Tokenizer, directory: Path, kind: type[FakeEngine] = FakeEngine
+) -> AsyncIterator[FakeEngine]:
     """A played scheduler that is not ready yet."""
-    engine = FakeEngine(str(directory), [*tokenizer._encode(TEXT, False), 524])
+    engine = kind(str(directory), [*tokenizer._encode(TEXT, False), 524])
     task = asyncio.create_task(engine.run())
     yield engine
     task.cancel()

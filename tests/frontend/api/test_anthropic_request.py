@@ -69,7 +69,7 @@ def test_every_kind_of_block(facts: ModelFacts) -> None:
         {"role": "tool", "tool_call_id": "t2", "content": "Error: no"},
         {"role": "tool", "tool_call_id": "t3", "content": ""},
         {"role": "user", "content": "now"},
-        {"role": "assistant", "content": "plain"},
+        {"role": "assistant", "content": "plain", "reasoning_content": ""},
         {"role": "system", "content": "later"},
         {"role": "user", "content": "x"},
     ]

@@ -93,7 +93,7 @@ def test_items_become_turns(facts: ModelFacts) -> None:
             "tool_calls": calls[2:],
         },
         {"role": "assistant", "content": "t2", "reasoning_content": "r3"},
-        {"role": "assistant", "content": "t3"},
+        {"role": "assistant", "content": "t3", "reasoning_content": ""},
         {"role": "user", "content": "two"},
     ]
 

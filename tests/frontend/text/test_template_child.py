@@ -69,14 +69,16 @@ def test_the_process_answers_until_the_other_side_closes() -> None:
         process = subprocess.Popen(command, stdin=theirs.fileno())
     link.settimeout(60)
     template = "{{ name }}{{ end }}{% if fail %}{{ raise_exception('no') }}{% endif %}"
-    send(link, json.dumps({"template": template, "variables": {"end": "!"}}).encode())
+    setup = {"template": template, "variables": {"end": "!"}, "added": ["<x>"]}
+    send(link, json.dumps(setup).encode())
     assert receive(link) == b"ready"
     for message, answer in (
         ({"name": "é"}, "=é!"),
         ({"fail": True}, "!TemplateError: no"),
         ({"name": "again"}, "=again!"),
+        ({"name": "a<x>"}, "~a\udc00x>!"),
     ):
         send(link, json.dumps(message).encode())
-        assert receive(link).decode() == answer
+        assert receive(link).decode("utf-8", "surrogatepass") == answer
     link.close()
     assert process.wait(60) == 0
