@@ -21,7 +21,14 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ..shared.config import ServeConfig
-from ..shared.errors import EngineError, HttpError, PortError, TooLargeError
+from ..shared.errors import (
+    EngineError,
+    HttpError,
+    NotFoundError,
+    PortError,
+    RequestError,
+    TooLargeError,
+)
 from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
 from ..shared.messages import Progress, Ready
@@ -36,6 +43,7 @@ from .engine.client import LAUNCHER_LIMIT_S, EngineClient
 from .engine.metrics import Metrics
 from .engine.metrics_push import push_forever
 from .engine.params import ModelFacts, load_defaults
+from .engine.totals import ServerTotals
 from .grammar.checker import GrammarChecker
 from .probes import start_probes
 from .refusals import Refusals
@@ -110,6 +118,8 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
     max_len = config.max_req_total_len or spec.max_position_embeddings
     metrics = Metrics(config, max_len, client)
     grammars = GrammarChecker(config, spec.vocab_size, tokenizer.vocabulary.added_ids)
+    connections = Connections(int(config.max_client_mb * (1 << 20)))
+    metrics.follow(connections, grammars)
     return Frontend(
         config,
         facts,
@@ -117,7 +127,7 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
         client,
         metrics,
         grammars,
-        Connections(int(config.max_client_mb * (1 << 20))),
+        connections,
         BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
         Access(config) if config.has_keys else None,
         Tls(config) if config.ssl_certfile is not None else None,
@@ -152,6 +162,9 @@ async def _live(child: Child, client: EngineClient) -> None:
             return
         frontend.tokenizer.start()
         frontend.grammars.start()
+        tally = frontend.metrics.tally
+        frontend.totals = ServerTotals(child.launcher, child.index, tally, state)
+        await frontend.totals.refresh()
         runner = await listen(frontend, listener)
         close_probes = start_probes(frontend, child.metrics_fd)
         child.launcher.send(Ready("frontend", child.index, state.last_epoch))
@@ -160,7 +173,7 @@ async def _live(child: Child, client: EngineClient) -> None:
         reloaders = [part.reloader for part in (frontend.access, frontend.tls) if part]
         if reloaders:
             helpers.append(asyncio.create_task(keep_current(reloaders, state.reload)))
-        if frontend.config.metric_gateway:
+        if frontend.config.metric_gateway and child.index == 0:  # the metrics are of all processes
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
             await state.shutdown.wait()
@@ -181,6 +194,8 @@ async def _beat(child: Child, frontend: Frontend) -> None:
     while True:
         frontend.beat_at = now = time.monotonic()
         child.launcher.send(Progress("frontend", child.index, "running"))
+        assert frontend.totals is not None, "this process has a launcher"
+        frontend.totals.report()
         frontend.client.repair()
         was_silent = launcher_is_silent
         launcher_is_silent = state.launcher_silence_s(now) > LAUNCHER_LIMIT_S
@@ -330,6 +345,7 @@ def _connection(request: web.Request) -> Connection:
 def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
     """aiohttp's own refusals in our error body: no such route or method, body too late."""
     kind = "NotFoundError" if error.status == 404 else None
+    request.app[FRONTEND].metrics.reject((NotFoundError if kind else RequestError)(error.reason))
     route = f"{request.method} {request.path:.100}"
     response = _refusal(request, error.status, f"{route}: {error.reason}", kind)
     if "Allow" in error.headers:
@@ -340,6 +356,8 @@ def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
 async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
     """An error as the last event of the open stream, or as the whole reply."""
     stream = request[CONTEXT].stream
+    if stream is None:
+        request.app[FRONTEND].metrics.reject(error)
     if stream is not None and stream.is_open:
         with contextlib.suppress(ConnectionError):
             await stream.fail(error)

@@ -39,6 +39,7 @@ class KillableChild:
     def __init__(self, module: str, setup: bytes, limit_s: float) -> None:
         self._module, self._setup = module, setup
         self.limit_s = limit_s  # of one answer
+        self.num_timeouts = 0  # messages that took longer, by the clock or of processor time
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
         self._is_closed = False
@@ -79,12 +80,15 @@ class KillableChild:
             send(link, message)
             answer = receive(link)
         except TimeoutError:
+            self.num_timeouts += 1
             self._end(kill=True)
             raise
         except OSError:
             answer = b""
         if not answer:
-            raise ChildDiedError(self._end(kill=False))
+            code = self._end(kill=False)
+            self.num_timeouts += code == -signal.SIGPROF  # its limit of processor time
+            raise ChildDiedError(code)
         return answer
 
     def close(self) -> None:

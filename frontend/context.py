@@ -12,8 +12,9 @@ from aiohttp import web
 from ..shared.config import ServeConfig
 from ..shared.errors import OverloadedError, UnavailableError
 from .engine.client import RETRY_AFTER_S, EngineClient
-from .engine.metrics import Metrics
+from .engine.metrics import FAILURES, REQUESTS, Metrics
 from .engine.params import ModelFacts
+from .engine.totals import ServerTotals
 from .grammar.checker import GrammarChecker
 from .text.tokenizer import Tokenizer
 from .wire.connection import Connection, Connections
@@ -42,6 +43,7 @@ class Frontend:
     body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys
     tls: "Tls | None" = None  # None: plain HTTP
+    totals: ServerTotals | None = None  # None: no launcher adds up the metrics
     created: int = field(default_factory=lambda: int(time.time()))
     beat_at: float = math.inf  # time.monotonic; when the event loop last ran; inf: not watched
     num_open: int = 0  # generating requests, including those that are still being tokenized
@@ -69,13 +71,13 @@ class Frontend:
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """Counts a generating request and its failure. A disconnected client is no failure."""
-        self.metrics.requests.inc()
+        self.metrics.tally.count(REQUESTS)
         try:
             yield
         except ConnectionError:
             raise
         except Exception:
-            self.metrics.failures.inc()
+            self.metrics.tally.count(FAILURES)
             raise
 
     @contextlib.contextmanager

@@ -9,6 +9,7 @@ import re
 
 from ..shared.errors import HttpError
 from .context import Frontend, clean_id
+from .engine.metrics import FAILURES, REQUESTS
 from .routes import all_routes
 from .wire.connection import HEAD_END
 from .wire.errors import refusal_bytes
@@ -40,8 +41,9 @@ class Refusals:
         error, headers = self._why(data[:end], is_full)
         if error is None:
             return b""
-        frontend.metrics.requests.inc()
-        frontend.metrics.failures.inc()
+        frontend.metrics.tally.count(REQUESTS)
+        frontend.metrics.tally.count(FAILURES)
+        frontend.metrics.reject(error)
         given = _REQUEST_ID.search(data, 0, end)
         request_id = clean_id(given[1].decode("latin-1")) if given else ""
         request_id = request_id or f"{random.getrandbits(128):032x}"

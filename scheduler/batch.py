@@ -68,6 +68,10 @@ class SentStep(NamedTuple):
         requests = {r.request_id: r for r in (*self.sampling, *self.chunked)}
         return [r for r in requests.values() if r.state is not RequestState.FINISHED]
 
+    def sampled_chunks(self) -> list[Request]:
+        """Those of `sampling` whose chunk was the last of their known tokens."""
+        return self.sampling[: len(self.sampling) - len(self.plan.decode)]
+
     def widths(self) -> list[int]:
         """How many tokens each of `sampling` can bring."""
         num_decodes = len(self.plan.decode)

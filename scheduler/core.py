@@ -255,6 +255,9 @@ class Scheduler:
         if result.prompt_logprobs:
             outcome.add_prompt_logprobs(step, result)
         outcome.add_tokens(step, result.rows, workers.memory)
+        for request in step.sampled_chunks():
+            if request.first_token_ns < 0:
+                request.first_token_ns = self._now_ns
         if self._drafts.longest:
             self._drafts.observe(step.plan, outcome.accepted, workers.step_ns)
         self._stats.decoded_rows += sum(outcome.accepted)

@@ -79,6 +79,7 @@ class Request:
         self.pages_needed = 0  # pages that were missing when it was last looked at
         self.overtaken = 0  # requests that started before this one while it did not fit
         self.queue_ns = -1  # time until it started first
+        self.first_token_ns = -1  # when its first token came
         self.num_cached_tokens = 0  # found in the prefix cache when it started first
         self.worker_losses = 0  # worker groups that died while they ran it
 
@@ -133,7 +134,8 @@ class Request:
 
     def finished_message(self, ending: Ending, now_ns: int) -> Finished:
         """The last message about this request, which ends now."""
-        waited_ns = now_ns - self.arrival_ns
+        started_ns = now_ns if self.queue_ns < 0 else self.arrival_ns + self.queue_ns
+        first_ns = now_ns if self.first_token_ns < 0 else self.first_token_ns
         return Finished(
             request_id=self.request_id,
             reason=ending.reason,
@@ -143,8 +145,10 @@ class Request:
             message=ending.message,
             field=ending.field,
             retry_after_s=ending.retry_after_s,
-            queue_s=(waited_ns if self.queue_ns < 0 else self.queue_ns) / 1e9,
+            queue_s=(started_ns - self.arrival_ns) / 1e9,
             mtp_accepted_tokens=self.num_accepted,
+            prefill_s=(first_ns - started_ns) / 1e9,
+            decode_s=(now_ns - first_ns) / 1e9,
         )
 
     def matched_ids(self) -> list[int]:

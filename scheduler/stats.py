@@ -8,7 +8,14 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
-from ..shared.messages import BATCH_SIZES, STEP_SECONDS, Heartbeat, StepPlan, StepTimes
+from ..shared.messages import (
+    BATCH_SIZES,
+    STEP_SECONDS,
+    STEP_TOKENS,
+    Heartbeat,
+    StepPlan,
+    StepTimes,
+)
 from .draft import DraftPolicy
 from .request import Request, RequestState
 from .worker_group import WorkerGroup
@@ -29,19 +36,32 @@ class Stats:
         self._batch_rows = 0
         self._step_counts = [[0] * (len(STEP_SECONDS) + 1) for _ in range(2)]  # decode, prefill
         self._step_ns = [0, 0]
+        self._step_tokens = [0] * (len(STEP_TOKENS) + 1)
+        self._planned_tokens = 0
+        self._gap_counts = [0] * (len(STEP_SECONDS) + 1)
+        self._gap_ns = 0
 
     def add_plan(self, plan: StepPlan) -> None:
         """A plan was sent."""
         num_rows = len(plan.prefill) + len(plan.decode)
         self._batch_sizes[bisect_left(BATCH_SIZES, num_rows)] += 1
         self._batch_rows += num_rows
+        num_tokens = len(plan.decode) * (1 + plan.num_drafts)
+        for chunk in plan.prefill:
+            num_tokens += len(chunk.token_ids)
+        self._step_tokens[bisect_left(STEP_TOKENS, num_tokens)] += 1
+        self._planned_tokens += num_tokens
 
     def add_step(self, plan: StepPlan, taken_ns: int) -> None:
-        """A plan was answered; the step took `taken_ns`."""
+        """A plan was answered; the step took `taken_ns`. A decode row is in every step, so that is
+        also the time since its last token."""
         self.steps += 1
-        is_prefill = bool(plan.prefill)
-        self._step_counts[is_prefill][bisect_left(STEP_SECONDS, taken_ns / 1e9)] += 1
+        is_prefill, num_decodes = bool(plan.prefill), len(plan.decode)
+        bucket = bisect_left(STEP_SECONDS, taken_ns / 1e9)
+        self._step_counts[is_prefill][bucket] += 1
         self._step_ns[is_prefill] += taken_ns
+        self._gap_counts[bucket] += num_decodes
+        self._gap_ns += num_decodes * taken_ns
 
     def heartbeat(
         self,
@@ -83,4 +103,7 @@ class Stats:
             decoded_rows=self.decoded_rows,
             drafts_offered=list(drafts.offered),
             drafts_accepted=list(drafts.accepted),
+            step_tokens=list(self._step_tokens),
+            planned_tokens=self._planned_tokens,
+            token_gaps=StepTimes(list(self._gap_counts), self._gap_ns / 1e9),
         )

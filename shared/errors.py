@@ -13,6 +13,7 @@ GlimmerError
   UnauthorizedError 401 no API key, or a wrong one
   ForbiddenError 403    the API key is not an admin's
   OverloadedError 429   queue full; `retry_after_s`
+    KeyLimitError 429   a limit of the API key
   UnavailableError 503  draining, starting or engine lost; `retry_after_s`
   EngineError    500    the server's fault
   CodecError            a malformed message from another process: counted and dropped
@@ -54,6 +55,7 @@ class HttpError(GlimmerError):
 
     status = 500
     type = "InternalServerError"
+    reason = "error"  # in metrics
 
     def __init__(self, message: str, field: str | None = None, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -66,35 +68,46 @@ class RequestError(HttpError):
 
     status = 400
     type = "BadRequestError"
+    reason = "invalid"
 
 
 class TooLargeError(RequestError):
     status = 413
+    reason = "too_large"
 
 
 class NotFoundError(RequestError):
     status = 404
     type = "NotFoundError"
+    reason = "not_found"
 
 
 class UnauthorizedError(HttpError):
     status = 401
     type = "AuthenticationError"
+    reason = "unauthorized"
 
 
 class ForbiddenError(HttpError):
     status = 403
     type = "PermissionDeniedError"
+    reason = "forbidden"
 
 
 class OverloadedError(HttpError):
     status = 429
     type = "RateLimitError"
+    reason = "overloaded"
+
+
+class KeyLimitError(OverloadedError):
+    reason = "key_limit"
 
 
 class UnavailableError(HttpError):
     status = 503
     type = "ServiceUnavailableError"
+    reason = "unavailable"
 
 
 class EngineError(HttpError):

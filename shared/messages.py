@@ -11,6 +11,7 @@ On the wire a message is a MessagePack array. Its first item is the name of the 
                                        <- StepResult (rank 0) --
                    <- Tokens, Finished --
        <- Hello, Progress, Ready, Heartbeat from all
+       <- Counts from frontends, LauncherBeat to them ->
        PeerLost, Shutdown to all ->
 """
 
@@ -228,6 +229,8 @@ class Finished(Message, frozen=True):
     retry_after_s: float = 0.0
     queue_s: float = 0.0  # time from Submit until the request started first
     mtp_accepted_tokens: int = 0  # outputs that were accepted drafts
+    prefill_s: float = 0.0  # from its first start until its first token
+    decode_s: float = 0.0  # from its first token until its end
 
 
 # --- processes start, run and end -----------------------------------------------------------
@@ -273,6 +276,7 @@ class Ready(Message, frozen=True):
 
 STEP_SECONDS = tuple(0.0015 * 1.5**k for k in range(35))  # bounds of the buckets of StepTimes
 BATCH_SIZES = tuple(range(1, 129))  # bounds of Heartbeat.batch_sizes
+STEP_TOKENS = (1, *(8 << k for k in range(12)))  # bounds of Heartbeat.step_tokens
 
 
 class StepTimes(Part, frozen=True):
@@ -315,6 +319,21 @@ class Heartbeat(Message, frozen=True):
     dropped_messages: int = 0  # because another process did not read them
     dropped_log_lines: int = 0
     stall: str = ""  # a step that takes far longer than such steps usually do; "": none
+    step_tokens: list[int] = []  # plans per bucket of tokens, one more than STEP_TOKENS
+    planned_tokens: int = 0  # tokens of all plans
+    token_gaps: StepTimes = StepTimes()  # times between two tokens of a row, one for each row
+
+
+class Counts(Message, frozen=True):
+    """Frontend -> launcher, every second and when `/metrics` is read: what this process has counted
+    since it started. The launcher answers with a LauncherBeat that includes it. Worker -> launcher
+    when it has dropped log lines."""
+
+    role: str
+    index: int
+    pid: int
+    values: list[float]  # of a frontend: see `frontend/engine/tally.py`; of a worker: lines dropped
+    serial: int = 0  # repeated in the answer
 
 
 class LauncherBeat(Message, frozen=True):
@@ -325,6 +344,10 @@ class LauncherBeat(Message, frozen=True):
     frontend_restarts: int = 0
     dropped_messages: int = 0
     dropped_log_lines: int = 0
+    totals: list[float] = []  # Counts of all frontends, added up, also of those that have ended
+    serial: int = 0  # of the receiver's last Counts
+    stalls: int = 0  # steps that took so long that stacks were logged
+    worker_log_lines: int = 0  # dropped by workers
 
 
 class PeerLost(Message, frozen=True):
@@ -376,6 +399,7 @@ AnyMessage = (
     | Progress
     | Ready
     | Heartbeat
+    | Counts
     | LauncherBeat
     | PeerLost
     | WorkerFailed

@@ -5,13 +5,16 @@ restarts the whole group: a rank that failed within a step may be out of step wi
 """
 
 import logging
+import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 from ..shared.errors import StartError
 from ..shared.lifecycle import Child
-from ..shared.messages import Progress, Ready, Shutdown, StepPlan, WorkerFailed
+from ..shared.log import dropped_lines
+from ..shared.messages import Counts, Progress, Ready, Shutdown, StepPlan, WorkerFailed
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
 from .startup import load_runner
 from .step import ModelRunner, PendingStep
@@ -37,6 +40,15 @@ def run_worker(child: Child) -> int:
 
 
 def _load_and_serve(child: Child, scheduler: Sender) -> int:
+    num_dropped = 0
+
+    def report_losses() -> None:
+        nonlocal num_dropped
+        if dropped_lines() != num_dropped:
+            num_dropped = dropped_lines()
+            counts = Counts("worker", child.index, os.getpid(), [float(num_dropped)])
+            child.launcher.send(counts)
+
     def report(stage: str, done: int, total: int) -> None:
         child.launcher.send(Progress("worker", child.index, stage, done, total))
 
@@ -46,18 +58,25 @@ def _load_and_serve(child: Child, scheduler: Sender) -> int:
         logger.info("rank %d is ready with %d KV pages", child.index, runner.num_pages)
         scheduler.send(ready)
         child.launcher.send(ready)
-        return serve(runner, inbox, scheduler if child.index == 0 else None)
+        return serve(runner, inbox, scheduler if child.index == 0 else None, report_losses)
 
 
-def serve(runner: ModelRunner, inbox: Receiver, scheduler: Sender | None) -> int:
+def serve(
+    runner: ModelRunner,
+    inbox: Receiver,
+    scheduler: Sender | None,
+    when_idle: Callable[[], None] = lambda: None,
+) -> int:
     """Run plans until Shutdown; results go to `scheduler` unless it is None (ranks above 0). On a
     GPU the next plan is launched while the last one runs. A step that fails because the other ranks
-    have shut down already is not a failure."""
+    have shut down already is not a failure. `when_idle` is called about every second without work.
+    """
     pending: deque[PendingStep] = deque()
     while True:
         messages = inbox.receive(0 if pending else _IDLE_S)
         if not messages and not pending:
             inbox.repair()
+            when_idle()
         for message in messages:
             match message:
                 case StepPlan() if message.epoch == runner.epoch:

@@ -22,6 +22,7 @@ from ...shared.log import dropped_lines, write_aside
 from ...shared.messages import (
     PROTOCOL_VERSION,
     AnyMessage,
+    Counts,
     Heartbeat,
     Hello,
     LauncherBeat,
@@ -39,6 +40,7 @@ from .progress import StartDisplay
 from .restarts import ENGINE, Restarts
 from .signals import can_open_terminal, handlers
 from .supervise import Children, JanitorKeeper, Process, start_error
+from .totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,9 @@ class Launcher:
         self._has_terminal = can_open_terminal()
         self._restarts = Restarts()
         self._stalled = False  # the stacks of this stall are in the log
+        self._num_stalls = 0
+        self._totals = Totals()  # of frontends
+        self._worker_losses = Totals()  # log lines
         self._dir_problem = ""
         self._last_tick = started
         self._wake_read, self._wake_write = socket.socketpair()
@@ -189,9 +194,16 @@ class Launcher:
             case Heartbeat(stall=stall):
                 self._hear("scheduler", 0, _RUNNING)
                 if stall and not self._stalled:
+                    self._num_stalls += 1
                     logger.warning("%s", stall)
                     self._children.log_stacks("a step does not end")
                 self._stalled = bool(stall)
+            case Counts(role="worker"):
+                self._worker_losses.add(message)
+            case Counts(index=index):
+                self._totals.add(message)
+                if (process := self._hear("frontend", index)) is not None:
+                    process.sender.send(self._launcher_beat(index))
             case WorkerFailed(epoch, rank, reason):
                 process = self._children.find("worker", rank)
                 if epoch == self._epoch and process is not None:
@@ -371,13 +383,20 @@ class Launcher:
         self._next_beat = now + _TICK_S
         self._inbox.repair()
         self._repair_directory()
-        beat = LauncherBeat(
+        for process in self._children.of("frontend"):
+            process.sender.send(self._launcher_beat(process.index))
+
+    def _launcher_beat(self, frontend: int) -> LauncherBeat:
+        return LauncherBeat(
             self._restarts.counts[ENGINE],
             self._restarts.counts["frontend"],
             sum(process.sender.dropped for process in self._children.alive),
             dropped_lines(),
+            self._totals.values,
+            self._totals.serial(frontend),
+            self._num_stalls,
+            int(sum(self._worker_losses.values)),
         )
-        self._tell("frontend", beat)
 
     def _repair_directory(self) -> None:
         """Make files in the runtime directory again that were removed. Says once what is

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from ...shared.errors import OverloadedError
+from ...shared.errors import KeyLimitError
 from ..context import RequestContext
 from .keys import Limits
 
@@ -40,7 +40,7 @@ class Charge:
         return num_new
 
     def take_prompts(self, prompts: list[list[int]]) -> None:
-        """The request is about to be submitted. Raises OverloadedError if it must not be."""
+        """The request is about to be submitted. Raises KeyLimitError if it must not be."""
         num_tokens = sum(map(len, prompts))
         self._meter.check_tokens(num_tokens)
         self._meter.balance -= num_tokens
@@ -59,7 +59,7 @@ class Meter:
 
     @contextlib.contextmanager
     def admitted(self, context: RequestContext) -> Iterator[None]:
-        """Counts a request until it ends. Raises OverloadedError if it must not begin."""
+        """Counts a request until it ends. Raises KeyLimitError if it must not begin."""
         self.check()
         context.charge = Charge(self, context)
         self.open.append(context.charge)
@@ -70,27 +70,27 @@ class Meter:
             self.open.remove(context.charge)
 
     def check(self) -> None:
-        """Raise OverloadedError if another request must not begin."""
+        """Raise KeyLimitError if another request must not begin."""
         limit = self.limits.requests
         if limit is not None and len(self.open) >= limit:
-            raise OverloadedError(
+            raise KeyLimitError(
                 f"{len(self.open)} requests of this key are open, its limit", None, _RETRY_S
             )
         self.check_tokens(0)
 
     def check_tokens(self, num_more: int) -> None:
-        """Raise OverloadedError if no more tokens may be used now, or if `num_more` must not wait
+        """Raise KeyLimitError if no more tokens may be used now, or if `num_more` must not wait
         beside those that already wait. One request alone may always wait."""
         self.settle()
         per_minute, most_queued = self.limits.tokens_per_minute, self.limits.queued_tokens
         if per_minute is not None and self.balance <= 0:
             wait_s = (1 - self.balance) * 60 / per_minute
             message = f"this key has used its {per_minute} tokens per minute"
-            raise OverloadedError(message, None, wait_s)
+            raise KeyLimitError(message, None, wait_s)
         num_queued = sum(charge.num_queued for charge in self.open)
         if most_queued is not None and num_queued and num_queued + num_more > most_queued:
             message = f"{num_queued} prompt tokens of this key are waiting, its limit {most_queued}"
-            raise OverloadedError(message, None, _RETRY_S)
+            raise KeyLimitError(message, None, _RETRY_S)
 
     def settle(self) -> None:
         """Bring the balance up to date."""

@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from ...shared.errors import NotFoundError
 from ..context import FRONTEND
 from ..engine.client import LAUNCHER_LIMIT_S
-from ..engine.metrics import kv_usage
+from ..engine.engine_metrics import kv_usage
 from ..wire.body import json_response
 
 _LOOP_LIMIT_S = 10.0  # the loop notes each second that it runs; a probe may come before the note
@@ -46,8 +46,11 @@ async def readiness(request: web.Request) -> web.Response:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """GET /metrics: metrics in Prometheus's text format."""
-    body = request.app[FRONTEND].metrics.render()
+    """GET /metrics: metrics in Prometheus's text format, for all HTTP processes together."""
+    frontend = request.app[FRONTEND]
+    if frontend.totals is not None:
+        await frontend.totals.refresh()
+    body = frontend.metrics.render()
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 

@@ -59,6 +59,7 @@ class EngineState:
     generated_per_s: float = 0.0
     launcher: LauncherBeat | None = None  # None: it was never heard
     launcher_at: float = -math.inf
+    launcher_news: asyncio.Event = field(default_factory=asyncio.Event)  # set when it is heard
     draining: bool = False
     became_ready: asyncio.Event = field(default_factory=asyncio.Event)
     shutdown: asyncio.Event = field(default_factory=asyncio.Event)
@@ -338,6 +339,7 @@ class EngineClient:
                 self.state.on_heartbeat(message, self._clock())
             case LauncherBeat():
                 self.state.launcher, self.state.launcher_at = message, self._clock()
+                self.state.launcher_news.set()
             case Ready(role="scheduler"):
                 self._on_ready(message)
             case PeerLost(role="scheduler", reason=reason):

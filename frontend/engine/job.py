@@ -28,6 +28,7 @@ from .params import MAX_SEQUENCES, GenerationSpec
 _MAX_IDS = 1 << 20  # that one request sends to the scheduler; encoding them takes some 10 ms
 _PROMPTS_PER_TURN = 16  # others are served in between
 _MANY_TOKENS, _MANY_LOGPROBS = 10_000, 2_000
+_DISCONNECTED = 499  # the status of a request whose client has gone
 _ID_BYTES, _LOGPROB_BYTES = 36, 130  # memory of one in a list
 logger = logging.getLogger(__name__)
 
@@ -267,10 +268,13 @@ class Job(Generic[S]):
         traceback: TracebackType | None,
     ) -> None:
         self.generation.close()
-        record = self._record()
+        record, status = self._record(), 200 if value is None else _status(value)
         if value is None:
             self.frontend.metrics.observe(record)
-        self._log(record, 200 if value is None else _status(value))
+        failure = "" if value is None else "abort" if status == _DISCONNECTED else "error"
+        reasons = [failure or reply.finish_reason or "error" for reply in self.replies]
+        self.frontend.metrics.end(reasons, status == _DISCONNECTED)
+        self._log(record, status)
 
     def _record(self) -> RequestRecord:
         now_s = _elapsed_s(self.request)
@@ -282,6 +286,8 @@ class Job(Generic[S]):
             first_token_s=now_s if self.first_token_s is None else self.first_token_s,
             total_s=now_s,
             queue_s=max((end.queue_s for end in ends), default=0.0),
+            prefill_s=max((end.prefill_s for end in ends), default=0.0),
+            decode_s=max((end.decode_s for end in ends), default=0.0),
             num_prompt_tokens=usage.prompt_tokens,
             num_output_tokens=usage.output_tokens,
             num_cached_tokens=usage.cached_tokens,
@@ -316,5 +322,5 @@ class Job(Generic[S]):
 def _status(error: BaseException) -> int:
     """The HTTP status of a request that ended with this error."""
     if isinstance(error, asyncio.CancelledError | ConnectionError):
-        return 499  # the client has disconnected
+        return _DISCONNECTED
     return error.status if isinstance(error, HttpError) else 500

@@ -1,4 +1,5 @@
-"""`--metric_gateway`: sends this process's metrics to a Prometheus push gateway at intervals."""
+"""`--metric_gateway`: sends the server's metrics to a Prometheus push gateway at intervals. The
+first HTTP process does it for all."""
 
 import asyncio
 import logging
@@ -19,6 +20,8 @@ async def push_forever(frontend: Frontend) -> None:
     """Push until cancelled. An outage of the gateway is logged once."""
     config, is_failing = frontend.config, False
     while True:
+        if frontend.totals is not None:
+            await frontend.totals.refresh()
         try:
             await asyncio.to_thread(push_once, frontend)
             is_failing = False
@@ -37,16 +40,15 @@ def push_once(frontend: Frontend) -> None:
         config.metric_gateway,
         config.job_name,
         frontend.metrics.registry,
-        grouping_key(config, frontend.client.index),
+        grouping_key(config),
         _TIMEOUT_S,
         handler=_with_credentials if config.enable_monitor_auth else default_handler,
     )
 
 
-def grouping_key(config: ServeConfig, index: int) -> dict[str, str]:
-    """The labels by which the gateway tells this process's metrics from others'."""
-    key = dict(pair.split("=", 1) for pair in config.grouping_key)
-    return key | ({"frontend": str(index)} if config.httpserver_workers > 1 else {})
+def grouping_key(config: ServeConfig) -> dict[str, str]:
+    """The labels by which the gateway tells this server's metrics from others'."""
+    return dict(pair.split("=", 1) for pair in config.grouping_key)
 
 
 def _with_credentials(

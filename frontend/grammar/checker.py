@@ -48,6 +48,11 @@ class GrammarChecker:
         """Number of sources whose answers are kept."""
         return len(self._answers)
 
+    @property
+    def num_timeouts(self) -> int:
+        """Number of checks that were ended because they took too long."""
+        return sum(child.num_timeouts for child in self.children)
+
     def start(self) -> None:
         """Start the first child, so that the first grammar need not wait for it."""
         self._pool.submit(self._start)

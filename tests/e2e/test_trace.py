@@ -98,7 +98,8 @@ The frontend writes the reply: one JSON body, or the last events of a stream.
 | `Progress` | every process to launcher | at start: the current stage |
 | `Ready` | every process to launcher; worker to scheduler; scheduler to frontends | it can work |
 | `Heartbeat` | scheduler to frontends and launcher | every second: progress, queue, pages |
-| `LauncherBeat` | launcher to frontends | every second: restarts |
+| `Counts` | frontend to launcher | every second and at a scrape: its counters and histograms |
+| `LauncherBeat` | launcher to frontends | every second and after `Counts`: restarts, sums |
 | `Abort` | frontend to scheduler | the client left, or a stop string was found |
 | `AbortNamed` | frontend to the other frontends | `/abort_request`: one may have the request |
 | `FlushCache` | frontend to scheduler | `/flush_cache` |

@@ -1,5 +1,7 @@
 """The heartbeat: counts of plans and steps, and the state at one moment."""
 
+import msgspec
+import pytest
 from fakes import FakeEngine
 from glimmer.scheduler.draft import DraftPolicy
 from glimmer.scheduler.stats import Stats
@@ -8,6 +10,7 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     BATCH_SIZES,
     STEP_SECONDS,
+    Abort,
     Heartbeat,
     PrefillChunk,
     StepPlan,
@@ -48,6 +51,41 @@ def test_plans_are_counted_by_their_number_of_rows() -> None:
     assert [n for n, count in zip(BATCH_SIZES, counts, strict=False) if count] == [2, 3]
     assert counts[-1] == 1
     assert beat(stats).batch_rows == 505
+
+
+def test_tokens_of_plans_and_gaps_between_tokens_are_counted() -> None:
+    stats = Stats()
+    stats.add_plan(plan(3, prefill=2))
+    stats.add_plan(msgspec.structs.replace(plan(3), num_drafts=2))
+    stats.add_step(plan(3, prefill=2), 10 * MS)
+    stats.add_step(plan(4), 1 * MS)
+    heartbeat = beat(stats)
+    assert heartbeat.planned_tokens == 5 + 9
+    assert heartbeat.step_tokens[:3] == [0, 1, 1]  # 2 to 8, 9 to 16
+    assert sum(heartbeat.token_gaps.counts) == 7
+    assert heartbeat.token_gaps.total_s == pytest.approx(0.034)
+
+
+def test_the_times_of_a_request_add_up() -> None:
+    engine = FakeEngine(64)
+    request_id = engine.submit([1, 2, 3], 5)
+    engine.finish()
+    finished = engine.finished[request_id]
+    assert finished.prefill_s > 0
+    assert finished.decode_s > 0
+    assert finished.decode_s == pytest.approx(4 * finished.prefill_s)
+
+
+def test_a_request_that_never_ran_only_waited() -> None:
+    engine = FakeEngine(64, running_max_req_size=1)
+    engine.submit([1], 50)
+    engine.turn(2)
+    queued = engine.submit([2], 5)
+    engine.turn(2)
+    engine.tell(Abort([queued]))
+    finished = engine.finished[queued]
+    assert finished.queue_s > 0
+    assert (finished.prefill_s, finished.decode_s) == (0, 0)
 
 
 def test_a_step_begins_when_the_one_before_ends() -> None:

@@ -1,9 +1,20 @@
 """/metrics: every LightLLM name with its type, and values that are true."""
 
+import asyncio
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
-from glimmer.shared.messages import BATCH_SIZES, STEP_SECONDS, Finished, StepTimes
+from glimmer.shared.messages import (
+    BATCH_SIZES,
+    STEP_SECONDS,
+    STEP_TOKENS,
+    Finished,
+    LauncherBeat,
+    StepTimes,
+)
+from glimmer.shared.secrets import key_digest
 from prometheus_client.parser import text_string_to_metric_families
 
 COUNTERS = "request_count request_success request_failure prompt_tokens generation_tokens"
@@ -98,14 +109,125 @@ async def test_gateways_find_the_size_of_the_cache(server: Any) -> None:
     assert (sample.labels["block_size"], sample.labels["num_gpu_blocks"]) == ("64", "100")
 
 
-async def test_one_of_several_processes_labels_what_it_observed(start: Any) -> None:
+async def test_a_scrape_shows_the_sums_of_all_processes(start: Any) -> None:
     server = await start(httpserver_workers=2)
     await server.post("/generate", {"inputs": [1, 2], "parameters": {"max_new_tokens": 1}})
+    state, tally = server.frontend.client.state, server.frontend.metrics.tally
+    tally.refresh()
+    server.engine.send(LauncherBeat(totals=[3 * value for value in tally.values]))
+    await server.settle(lambda: state.launcher is not None)
     found = await families(server)
-    assert value(found, "lightllm_request_count_total", frontend="0") == 1
-    assert value(found, "lightllm_request_duration_count", frontend="0") == 1
-    for sample in found["glimmer_pages"].samples:
-        assert "frontend" not in sample.labels, "the engine's, the same from every process"
+    assert value(found, "lightllm_request_count_total") == 3
+    assert value(found, "vllm:request_success_total", finished_reason="length") == 3
+    assert value(found, "vllm:e2e_request_latency_seconds_count") == 3
+    names = {name for family in found.values() for one in family.samples for name in one.labels}
+    assert "frontend" not in names
+
+
+async def test_times_in_the_engine_come_from_the_scheduler(server: Any) -> None:
+    server.engine.manual = True
+    waiting = asyncio.create_task(server.post("/generate", {"inputs": [1, 2]}))
+    submit = (await server.engine.submitted())[0]
+    server.engine.tokens(submit, [5, 6])
+    times = {"queue_s": 3.0, "prefill_s": 0.2, "decode_s": 0.4}
+    server.engine.finish(submit, "length", 2, **times)
+    assert (await waiting)[0] == 200
+    found = await families(server)
+    for name, seconds in (("queue", 3.0), ("prefill", 0.2), ("decode", 0.4), ("inference", 0.6)):
+        assert value(found, f"vllm:request_{name}_time_seconds_sum") == pytest.approx(seconds)
+    for name in (
+        "time_to_first_token_seconds",
+        "request_time_per_output_token_seconds",
+        "e2e_request_latency_seconds",
+        "request_prompt_tokens",
+        "request_generation_tokens",
+    ):
+        assert value(found, f"vllm:{name}_count") == 1
+    assert value(found, "vllm:prompt_tokens_total") == 2
+
+
+async def test_tokens_and_gaps_of_steps_come_from_the_heartbeat(server: Any) -> None:
+    gaps, tokens = [0] * (len(STEP_SECONDS) + 1), [0] * (len(STEP_TOKENS) + 1)
+    gaps[3], tokens[1], tokens[2] = 40, 5, 6
+    server.engine.beat(
+        steps=9, step_tokens=tokens, planned_tokens=120, token_gaps=StepTimes(gaps, 0.2)
+    )
+    await server.settle(lambda: server.frontend.client.state.heartbeat.steps == 9)
+    found = await families(server)
+    assert value(found, "vllm:iteration_tokens_total_sum") == 120
+    assert value(found, "vllm:iteration_tokens_total_bucket", le="8.0") == 5
+    assert value(found, "vllm:inter_token_latency_seconds_count") == 40
+    assert value(found, "vllm:inter_token_latency_seconds_sum") == 0.2
+
+
+async def test_endings_are_counted_by_reason_and_aborts_by_cause(server: Any) -> None:
+    server.engine.manual = True
+    body = {"inputs": [1, 2]}
+    requests = [asyncio.create_task(server.post("/generate", body)) for _ in range(2)]
+    submits = await server.engine.submitted(2)
+    server.engine.finish(submits[0], "abort")
+    server.engine.finish(submits[1], "error", message="boom")
+    await asyncio.gather(*requests)
+    gone = asyncio.create_task(server.post("/generate", body))
+    await server.engine.submitted(3)
+    gone.cancel()
+    await server.settle(lambda: not server.frontend.num_open)
+    found = await families(server)
+    reasons = {"stop": 0, "length": 0, "abort": 2, "error": 1}
+    for reason, count in reasons.items():
+        assert value(found, "vllm:request_success_total", finished_reason=reason) == count
+    for cause in ("asked", "disconnect"):
+        assert value(found, "glimmer_aborted_requests_total", cause=cause) == 1
+
+
+async def test_rejections_are_counted_by_reason(start: Any) -> None:
+    limits = {"key_max_requests": 1, "max_body_mb": 0.01}
+    server = await start(api_key=(key_digest("k"),), **limits)
+    head = {"Authorization": "Bearer k"}
+    server.engine.manual = True
+    waiting = asyncio.create_task(server.post("/generate", {"inputs": "x"}, headers=head))
+    (submit,) = await server.engine.submitted()
+    for more in ({}, {"headers": head}):
+        await server.post("/generate", {"inputs": "x"}, **more)
+    server.engine.finish(submit, "overloaded")
+    await waiting
+    await server.post("/generate", {"inputs": 5}, headers=head)
+    await server.post("/nowhere", {}, headers=head)
+    await server.post("/generate", {"inputs": "x" * 20_000}, headers=head)
+    server.frontend.client.begin_shutdown(30)
+    await server.post("/generate", {"inputs": "x"}, headers=head)
+    text = server.frontend.metrics.render().decode()
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    counts = {
+        one.labels["reason"]: one.value
+        for one in found["glimmer_rejections"].samples
+        if one.name.endswith("_total")
+    }
+    assert counts == {
+        "unauthorized": 1,
+        "key_limit": 1,
+        "overloaded": 1,
+        "invalid": 1,
+        "not_found": 1,
+        "too_large": 1,
+        "unavailable": 1,
+        "forbidden": 0,
+        "error": 0,
+    }
+
+
+async def test_promtool_accepts_the_page(server: Any) -> None:
+    """Names of LightLLM and vLLM break its style rules; ours must not."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed: make tools")
+    await server.post("/generate", {"inputs": [1, 2], "parameters": {"max_new_tokens": 2}})
+    text = server.frontend.metrics.render()
+    command = ["promtool", "check", "metrics"]
+    done = await asyncio.to_thread(subprocess.run, command, input=text, capture_output=True)
+    output = (done.stdout + done.stderr).decode()
+    assert done.returncode in (0, 3), output  # 3: complaints about style alone
+    foreign = ("vllm:", "lightllm_")
+    assert all(line.startswith(foreign) for line in output.splitlines() if line), output
 
 
 async def test_requests_are_counted_with_their_tokens(server: Any) -> None:

@@ -80,7 +80,6 @@ async def test_it_goes_on_after_a_failure_which_is_logged_once(
     assert caplog.text.count("cannot push metrics") == 1
 
 
-def test_several_processes_are_several_groups() -> None:
-    config = ServeConfig(grouping_key=("a=b=c",), httpserver_workers=2)
-    assert grouping_key(config, 1) == {"a": "b=c", "frontend": "1"}
-    assert grouping_key(ServeConfig(), 0) == {}
+def test_a_group_has_the_labels_of_its_flags() -> None:
+    assert grouping_key(ServeConfig(grouping_key=("a=b=c",))) == {"a": "b=c"}
+    assert grouping_key(ServeConfig()) == {}
