@@ -17,8 +17,9 @@ HAS_CPU_TORCH = ! nvidia-smi -L >/dev/null 2>&1 && timeout 8 $(PYTHON) -c 'impor
 # Programs that some tests need and `make test` does not install: one line for each installer. Such a
 # test is skipped, with the reason, where its program is missing.
 #   systemd: systemd-analyze. nginx, haproxy: rolling restarts. prometheus: promtool.
-APT_TOOLS := systemd nginx-light haproxy prometheus
-PIP_TOOLS :=
+#   bubblewrap: a container. kubernetes-validate: the chart.
+APT_TOOLS := systemd nginx-light haproxy prometheus bubblewrap
+PIP_TOOLS := kubernetes-validate
 NPM_TOOLS :=
 
 .PHONY: help tools demo test gpu check format docs constraints clean
@@ -54,6 +55,7 @@ tools:
 	@.ci/tools apt $(APT_TOOLS)
 	@.ci/tools pip $(PIP_TOOLS)
 	@.ci/tools npm $(NPM_TOOLS)
+	@.ci/kubernetes-tools
 
 demo: $(INSTALLED)
 	$(BIN)/glimmer demo $(if $(ONCE),--once)

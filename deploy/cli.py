@@ -25,6 +25,7 @@ A server for GLM-4.7-Flash.
 commands:
   serve   serve a checkpoint over HTTP          glimmer serve DIR
   demo    serve the bundled model and ask it    glimmer demo [--once]
+  ask     ask a running server one question     glimmer ask http://localhost:8000
   check   report what would stop `serve`        glimmer check DIR
   bench   measure speed                         glimmer bench serve
 
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"glimmer {__version__}")
         return 0
-    commands = {"serve": serve, "demo": _demo, "check": _check, "bench": _bench}
+    commands = {"serve": serve, "demo": _demo, "ask": _ask, "check": _check, "bench": _bench}
     if words[0] not in commands:
         return guarded(lambda: _unknown(f"unknown command {words[0]!r}", commands))
     return commands[words[0]](words[1:])
@@ -164,6 +165,12 @@ def _demo(argv: Sequence[str]) -> int:
     from .demo.run import demo
 
     return guarded(lambda: demo(argv))
+
+
+def _ask(argv: Sequence[str]) -> int:
+    from .ask import main as ask
+
+    return guarded(lambda: ask(argv))
 
 
 def _check(argv: Sequence[str]) -> int:

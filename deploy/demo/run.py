@@ -7,12 +7,12 @@ import json
 import shlex
 import sys
 import threading
-import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...shared.config import ServeConfig
 from ...shared.errors import PortError, StartError, UsageError
+from ..ask import ask as ask_server
 from ..cli import parse_with_logging, with_model
 from ..launcher.gpus import find_gpus
 from ..launcher.launch import launch
@@ -23,8 +23,6 @@ from ..launcher.supervise import Modules
 MODEL_DIR = Path(__file__).with_name("model")
 _NAME = "glimmer-demo"
 _PROMPT = "Who are you?"
-_MAX_TOKENS = 64
-_ANSWER_TIMEOUT_S = 120.0
 
 
 def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
@@ -50,7 +48,7 @@ def demo(argv: Sequence[str], modules: Modules | None = None) -> int:
 
     def ask(launcher: Launcher, url: str) -> None:
         try:
-            _ask(url, config.model_name, args.prompt)
+            ask_server(url, config.model_name, args.prompt)
         except (OSError, http.client.HTTPException, StartError) as error:
             failures.append(error)
         if args.once or failures:
@@ -92,51 +90,6 @@ def _with_free_port(config: ServeConfig) -> ServeConfig:
         print(f"{error}; the demo uses a free port", file=sys.stderr)
         return dataclasses.replace(config, port=0)
     return config
-
-
-def _ask(url: str, model: str, prompt: str) -> None:
-    """Stream one chat answer to the terminal, with the reasoning in parentheses."""
-    print(f"\n> {prompt}", flush=True)
-    for text in _answer(url, model, prompt):
-        print(text, end="", flush=True)
-    print(flush=True)
-
-
-def _answer(url: str, model: str, prompt: str) -> Iterator[str]:
-    parts = urllib.parse.urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=_ANSWER_TIMEOUT_S)
-    body = {
-        "model": model,
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": _MAX_TOKENS,
-        "stream": True,
-    }
-    headers = {"Content-Type": "application/json"}
-    try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
-        reply = connection.getresponse()
-        if reply.status != http.HTTPStatus.OK:
-            raise StartError(f"HTTP {reply.status}: {reply.read(500).decode(errors='replace')}")
-        in_reasoning = False
-        for line in reply:
-            data = line.removeprefix(b"data:").strip()
-            if not line.startswith(b"data:") or data == b"[DONE]":
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                raise StartError(str(event["error"]))
-            for choice in event["choices"]:
-                delta = choice["delta"]
-                reasoning = delta.get("reasoning_content") or ""
-                content = delta.get("content") or ""
-                if reasoning and not in_reasoning:
-                    yield "("
-                if in_reasoning and content:
-                    yield ")\n"
-                in_reasoning = bool(reasoning) or (in_reasoning and not content)
-                yield reasoning + content
-    finally:
-        connection.close()
 
 
 def next_steps(url: str, model: str) -> list[str]:
