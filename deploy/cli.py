@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .. import __version__
-from ..shared.config import ServeConfig, forget_secret_variables
+from ..shared.config import ServeConfig, forget_secret_variables, stderr_is_journal
 from ..shared.errors import ModelError, StartError, UsageError
 from ..shared.flags import parse_serve_args, serve_parser
-from ..shared.log import lossy_stderr, setup_logging
+from ..shared.log import lossy_stderr, report_error, setup_logging
 from ..shared.secrets import hide_arguments
 
 _HELP = """usage: glimmer COMMAND [options]
@@ -103,10 +103,10 @@ def guarded(action: Callable[[], int]) -> int:
         try:
             return action()
         except StartError as error:
-            print(f"glimmer: {error}", file=sys.stderr)
+            report_error(f"glimmer: {error}")
             return error.exit_code
         except OSError as error:  # a full disk or a missing permission
-            print(f"glimmer: {error}", file=sys.stderr)
+            report_error(f"glimmer: {error}")
             return StartError.exit_code
         except KeyboardInterrupt:  # before the launcher handles signals
             return 0
@@ -126,7 +126,9 @@ def parse_with_logging(argv: Sequence[str], refused: list[str] | None = None) ->
     config = parse_serve_args(words, refused=refused)
     hide_arguments()
     forget_secret_variables()
-    setup_logging("launcher", config.log_level)
+    if config.log_format == "text" and stderr_is_journal():
+        config = dataclasses.replace(config, log_format="journal")
+    setup_logging("launcher", config.log_level, config.log_format)
     return config
 
 

@@ -31,11 +31,13 @@ from ..shared.errors import (
 )
 from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
+from ..shared.log_format import request_fields
 from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
 from .access.guard import Access
 from .access.reload import keep_current
 from .access.tls import Tls
+from .access_log import log_access
 from .api.docs_page import HOST, docs_page
 from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
@@ -66,7 +68,9 @@ def create_app(frontend: Frontend) -> web.Application:
     """The routes over one Frontend, whose client must be running."""
     limits = frontend.body_limits
     guards = [frontend.access.guard()] if frontend.access else []
-    app = web.Application(middlewares=[_middleware, *guards], client_max_size=limits.num_bytes)
+    loggers = [log_access] if frontend.config.access_log else []
+    middlewares = [*loggers, _middleware, *guards]
+    app = web.Application(middlewares=middlewares, client_max_size=limits.num_bytes)
     app[FRONTEND] = frontend
     app.on_response_prepare.append(_add_headers)
     if frontend.access:
@@ -314,6 +318,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     request_id = clean_id(request.headers.get("X-Request-Id", "")) or secrets.token_hex(16)
     connection = _connection(request)
     context = request[CONTEXT] = RequestContext(request_id, time.monotonic(), connection)
+    request_fields.set({"request_id": request_id})
     try:
         return await handler(request)
     except HttpError as error:

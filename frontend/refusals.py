@@ -6,8 +6,11 @@ with a key whose limit is reached costs little. All other posts are refused by t
 
 import random
 import re
+import time
 
 from ..shared.errors import HttpError
+from ..shared.log_format import request_fields
+from .access_log import line as access_line
 from .context import Frontend, clean_id
 from .engine.metrics import FAILURES, REQUESTS
 from .routes import all_routes
@@ -47,6 +50,10 @@ class Refusals:
         given = _REQUEST_ID.search(data, 0, end)
         request_id = clean_id(given[1].decode("latin-1")) if given else ""
         request_id = request_id or f"{random.getrandbits(128):032x}"
+        if frontend.config.access_log:
+            token = request_fields.set({"request_id": request_id})
+            access_line("-", "POST", path.decode(), error.status, 0, time.monotonic())
+            request_fields.reset(token)
         return refusal_bytes(path.decode(), error, request_id, headers, closes)
 
     def _why(self, head: bytes, is_full: bool) -> tuple[HttpError | None, dict[str, str]]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .log_format import FORMS
+
 _PREFILL_BACKENDS = ("auto", "torch", "triton", "fa3", "flashinfer", "flashqla")
 _DECODE_BACKENDS = ("auto", "torch", "triton", "fa3", "flashinfer")
 _TOOL_PARSERS = (
@@ -266,6 +268,13 @@ class ServeConfig:
         None, "private directory for sockets; default: a new one", private=True
     )
     log_level: str = _option("info", "log level", choices=_LOG_LEVELS, env="LIGHTLLM_LOG_LEVEL")
+    log_format: str = _option(
+        "text",
+        "form of log lines: text, JSON objects, or text with priorities for the systemd journal, "
+        "which is chosen by itself if stderr is the journal",
+        choices=FORMS,
+    )
+    access_log: bool = _option(False, "log a line for every HTTP request")
 
     @property
     def has_keys(self) -> bool:
@@ -321,6 +330,15 @@ def forget_secret_variables() -> None:
     for field in dataclasses.fields(ServeConfig):
         if field.metadata.get("secret"):
             os.environ.pop(field.metadata["env"], None)
+
+
+def stderr_is_journal() -> bool:
+    """Whether systemd has connected stderr to its journal."""
+    try:
+        stderr = os.fstat(2)
+    except OSError:  # it is closed
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
 def monitor_credentials() -> tuple[str, str]:

@@ -58,7 +58,7 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
         faulthandler.enable(args.report_fd)
         faulthandler.register(STACKS_SIGNAL, args.report_fd)
     config = ServeConfig.load(Path(args.runtime_dir) / CONFIG_FILE)
-    setup_logging(f"{role}-{args.index}", config.log_level)
+    setup_logging(f"{role}-{args.index}", config.log_level, config.log_format)
     launcher = Sender.connect(launcher_address(args.runtime_dir))
     child = Child(
         role,

@@ -1,4 +1,4 @@
-"""Log lines in LightLLM's format, with the name of the process. They go to stderr only.
+"""Log lines, each with the name of its process. They go to stderr only.
 
 No process waits for stderr. The launcher and its children write to one pipe that takes a line at
 once or not at all, and a thread of the launcher copies the pipe to stderr. Lines are dropped and
@@ -16,22 +16,38 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from .log_format import JsonFormatter, make_formatter
+
 _CHUNK = 4096  # bytes that a pipe takes whole or not at all (PIPE_BUF)
 _WHY = "stderr was not read, or its disk was full"
 _FLUSH_S = 1.0  # a process that ends waits so long for stderr to take its last lines
 
 
-def setup_logging(process: str, level: str) -> None:
-    """Configure the root logger of this process. `process` is a name such as "worker-0"."""
+def setup_logging(process: str, level: str, form: str = "text") -> None:
+    """Configure the root logger of this process. `process` is a name such as "worker-0", `form` one
+    of `log_format.FORMS`."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        logging.Formatter(
-            f"%(levelname)s %(asctime)s [{process} %(filename)s:%(lineno)d] %(message)s",
-            datefmt="%m-%d %H:%M:%S",
-        )
-    )
+    handler.setFormatter(make_formatter(process, form))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.raiseExceptions = False  # a full disk or closed stderr must not reach a request
+
+
+def _notice(text: str) -> str:
+    """A line about this module, in the form of the others."""
+    level = logging.WARNING
+    record = logging.LogRecord(__name__, level, __file__, 0, text, None, None)
+    handlers = logging.getLogger().handlers
+    formatter = handlers[0].formatter if handlers else None
+    return (formatter or logging.Formatter("%(levelname)s %(message)s")).format(record) + "\n"
+
+
+def report_error(text: str) -> None:
+    """Write an error of a command to stderr: the text alone, or a line of JSON if the log is."""
+    handlers = logging.getLogger().handlers
+    if handlers and isinstance(handlers[0].formatter, JsonFormatter):
+        logging.getLogger(__name__).error("%s", text)
+    else:
+        print(text, file=sys.stderr)
 
 
 class LossyText(io.TextIOBase):
@@ -60,8 +76,8 @@ class LossyText(io.TextIOBase):
             count = self._unreported
             if not count or self.is_broken:
                 return
-            text = f"WARNING [process {os.getpid()}] {count} log lines were dropped: {_WHY}\n"
-            if self._put(text):
+            text = f"process {os.getpid()}: {count} log lines were dropped: {_WHY}"
+            if self._put(_notice(text)):
                 self._unreported -= count
 
     def report_last(self) -> None:

@@ -111,7 +111,7 @@ class Launcher:
 
     def run(self) -> int:
         """Start, serve, stop. Returns the exit code. Raises StartError if the start fails."""
-        self._display = StartDisplay()
+        self._display = StartDisplay(as_log=self._config.log_format != "text")
         self._next_beat = self._started
         with (
             Receiver.bind(launcher_address(str(self._children.runtime_dir))) as inbox,

@@ -1,6 +1,7 @@
 """Shows the progress of a start: a live display on a terminal, plain lines elsewhere."""
 
 import contextlib
+import logging
 import sys
 import time
 from typing import TextIO
@@ -8,6 +9,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
+logger = logging.getLogger(__name__)
 _REPEAT_S = 5.0  # least time between two plain lines about the same stage
 _BYTES = 1e9  # totals from here on are bytes; smaller ones take too short to show a rate
 
@@ -15,15 +17,17 @@ _BYTES = 1e9  # totals from here on are bytes; smaller ones take too short to sh
 class StartDisplay:
     """One line per process that is starting. Use until `close`."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, as_log: bool = False) -> None:
+        """`as_log`: plain lines are log lines."""
         self._stream = sys.stderr if stream is None else stream
+        self._as_log = as_log
         self._shown: dict[str, tuple[str, float]] = {}  # process -> stage, time of the last line
         # process -> its stage, and the amount done and the time when the stage began
         self._current: dict[str, tuple[str, int, float]] = {}
         self._spent: dict[str, dict[str, float]] = {}  # process -> seconds of each finished stage
         self._live: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        if self._stream.isatty():
+        if self._stream.isatty() and not as_log:
             columns = (TimeElapsedColumn(), TextColumn("{task.description}"))
             console = Console(file=self._stream)
             self._live = Progress(*columns, console=console, transient=True)
@@ -43,6 +47,9 @@ class StartDisplay:
         finished = total and done >= total
         if stage != last_stage or finished or now - shown >= _REPEAT_S:
             self._shown[process] = stage, now
+            if self._as_log:
+                logger.info("%s: %s%s", process, stage, count)
+                return
             with contextlib.suppress(OSError):  # stderr may be a file on a full disk
                 self._stream.write(f"{process}: {stage}{count}\n")
                 self._stream.flush()

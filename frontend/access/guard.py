@@ -22,6 +22,7 @@ from ...shared.errors import (
     OverloadedError,
     UnauthorizedError,
 )
+from ...shared.log_format import request_fields
 from ..context import CONTEXT, RequestContext
 from .keys import Key, KeyRing, format_keys, load_keys
 from .meter import Meter
@@ -119,6 +120,7 @@ class Access:
         context = request[CONTEXT]
         context.key = key
         context.tenant = key.name
+        request_fields.get()["key"] = key.name
         context.hides_cached = self._config.shared_prefix_cache
         if not context.hides_cached:
             context.salt = key.name + ":"  # a name has no ":", so no salt of a user imitates it

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from aiohttp import web
 
@@ -296,7 +296,10 @@ class Job(Generic[S]):
         )
 
     def _log(self, record: RequestRecord, status: int) -> None:
-        """One line per request, with LightLLM's field names; never a prompt."""
+        """One line per request, in text with LightLLM's field names; never a prompt."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        reasons = ",".join(reply.finish_reason or "none" for reply in self.replies[:8])
         logger.info(
             "X-Request-Id:%s X-Session-Id:%s path:%s status:%d finish_reason:%s "
             "first_token_cost:%.1fms total_cost_time:%.1fms out_token_counter:%d "
@@ -307,7 +310,7 @@ class Job(Generic[S]):
             clean_id(self.request.headers.get("X-Session-Id", "")),
             self.request.path,
             status,
-            ",".join(reply.finish_reason or "none" for reply in self.replies[:8]),
+            reasons,
             record.first_token_s * 1e3,
             record.total_s * 1e3,
             record.num_output_tokens,
@@ -316,7 +319,24 @@ class Job(Generic[S]):
             record.num_cached_tokens,
             record.cache_ratio,
             record.tokens_per_step,
+            extra={"fields": self._fields(record, status, reasons)},
         )
+
+    def _fields(self, record: RequestRecord, status: int, reasons: str) -> dict[str, Any]:
+        """What the JSON form of the line says. Times are in ms."""
+        return {
+            "message": "request ended",
+            "route": self.request.path,
+            "status": status,
+            "finish_reason": reasons,
+            "prompt_tokens": record.num_prompt_tokens,
+            "cached_tokens": record.num_cached_tokens,
+            "output_tokens": record.num_output_tokens,
+            "queue_ms": round(record.queue_s * 1e3, 1),
+            "ttft_ms": round(record.first_token_s * 1e3, 1),
+            "tpot_ms": round(record.per_token_s * 1e3, 2),
+            "total_ms": round(record.total_s * 1e3, 1),
+        }
 
 
 def _status(error: BaseException) -> int:
