@@ -36,6 +36,7 @@ from ..shared.messages import Progress, Ready
 from ..shared.model_spec import load_model_spec
 from .access.guard import Access
 from .access.reload import keep_current
+from .access.shared_usage import UsageTable
 from .access.tls import Tls
 from .access_log import log_access
 from .api.docs_page import HOST, docs_page
@@ -112,9 +113,14 @@ def _about(routes: tuple[Route, ...], has_keys: bool) -> tuple[Route, ...]:
     )
 
 
-def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None = None) -> Frontend:
-    """Read the model directory. `tokenizer`: one that was loaded before. Raises ModelError or
-    ConfigError."""
+def load(
+    config: ServeConfig,
+    client: EngineClient,
+    tokenizer: Tokenizer | None = None,
+    usage: UsageTable | None = None,
+) -> Frontend:
+    """Read the model directory. `tokenizer`: one that was loaded before. `usage`: of keys, shared
+    with other HTTP processes. Raises ModelError or ConfigError."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
     tokenizer = tokenizer or Tokenizer(model_dir, spec.vocab_size, config.chat_template)
@@ -133,7 +139,7 @@ def load(config: ServeConfig, client: EngineClient, tokenizer: Tokenizer | None 
         grammars,
         connections,
         BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
-        Access(config) if config.has_keys else None,
+        Access(config, connections.budget, usage) if config.has_keys else None,
         Tls(config) if config.ssl_certfile is not None else None,
     )
 
@@ -159,7 +165,10 @@ async def serve(child: Child) -> None:
 async def _live(child: Child, client: EngineClient) -> None:
     child.launcher.send(Progress("frontend", child.index, "loading tokenizer"))
     with _bind(child) as listener:
-        frontend = await asyncio.to_thread(load, child.config, client)
+        num_processes, usage = child.config.httpserver_workers, None
+        if child.usage_fd is not None and num_processes > 1:
+            usage = UsageTable(child.usage_fd, child.index, num_processes)
+        frontend = await asyncio.to_thread(load, child.config, client, None, usage)
         child.launcher.send(Progress("frontend", child.index, "waiting for the engine"))
         state = client.state
         if not await _first_of(state.became_ready, state.shutdown):
@@ -177,6 +186,8 @@ async def _live(child: Child, client: EngineClient) -> None:
         reloaders = [part.reloader for part in (frontend.access, frontend.tls) if part]
         if reloaders:
             helpers.append(asyncio.create_task(keep_current(reloaders, state.reload)))
+        if usage is not None and frontend.access is not None:
+            helpers.append(asyncio.create_task(frontend.access.follow_others()))
         if frontend.config.metric_gateway and child.index == 0:  # the metrics are of all processes
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:

@@ -42,6 +42,7 @@ class Child:
     config: ServeConfig
     launcher: Sender
     metrics_fd: int | None = None  # frontend: as listen_fd, for --metrics_port
+    usage_fd: int | None = None  # frontend: a file in memory that all of them share
 
     def hello(self) -> Hello:
         """The first message to every other process."""
@@ -69,6 +70,7 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
         config,
         launcher,
         args.metrics_fd,
+        args.usage_fd,
     )
     launcher.send(child.hello())
     return child
@@ -85,6 +87,7 @@ def _parser(role: str) -> argparse.ArgumentParser:
     parser.add_argument("--death_fd", type=int, help="die when this inherited pipe closes")
     parser.add_argument("--report_fd", type=int, help="file for stacks and the reason of a failure")
     parser.add_argument("--metrics_fd", type=int, help="inherited bound socket for probes")
+    parser.add_argument("--usage_fd", type=int, help="inherited file in memory about keys")
     parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
     return parser
 

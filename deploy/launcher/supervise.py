@@ -72,6 +72,7 @@ class Children:
 
     def __post_init__(self) -> None:
         self._death_read, self._death_write = os.pipe()
+        self._usage_fd = os.memfd_create("glimmer-usage")
 
     def spawn(self, role: str, index: int, epoch: int) -> Process:
         """Start a process. Call from the main thread only: the kernel kills a child when the
@@ -101,6 +102,8 @@ class Children:
         if role == "frontend":
             command += ["--listen_fd", str(self.listen_fd)]
             fds.append(self.listen_fd)
+            command += ["--usage_fd", str(self._usage_fd)]
+            fds.append(self._usage_fd)
             if self.metrics_fd is not None:
                 command += ["--metrics_fd", str(self.metrics_fd)]
                 fds.append(self.metrics_fd)
@@ -143,6 +146,7 @@ class Children:
         self.kill(list(self.alive))
         os.close(self._death_read)
         os.close(self._death_write)
+        os.close(self._usage_fd)
 
     def _bury(self, process: Process) -> str:
         self.alive.remove(process)

@@ -3,6 +3,7 @@
 A path that is not named here needs a key, also one that does not exist.
 """
 
+import asyncio
 import contextlib
 import dataclasses
 import logging
@@ -24,23 +25,33 @@ from ...shared.errors import (
 )
 from ...shared.log_format import request_fields
 from ..context import CONTEXT, RequestContext
-from .keys import Key, KeyRing, format_keys, load_keys
+from ..wire.connection import Budget
+from .keys import Key, KeyRing, Limits, format_keys, load_keys
 from .meter import Meter
 from .reload import Reloader
+from .shared_usage import UsageTable
 
 logger = logging.getLogger(__name__)
 
 PUBLIC_PATHS = frozenset({"/health", "/healthz", "/ping", "/liveness", "/readiness"})
 # These are about all users together. Other handlers call `check_admin` if they must.
 ADMIN_PATHS = frozenset({"/metrics", "/flush_cache"})
+_KEYS_PER_TURN = 64  # of the event loop
+_FOLLOW_S = 1.0
 _KEY_HEADER = re.compile(rb"\r\n(authorization|x-api-key):[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 class Access:
     """The keys of a server. One per process; raises ConfigError if their file cannot be read."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(
+        self, config: ServeConfig, budget: Budget | None = None, usage: UsageTable | None = None
+    ) -> None:
+        """`budget` counts the bytes that are held for all clients. `usage` is shared with the other
+        HTTP processes, if there are any."""
         self._config = config
+        self._budget = budget or Budget(int(config.max_client_mb * (1 << 20)))
+        self._usage = usage
         self._keys = KeyRing(())
         paths = [] if config.api_key_file is None else [config.api_key_file]
         self.reloader = Reloader("API keys", paths, self._load)
@@ -118,6 +129,7 @@ class Access:
         if key is None:
             raise unauthorized()
         context = request[CONTEXT]
+        context.connection.budget.move(self._meter(key).budget)
         context.key = key
         context.tenant = key.name
         request_fields.get()["key"] = key.name
@@ -140,10 +152,22 @@ class Access:
         if CONTEXT in request and request[CONTEXT].key is not None:
             response.headers.update(self._meter(_key(request[CONTEXT])).headers())
 
+    async def follow_others(self) -> None:
+        """Tell the other HTTP processes every second what keys use here, until cancelled."""
+        while True:
+            for number, key in enumerate(self._keys):
+                if key.limits != Limits():
+                    self._meter(key).settle()
+                if number % _KEYS_PER_TURN == 0:
+                    await asyncio.sleep(0)
+            await asyncio.sleep(_FOLLOW_S)
+
     def _meter(self, key: Key) -> Meter:
         meter = self._meters.get(key.name)
         if meter is None:
-            meter = self._meters[key.name] = Meter(key.limits)
+            shared = None if self._usage is None else self._usage.of(key.name)
+            budget = Budget(self._budget.limit // 2, self._budget, "this key's requests")
+            meter = self._meters[key.name] = Meter(key.limits, shared=shared, budget=budget)
         elif meter.limits != key.limits:
             meter.change_limits(key.limits)
         return meter

@@ -8,7 +8,7 @@ Only digests are kept, here and in the file.
 import dataclasses
 import hmac
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,6 +131,9 @@ class KeyRing:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys.values())
 
     def replace(self, keys: Iterable[Key]) -> None:
         """Use these from now on."""

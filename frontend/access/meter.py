@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 
 from ...shared.errors import KeyLimitError
 from ..context import RequestContext
+from ..wire.connection import Budget
 from .keys import Limits
+from .shared_usage import SharedUsage, Usage
 
 _RETRY_S = 1.0  # when an open request may end at any time
 
@@ -42,64 +44,105 @@ class Charge:
     def take_prompts(self, prompts: list[list[int]]) -> None:
         """The request is about to be submitted. Raises KeyLimitError if it must not be."""
         num_tokens = sum(map(len, prompts))
-        self._meter.check_tokens(num_tokens)
-        self._meter.balance -= num_tokens
         self.prompt_tokens += num_tokens
+        try:
+            self._meter.check_tokens(num_tokens)
+        except KeyLimitError:
+            self.prompt_tokens -= num_tokens
+            raise
+        self._meter.use(num_tokens)
+        self._meter.settle()
 
 
 class Meter:
-    """The part of this process that one user uses."""
+    """What one user uses. `shared` adds what it uses of other HTTP processes. `budget` counts the
+    bytes that are held for it."""
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Callable[[], float] = time.monotonic,
+        shared: SharedUsage | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self.limits = limits
+        self.budget = budget
         self.balance = float(limits.tokens_per_minute or 0)  # tokens that may still be used
         self.open: list[Charge] = []
         self._clock = clock
         self._settled_at = clock()
+        self._shared = shared
+        self._used_tokens = 0 if shared is None else shared.own.used_tokens
+        self._others = Usage() if shared is None else shared.others()
 
     @contextlib.contextmanager
     def admitted(self, context: RequestContext) -> Iterator[None]:
         """Counts a request until it ends. Raises KeyLimitError if it must not begin."""
-        self.check()
         context.charge = Charge(self, context)
         self.open.append(context.charge)
         try:
+            self.check(num_own=1)
             yield
         finally:
             self.settle()
             self.open.remove(context.charge)
+            self._follow()
 
-    def check(self) -> None:
-        """Raise KeyLimitError if another request must not begin."""
-        limit = self.limits.requests
-        if limit is not None and len(self.open) >= limit:
-            raise KeyLimitError(
-                f"{len(self.open)} requests of this key are open, its limit", None, _RETRY_S
-            )
+    @property
+    def _num_open(self) -> int:
+        return len(self.open) + self._others.requests
+
+    def check(self, num_own: int = 0) -> None:
+        """Raise KeyLimitError if another request must not begin. `num_own`: 1 if it is among the
+        open ones already."""
         self.check_tokens(0)
+        limit, num_open = self.limits.requests, self._num_open - num_own
+        if limit is not None and num_open >= limit:
+            raise KeyLimitError(
+                f"{num_open} requests of this key are open, its limit", None, _RETRY_S
+            )
 
-    def check_tokens(self, num_more: int) -> None:
-        """Raise KeyLimitError if no more tokens may be used now, or if `num_more` must not wait
-        beside those that already wait. One request alone may always wait."""
+    def check_tokens(self, num_new: int) -> None:
+        """Raise KeyLimitError if no more tokens may be used now, or if `num_new` of those that
+        wait must not wait beside the others. One request alone may always wait."""
         self.settle()
         per_minute, most_queued = self.limits.tokens_per_minute, self.limits.queued_tokens
         if per_minute is not None and self.balance <= 0:
             wait_s = (1 - self.balance) * 60 / per_minute
             message = f"this key has used its {per_minute} tokens per minute"
             raise KeyLimitError(message, None, wait_s)
-        num_queued = sum(charge.num_queued for charge in self.open)
-        if most_queued is not None and num_queued and num_queued + num_more > most_queued:
+        num_queued = self._num_queued + self._others.queued_tokens - num_new
+        if most_queued is not None and num_queued and num_queued + num_new > most_queued:
             message = f"{num_queued} prompt tokens of this key are waiting, its limit {most_queued}"
             raise KeyLimitError(message, None, _RETRY_S)
 
     def settle(self) -> None:
-        """Bring the balance up to date."""
+        """Bring the balance up to date, also with other processes. They expect it every second, if
+        there are any."""
         now = self._clock()
         per_minute = self.limits.tokens_per_minute or 0
         earned = (now - self._settled_at) * per_minute / 60
         self.balance = min(per_minute, self.balance + earned)
         self._settled_at = now
-        self.balance -= sum(charge.unpaid_outputs() for charge in self.open)
+        self.use(sum(charge.unpaid_outputs() for charge in self.open))
+        self._follow()
+
+    def use(self, num_tokens: int) -> None:
+        """Take tokens from the balance."""
+        self.balance -= num_tokens
+        self._used_tokens += num_tokens
+
+    @property
+    def _num_queued(self) -> int:
+        return sum(charge.num_queued for charge in self.open)
+
+    def _follow(self) -> None:
+        """Tell the other processes what is used here, and take their tokens from the balance."""
+        if self._shared is not None:
+            self._shared.publish(Usage(len(self.open), self._num_queued, self._used_tokens))
+            others = self._shared.others()
+            self.balance -= others.used_tokens - self._others.used_tokens
+            self._others = others
 
     def change_limits(self, limits: Limits) -> None:
         """The key file has changed. A new limit of tokens begins with a whole minute's."""
@@ -115,7 +158,7 @@ class Meter:
         headers = {}
         if self.limits.requests is not None:
             headers["x-ratelimit-limit-requests"] = str(self.limits.requests)
-            left = self.limits.requests - len(self.open)
+            left = self.limits.requests - self._num_open
             headers["x-ratelimit-remaining-requests"] = str(max(0, left))
         per_minute = self.limits.tokens_per_minute
         if per_minute is not None:

@@ -26,10 +26,22 @@ _MIN_READ = 64 << 10  # bytes that a client must read within `stall_s`, if so ma
 
 
 class Budget:
-    """Bytes that are held for clients, up to `limit`. A `parent` counts them as well."""
+    """Bytes that are held for `who`, up to `limit`. A `parent` counts them as well."""
 
-    def __init__(self, limit: int, parent: "Budget | None" = None) -> None:
-        self.limit, self.held, self._parent = limit, 0, parent
+    def __init__(
+        self, limit: int, parent: "Budget | None" = None, who: str = "the requests of all"
+    ) -> None:
+        self.limit, self.held, self._parent, self._who = limit, 0, parent, who
+
+    def move(self, parent: "Budget") -> None:
+        """Let `parent` count all that is held, in place of the parent before. Raises
+        OverloadedError, and changes nothing, if that is too much for it."""
+        if parent is self._parent:
+            return
+        parent.charge(self.held)
+        if self._parent is not None:
+            self._parent.release(self.held)
+        self._parent = parent
 
     def charge(self, num_bytes: int) -> None:
         """Raises OverloadedError, and counts nothing, when a limit would be exceeded."""
@@ -46,9 +58,8 @@ class Budget:
             self._parent.release(num_bytes)
 
     def _exceeded(self) -> OverloadedError:
-        who = "this client's requests" if self._parent is not None else "the requests of all"
         limit_mb = f"{self.limit / (1 << 20):g} MB"
-        return OverloadedError(f"{who} hold {limit_mb} already (--max_client_mb)", None, 1.0)
+        return OverloadedError(f"{self._who} hold {limit_mb} already (--max_client_mb)", None, 1.0)
 
 
 class Expects(Enum):
@@ -73,7 +84,8 @@ class Connection(asyncio.Protocol):
     read before it was made."""
 
     def __init__(self, connections: "Connections", early: bytes = b"") -> None:
-        self.budget = Budget(connections.budget.limit // 4, connections.budget)
+        total = connections.budget
+        self.budget = Budget(total.limit // 4, total, "this client's requests")
         self.is_new = True  # aiohttp does not know it yet
         self._connections = connections
         self._early = early

@@ -12,7 +12,8 @@ from glimmer.deploy.launcher.supervise import Children, Modules, Process, descri
 MODULE = """
 import argparse, os, signal, sys
 parser = argparse.ArgumentParser()
-for flag in ("runtime_dir", "index", "epoch", "parent_pid", "death_fd", "listen_fd", "report_fd"):
+for flag in ("runtime_dir", "index", "epoch", "parent_pid", "death_fd", "listen_fd", "report_fd",
+             "usage_fd"):
     parser.add_argument("--" + flag)
 args = parser.parse_args()
 assert int(args.parent_pid) == os.getppid()

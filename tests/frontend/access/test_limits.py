@@ -103,3 +103,27 @@ async def test_clients_that_leave_free_their_place(start: Any) -> None:
         asking.cancel()
         await server.settle(lambda: server.frontend.num_open == 0)
         server.engine.finish(submits[-1], "abort")
+
+
+async def test_bytes_are_limited_per_key(start: Any) -> None:
+    server = await start(api_key=(A, B), max_client_mb=1.0, max_body_mb=1.0)
+    host, port = "127.0.0.1", int(server.url.rsplit(":", 1)[1])
+    head = (
+        "POST /generate HTTP/1.1\r\nHost: x\r\nx-api-key: sk-{}\r\nContent-Length: 900000\r\n\r\n"
+    )
+    writers = []
+    budget = server.frontend.connections.budget
+    for number in range(1, 3):  # half a megabyte is for one key
+        writers.append((await asyncio.open_connection(host, port))[1])
+        writers[-1].write(head.format("a").encode() + b" " * 240_000)
+        await server.settle(lambda number=number: budget.held == number * 240_000)
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(head.format("a").encode() + b" " * 100_000)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429")
+    assert b"this key's requests hold 0.5 MB" in await reader.readuntil(b"}")
+    writers.append((await asyncio.open_connection(host, port))[1])
+    writers[-1].write(head.format("b").encode() + b" " * 200_000)
+    await server.settle(lambda: budget.held == 680_000)
+    for one in (*writers, writer):
+        one.close()
+    await server.settle(lambda: budget.held == 0)
