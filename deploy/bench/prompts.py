@@ -1,9 +1,10 @@
 """Prompts of exact length for `glimmer bench serve`: random, text, or with a shared prefix.
 
 The completions route gets token ids, whose number is exact. The chat route gets text that encodes
-to the same number of tokens; the chat template adds its own. The same seed gives the same prompts.
-Lengths are drawn as `vllm bench serve` draws them: uniform from floor(len * (1 - ratio)) to
-ceil(len * (1 + ratio)).
+to the same number of tokens; the chat template adds its own. Without a tokenizer it gets as many
+common words, which are about one token each, and the server tells how many they were. The same
+seed gives the same prompts. Lengths are drawn as `vllm bench serve` draws them: uniform from
+floor(len * (1 - ratio)) to ceil(len * (1 + ratio)).
 """
 
 import math
@@ -20,6 +21,13 @@ from ...shared.errors import UsageError
 from .settings import Settings
 
 _TRIES = 8
+_COMMON_WORDS = (
+    "the of and to in is you that it he was for on are as with his they at be this have from "
+    "or one had by word but not what all were we when your can said there use an each which "
+    "she do how their if will up other about out many then them these so some her would make "
+    "like him into time has look two more write go see number no way could people my than "
+    "first water been call who its now find long down day did get come made may part"
+).split()
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ def make_prompts(
     """Make `number` prompts. Each `purpose` has different prompts and prefixes for the same seed,
     so that the warm-up does not put measured prompts into the prefix cache. Raises UsageError if
     the dataset needs a tokenizer."""
-    if tokenizer is None and (settings.route == "chat" or settings.dataset == "text"):
-        raise UsageError("--tokenizer DIR is needed for --route chat and for --dataset text")
+    if tokenizer is None and settings.dataset == "text":
+        raise UsageError("--tokenizer DIR is needed for --dataset text")
     rng = random.Random(f"{settings.seed} {purpose}")
     source = _Source(settings, tokenizer, rng)
     prefixes = [source.ids(settings.prefix_len) for _ in range(settings.num_prefixes)]
@@ -108,8 +116,9 @@ class _Source:
     def text(self, ids: list[int]) -> tuple[str, int]:
         """Text of as many tokens as `ids`, with the same beginning, and its true number of tokens.
         Text may encode to another number of tokens, so it is cut or extended a few times."""
-        assert self._tokenizer is not None, "text needs a tokenizer"
         length = len(ids)
+        if self._tokenizer is None:
+            return " ".join([_COMMON_WORDS[i % len(_COMMON_WORDS)] for i in ids]), length
         text = self._tokenizer.decode(ids, skip_special_tokens=False)
         for _ in range(_TRIES):
             encoded = self._encode(text)

@@ -153,7 +153,7 @@ def _add_prompt_flags(parser: argparse.ArgumentParser) -> None:
         default="auto",
         metavar="DIR|demo|auto|none",
         help="makes prompts of exact length; auto: the server's, if it tells its model directory "
-        "and that is on this machine; none: random ids, for --route completions only",
+        "and that is on this machine; none: random ids, or common words for --route chat",
     )
     add(
         "--vocab_size",
@@ -182,8 +182,7 @@ def _check(s: Settings) -> None:
     if s.dataset != "text":
         _require(s.text_file is None, "text_file", "left out without --dataset text")
     if s.tokenizer == "none":
-        takes_ids = s.route == "completions" and s.dataset != "text"
-        _require(takes_ids, "tokenizer", "given for --route chat and --dataset text")
+        _require(s.dataset != "text", "tokenizer", "given for --dataset text")
     parts = urllib.parse.urlsplit(s.url)
     is_http = parts.scheme in ("http", "https") and bool(parts.hostname)
     _require(is_http, "url", "like http://host:port")

@@ -6,6 +6,7 @@ become negative. No request is too large to be accepted, and in the long run the
 """
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -66,7 +67,7 @@ class Meter:
         budget: Budget | None = None,
     ) -> None:
         self.limits = limits
-        self.budget = budget
+        self.budget = budget or Budget(sys.maxsize)
         self.balance = float(limits.tokens_per_minute or 0)  # tokens that may still be used
         self.open: list[Charge] = []
         self._clock = clock

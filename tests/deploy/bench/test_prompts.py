@@ -61,9 +61,18 @@ def test_chat_gets_text_that_encodes_to_the_exact_number(
 def test_random_ids_need_no_tokenizer() -> None:
     prompts = make("--input_len 500 --vocab_size 50", None)
     assert {i for p in prompts for i in p.content} == set(range(50))
-    for words in ("--route chat", "--dataset text"):
-        with pytest.raises(UsageError, match="--tokenizer DIR is needed"):
-            make(words, None)
+    with pytest.raises(UsageError, match="--tokenizer DIR is needed"):
+        make("--dataset text", None)
+
+
+def test_chats_need_no_tokenizer() -> None:
+    words = "--route chat --dataset shared-prefix --prefix_len 100 --num_prefixes 2 --input_len 50"
+    prompts = make(words, None)
+    texts = [str(prompt.content) for prompt in prompts]
+    assert {prompt.num_tokens for prompt in prompts} == {150}
+    assert {len(text.split()) for text in texts} == {150}
+    assert len({text[:300] for text in texts}) == 2
+    assert len(set(texts)) == len(texts)
 
 
 def test_the_seed_and_purpose_decide(tokenizer: Tokenizer) -> None:
