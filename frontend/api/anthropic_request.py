@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from ..chat.history import call_arguments, name_of, text_in
 from ..chat.request import ChatRequest, chat_request, string_at
 from ..engine.params import ModelFacts
 from ..wire.schema import Bias, ChatBody, Count, Json, StopString, Temperature, TopP, wrong
@@ -121,20 +122,22 @@ def _messages(body: CountTokensBody) -> list[Json]:
     system = [block for block in _blocks(body.system or []) if not _is_volatile(block)]
     if system:
         messages.append({"role": "system", "content": _plain(system, "system")})
+    last = len(body.messages) - 1
     for n, turn in enumerate(body.messages):
         where = f"messages[{n}].content"
         match turn.role:
             case "user":
-                messages += _user(turn.content, where)
+                messages += _user(turn.content, where, n == last)
             case "assistant":
-                messages.append(_assistant(turn.content, where))
+                messages.append(_assistant(turn.content))
             case "system":
                 messages.append({"role": "system", "content": _plain(turn.content, where)})
     return messages if body.messages else []
 
 
-def _user(content: Blocks, where: str) -> list[Json]:
-    """Text and tool results, in their order."""
+def _user(content: Blocks, where: str, is_new: bool) -> list[Json]:
+    """Text and tool results, in their order. Raises RequestError for other blocks of a new turn;
+    the results of tools are history."""
     messages: list[Json] = []
     texts: list[str] = []
 
@@ -145,46 +148,46 @@ def _user(content: Blocks, where: str) -> list[Json]:
 
     for n, block in enumerate(_blocks(content)):
         place = f"{where}[{n}]"
-        match block.get("type"):
-            case "text":
-                texts.append(string_at(block, "text", place))
-            case "tool_result":
-                flush()
-                result = _plain(block.get("content") or "", f"{place}.content")
-                if block.get("is_error") is True:
-                    result = f"Error: {result}"
-                call_id = string_at(block, "tool_use_id", place)
-                messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
-            case other:
-                raise _unknown(place, other)
+        kind = block.get("type")
+        if kind == "tool_result":
+            flush()
+            result = _joined(block.get("content"))
+            if block.get("is_error") is True:
+                result = f"Error: {result}"
+            call_id = string_at(block, "tool_use_id", place) if is_new else block.get("tool_use_id")
+            messages.append({"role": "tool", "tool_call_id": call_id, "content": result})
+        elif kind == "text" and is_new:
+            texts.append(string_at(block, "text", place))
+        elif is_new and not _is_text_document(block):
+            raise _unknown(place, kind)
+        else:
+            texts.append(text_in(block))
     flush()
     return messages or [{"role": "user", "content": ""}]
 
 
-def _assistant(content: Blocks, where: str) -> Json:
+def _is_text_document(block: Json) -> bool:
+    source = block.get("source")
+    kind = source.get("type") if isinstance(source, dict) else None
+    return block.get("type") == "document" and kind in ("text", "content")
+
+
+def _assistant(content: Blocks) -> Json:
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[Json] = []
-    for n, block in enumerate(_blocks(content)):
-        place = f"{where}[{n}]"
+    for block in _blocks(content):
         match block.get("type"):
-            case "text":
-                texts.append(string_at(block, "text", place))
             case "thinking":
-                thoughts.append(string_at(block, "thinking", place))
+                thoughts.append(text_in(block.get("thinking")))
+            case "tool_use":
+                arguments = call_arguments(block.get("input"))
+                function = {"name": name_of(block.get("name")), "arguments": arguments}
+                calls.append({"id": block.get("id"), "type": "function", "function": function})
             case "redacted_thinking":
                 pass  # only its author can read it
-            case "tool_use":
-                arguments = block.get("input")
-                if not isinstance(arguments, dict):
-                    raise wrong(f"{place}.input", "must be an object")
-                name = string_at(block, "name", place)
-                function = {"name": name, "arguments": arguments}
-                calls.append(
-                    {"id": string_at(block, "id", place), "type": "function", "function": function}
-                )
-            case other:
-                raise _unknown(place, other)
+            case _:
+                texts.append(text_in(block))
     # Reasoning is a string even if there is none, so that none is searched in the text.
     message: Json = {"role": "assistant", "content": "\n".join(texts)}
     message["reasoning_content"] = "\n".join(thoughts)
@@ -193,15 +196,17 @@ def _assistant(content: Blocks, where: str) -> Json:
     return message
 
 
+def _joined(content: Any) -> str:
+    """The text of a tool's result."""
+    return "\n".join(map(text_in, content)) if isinstance(content, list) else text_in(content)
+
+
 def _plain(content: Any, where: str) -> str:
-    """Text alone: of the system prompt or of a tool's result."""
-    if not isinstance(content, str | list):
-        raise wrong(where, "must be a string or a list of blocks")
+    """Text alone: of a system prompt."""
     texts = []
     for n, block in enumerate(_blocks(content)):
-        if not isinstance(block, dict) or block.get("type") != "text":
-            kind = block.get("type") if isinstance(block, dict) else None
-            raise _unknown(f"{where}[{n}]", kind)
+        if block.get("type") != "text":
+            raise _unknown(f"{where}[{n}]", block.get("type"))
         texts.append(string_at(block, "text", f"{where}[{n}]"))
     return "\n".join(texts)
 
@@ -215,8 +220,7 @@ def _blocks(content: Blocks) -> list[Json]:
 
 
 def _unknown(where: str, kind: Any) -> Exception:
-    known = "text, thinking, tool_use and tool_result"
-    return wrong(where, f"this model reads {known} blocks where they belong, not {kind!r:.60}")
+    return wrong(where, f"this model reads text, not blocks of type {kind!r:.60}")
 
 
 def _tool(tool: Tool, where: str) -> Json:

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
-from ..chat.request import ChatRequest, call_arguments, chat_request, string_at, text_of
+from ..chat.history import call_arguments, name_of, text_in
+from ..chat.request import ChatRequest, chat_request, string_at, text_of
 from ..engine.params import ModelFacts
 from ..wire.schema import (
     Bias,
@@ -30,6 +31,7 @@ from ..wire.schema import (
 
 _SPARE_LEVELS = 64
 LOGPROBS = "message.output_text.logprobs"
+_ARGUMENTS = ("arguments", "input", "action", "operation")  # keys of calls, by their type
 logger = logging.getLogger(__name__)
 
 
@@ -149,14 +151,19 @@ def _messages(body: ResponsesBody) -> list[Json]:
     if not body.input:
         raise wrong("input", "must not be empty")
     turn: Json | None = None  # the assistant's last turn, while items can be added
+    last = len(body.input) - 1
     for n, item in enumerate(body.input):
         where = f"input[{n}]"
         kind = item.get("type") or ("message" if "role" in item else None)
-        part = _assistant_part(kind, item, where)
-        if part is None:
+        if not isinstance(kind, str) or kind == "item_reference":
+            raise wrong(f"{where}.type", "must be the type of an item; nothing is stored here")
+        message = _other_message(kind, item, where, n == last)
+        if message is not None:
             turn = None
-            messages.append(_other_message(kind, item, where))
-        elif turn is None or not _grow(turn, part):
+            messages.append(message)
+            continue
+        part = _assistant_part(kind, item)
+        if turn is None or not _grow(turn, part):
             turn = {"role": "assistant", "content": "", **part}
             messages.append(turn)
     for message in messages:
@@ -165,20 +172,20 @@ def _messages(body: ResponsesBody) -> list[Json]:
     return messages
 
 
-def _assistant_part(kind: Any, item: Json, where: str) -> Json | None:
-    """The part of an assistant turn that an item is; None if it is not the assistant's."""
-    match kind:
-        case "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            return {"reasoning_content": text_of(parts, f"{where}.content")}
-        case "function_call":
-            call: Json = {"id": string_at(item, "call_id", where), "type": "function"}
-            arguments = _arguments(item, f"{where}.arguments")
-            call["function"] = {"name": string_at(item, "name", where), "arguments": arguments}
-            return {"tool_calls": [call]}
-        case "message" if item.get("role") == "assistant":
-            return {"content": text_of(item.get("content"), f"{where}.content")}
-    return None
+def _assistant_part(kind: str, item: Json) -> Json:
+    """The part of an assistant turn that an item is. Calls of tools that this server does not know
+    are calls, if their results follow; all other items are text."""
+    if kind == "reasoning":
+        return {"reasoning_content": text_in(item.get("content") or item.get("summary"))}
+    if kind == "message":
+        return {"content": text_in(item.get("content"))}
+    if kind.endswith("_call") and "call_id" in item:
+        called: Json = {"name": name_of(item.get("name") or kind.removesuffix("_call"))}
+        given = next((item[key] for key in _ARGUMENTS if item.get(key) is not None), None)
+        is_text = kind == "custom_tool_call"
+        called["arguments"] = {"input": text_in(given)} if is_text else call_arguments(given)
+        return {"tool_calls": [{"id": item["call_id"], "type": "function", "function": called}]}
+    return {"content": text_in(item)}
 
 
 def _grow(turn: Json, part: Json) -> bool:
@@ -193,26 +200,26 @@ def _grow(turn: Json, part: Json) -> bool:
     return True
 
 
-def _other_message(kind: Any, item: Json, where: str) -> Json:
-    match kind:
-        case "message":
-            role = item.get("role")
-            if role not in ("user", "system", "developer"):
-                raise wrong(f"{where}.role", "must be user, assistant, system or developer")
-            return {"role": role, "content": text_of(item.get("content"), f"{where}.content")}
-        case "function_call_output":
-            call_id = string_at(item, "call_id", where)
-            output = text_of(item.get("output"), f"{where}.output")
-            return {"role": "tool", "tool_call_id": call_id, "content": output}
-    known = "message, reasoning, function_call or function_call_output"
-    raise wrong(f"{where}.type", f"must be {known}, not {kind!r:.60}")
-
-
-def _arguments(item: Json, where: str) -> Json:
-    arguments = item.get("arguments") or "{}"
-    if not isinstance(arguments, str):
-        raise wrong(where, "must be the text of a JSON object")
-    return call_arguments(arguments, where)
+def _other_message(kind: str, item: Json, where: str, is_new: bool) -> Json | None:
+    """The message that an item is; None if it is part of a turn of the assistant."""
+    if kind == "message":
+        role = item.get("role")
+        if role == "assistant":
+            return None
+        if role not in ("user", "system", "developer"):
+            raise wrong(f"{where}.role", "must be user, assistant, system or developer")
+        content = item.get("content")
+        if is_new or role != "user":
+            return {"role": role, "content": text_of(content, f"{where}.content")}
+        return {"role": role, "content": text_in(content)}
+    if not kind.endswith("_output"):
+        return None
+    if is_new:
+        string_at(item, "call_id", where)
+        if "output" not in item:
+            raise wrong(f"{where}.output", "is missing")
+    content = text_in(item.get("output"))
+    return {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
 
 
 def _tools(tools: list[Json]) -> list[Json]:

@@ -1,18 +1,18 @@
 """A body of /v1/chat/completions, or of a route that is translated to it -> `ChatRequest`.
 
 The chat template drops or mangles what it does not know: null content, lists of content parts,
-arguments as strings, the developer role. All of that is normalised or refused here. Sampling
+arguments as strings, the developer role. All of that is normalised or refused here, history never
+refused (`history.py`). Sampling
 parameters are checked in `engine/params.py`.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from ..engine.constraints import ToolRules
 from ..engine.params import GenerationSpec, ModelFacts, openai_spec, refuse
-from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, decode_text, wrong
+from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, wrong
+from .history import call_arguments, name_of, text_in
 
 _ROLES = {
     "system": "system",
@@ -23,9 +23,7 @@ _ROLES = {
     "function": "tool",
 }
 _TEXT_PARTS = ("text", "input_text", "output_text", "summary_text", "reasoning_text")
-_NEEDS_CONTENT = ("system", "user")
 _MAX_NAME = 256
-_LONG = 1024  # characters of a call's arguments
 
 
 @dataclass(frozen=True)
@@ -91,38 +89,45 @@ def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
 def normalise_messages(messages: list[Json]) -> list[Json]:
     """New messages with string content, object arguments and no nulls.
 
-    Raises RequestError naming the message and key that cannot be rendered.
+    Raises RequestError naming the message and key that cannot be rendered: a role that there is
+    not, or content of the last message or of a system message that is not text. Elsewhere it is
+    replaced (`history.py`).
     """
     if not messages:
         raise wrong("messages", "must not be empty")
-    return [_normalise(message, f"messages[{n}]") for n, message in enumerate(messages)]
+    last = len(messages) - 1
+    return [_normalise(message, f"messages[{n}]", n == last) for n, message in enumerate(messages)]
 
 
-def _normalise(message: Json, where: str) -> Json:
+def _normalise(message: Json, where: str, is_new: bool) -> Json:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise wrong(f"{where}.role", f"must be one of {', '.join(_ROLES)}")
     result = {**_without_nulls(message), "role": _ROLES[role]}
-    if "content" in result:
+    if _ROLES[role] == "system" or (_ROLES[role] == "user" and is_new):
+        if "content" not in result:
+            raise wrong(f"{where}.content", f"is required for role {role}")
         result["content"] = text_of(result["content"], f"{where}.content")
-    elif _ROLES[role] in _NEEDS_CONTENT:
-        raise wrong(f"{where}.content", f"is required for role {role}")
-    for key in ("reasoning", "reasoning_content"):
-        if not isinstance(result.get(key, ""), str):
-            raise wrong(f"{where}.{key}", "must be a string")
+    elif "content" in result or _ROLES[role] == "user":
+        result["content"] = text_in(result.get("content"))
     if role == "assistant":
-        _normalise_assistant(result, where)
+        _normalise_assistant(result)
     return result
 
 
-def _normalise_assistant(message: Json, where: str) -> None:
+def _normalise_assistant(message: Json) -> None:
     """Bring reasoning and tool calls into the form that the template knows."""
+    for key in ("reasoning", "reasoning_content"):
+        if key in message:
+            message[key] = text_in(message[key])
     if "reasoning" in message:
         message.setdefault("reasoning_content", message["reasoning"])
     if "function_call" in message:  # the older spelling of a single call
         message.setdefault("tool_calls", [{"function": message.pop("function_call")}])
+    calls = message.get("tool_calls")
     if "tool_calls" in message:
-        message["tool_calls"] = _tool_calls(message["tool_calls"], f"{where}.tool_calls")
+        calls = calls if isinstance(calls, list) else [calls]
+        message["tool_calls"] = [_tool_call(call) for call in calls if isinstance(call, dict)]
 
 
 def text_of(content: Any, where: str) -> str:
@@ -154,31 +159,17 @@ def string_at(item: Json, key: str, where: str) -> str:
     return value
 
 
-def _tool_calls(calls: Any, where: str) -> list[Json]:
-    if not isinstance(calls, list):
-        raise wrong(where, "must be a list")
-    result = []
-    for n, call in enumerate(calls):
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise wrong(f"{where}[{n}].function.name", "must be a string")
-        arguments = call_arguments(function.get("arguments"), f"{where}[{n}].function.arguments")
-        result.append({**_without_nulls(call), "function": {**function, "arguments": arguments}})
-    return result
-
-
-def call_arguments(arguments: Any, where: str) -> Json:
-    """The arguments of a call, from an object or its text. Raises RequestError."""
-    if arguments is None or arguments == "":
-        return {}
-    if isinstance(arguments, str):
-        if len(arguments) > _LONG and arguments.lstrip().startswith("{"):
-            # The values are decoded where the template is rendered.
-            return dict(decode_text(arguments, where, dict[str, msgspec.Raw]))
-        arguments = decode_text(arguments, where, Any)
-    if not isinstance(arguments, dict):
-        raise wrong(where, "must be a JSON object")
-    return arguments
+def _tool_call(call: Json) -> Json:
+    custom, function = call.get("custom"), call.get("function")
+    if isinstance(custom, dict):
+        function = {
+            "name": custom.get("name"),
+            "arguments": {"input": text_in(custom.get("input"))},
+        }
+    function = function if isinstance(function, dict) else {}
+    called: Json = {"name": name_of(function.get("name"))}
+    called["arguments"] = call_arguments(function.get("arguments"))
+    return {**_without_nulls(call), "function": {**function, **called}}
 
 
 def _without_nulls(value: Json) -> Json:

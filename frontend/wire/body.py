@@ -1,6 +1,7 @@
 """HTTP bodies: a request's bytes, decoded to a struct of `schema.py`, and JSON for the answer."""
 
 import asyncio
+import codecs
 import re
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from ..text.fair_queue import LARGE_FOR
 from ..text.tokenizer import Tokenizer
 from .connection import Expects
 from .shape import Shape
+from .surrogates import decode_json
 
 if TYPE_CHECKING:  # `engine/job.py` imports this folder
     from ..engine.job import Job
@@ -122,7 +124,8 @@ def _build(
 def decode_body(data: bytes, kind: type[Body]) -> Body:
     """JSON -> struct. Raises RequestError naming the field that is wrong."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        body: Body = decode_json(data.removeprefix(codecs.BOM_UTF8), kind)
+        return body
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _body_error(error) from None
 

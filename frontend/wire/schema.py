@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
+from .surrogates import decode_json
 
 _BIG = 2**31 - 1
 _MAX_SEED = 2**63 - 1
@@ -223,7 +224,7 @@ def decode_text(text: str, where: str, kind: Any) -> Any:
     if len(text) > _MANY_NODES and sum(map(text.count, "{[:")) > _MANY_NODES:
         raise wrong(where, f"has more than {_MANY_NODES} objects, arrays and members")
     try:
-        return msgspec.json.decode(text, type=kind)
+        return decode_json(text.encode(), kind)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         raise wrong(where, f"is not JSON: {error}") from None
 

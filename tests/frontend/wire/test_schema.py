@@ -144,7 +144,6 @@ def test_openai_parameters_have_types_and_limits(name: str) -> None:
         b'{"inputs": "x", "parameters": {"temperature": NaN}}',
         b'{"inputs": "x", "parameters": {"temperature": Infinity}}',
         b'{"inputs": "\xff\xfe"}',
-        b'{"inputs": "\\ud800"}',
         b'{"inputs": "x"} trailing',
         b'{"unknown": ' + b"[" * 200_000,
         b'{"unknown": ' + b"[" * 200_000 + b"]" * 200_000 + b', "inputs": "x"}',
