@@ -54,7 +54,7 @@ from .routes import Generating, Handler, Route, all_routes
 from .text.tokenizer import Tokenizer
 from .wire.body import encode_json, json_response, read_body
 from .wire.connection import MAX_HEAD, Connection, Connections, Expects
-from .wire.errors import error_body
+from .wire.errors import error_body, message_for
 from .wire.listener import Listener
 from .wire.shape import BodyLimits
 
@@ -371,14 +371,18 @@ def _fail_http(request: web.Request, error: web.HTTPException) -> web.Response:
 
 async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
     """An error as the last event of the open stream, or as the whole reply."""
-    stream = request[CONTEXT].stream
+    context = request[CONTEXT]
+    stream = context.stream
     if stream is None:
         request.app[FRONTEND].metrics.reject(error)
     if stream is not None and stream.is_open:
         with contextlib.suppress(ConnectionError):
             await stream.fail(error)
         return stream.response
-    response = _refusal(request, error.status, str(error), error.type, error.field)
+    message = message_for(request.path, error)
+    kind, field, request_id = error.type, error.field, context.request_id
+    fields = error_body(request.path, error.status, message, kind, field, request_id, error.code)
+    response = json_response(fields, error.status)
     if error.retry_after_s:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:

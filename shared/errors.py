@@ -56,6 +56,7 @@ class HttpError(GlimmerError):
     status = 500
     type = "InternalServerError"
     reason = "error"  # in metrics
+    code: str | None = None  # OpenAI's name of the problem; None: the status
 
     def __init__(self, message: str, field: str | None = None, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -69,6 +70,22 @@ class RequestError(HttpError):
     status = 400
     type = "BadRequestError"
     reason = "invalid"
+
+
+class ContextLengthError(RequestError):
+    """A prompt has more tokens than fit, with one token of output, into `limit`. Agents look for
+    these words and then shorten the conversation. With `num_chars`, the tokens were not counted."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, num_tokens: int, limit: int, field: str, num_chars: int = 0) -> None:
+        self.num_tokens, self.limit = num_tokens, limit
+        self.estimate = f" (estimated from {num_chars} characters)" if num_chars else ""
+        super().__init__(
+            f"{field}: This model's maximum context length is {limit} tokens. However, the prompt "
+            f"has {num_tokens} tokens{self.estimate}, and must leave room for one of output.",
+            field,
+        )
 
 
 class TooLargeError(RequestError):

@@ -16,7 +16,14 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from aiohttp import web
 
-from ...shared.errors import EngineError, HttpError, OverloadedError, RequestError, UnavailableError
+from ...shared.errors import (
+    ContextLengthError,
+    EngineError,
+    HttpError,
+    OverloadedError,
+    RequestError,
+    UnavailableError,
+)
 from ...shared.messages import Finished, TokenLogprob
 from ..context import CONTEXT, Frontend, clean_id
 from ..wire.schema import wrong
@@ -153,11 +160,7 @@ def _check_total(
 def _prompt_error(prompt: list[int], max_total: int, field: str) -> RequestError:
     if not prompt:
         return wrong(field, "must not be empty")
-    return wrong(
-        field,
-        f"{len(prompt)} tokens, but prompt and output together may have at most {max_total} "
-        "(context_length_exceeded)",
-    )
+    return ContextLengthError(len(prompt), max_total, field)
 
 
 def _elapsed_s(request: web.Request) -> float:

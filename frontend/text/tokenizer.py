@@ -19,7 +19,7 @@ import msgspec
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders
 
-from ...shared.errors import ConfigError, ModelError, RequestError, StartError
+from ...shared.errors import ConfigError, ContextLengthError, ModelError, RequestError, StartError
 from ..wire.schema import wrong
 from .detokenize import Vocabulary
 from .fair_queue import LARGE_FOR, FairQueue
@@ -36,6 +36,7 @@ _RESERVED = frozenset(
     "max_length return_tensors return_dict tokenizer_kwargs add_generation_prompt "
     "continue_final_message raise_exception strftime_now namespace".split()
 )
+_CHARS_PER_TOKEN = 4  # as a rule
 _MAX_CHARS_PER_TOKEN = 8  # longer texts are refused before they are tokenized
 # Never left out of the text, even if tokenizer.json marks them special: parsers need them.
 _ALWAYS_VISIBLE = frozenset(
@@ -258,20 +259,14 @@ def _load_template(setting: Any, model_dir: Path, replacement: str | None) -> st
 
 def check_text_length(num_chars: int, field: str, max_tokens: int) -> None:
     """Raises RequestError for texts that are too long to fit, without tokenizing them."""
-    limit = _MAX_CHARS_PER_TOKEN * max_tokens
-    if num_chars > limit:
-        raise wrong(
-            field,
-            f"{num_chars} characters; at most {limit} can fit the {max_tokens} tokens of a request "
-            "(context_length_exceeded)",
-        )
+    if num_chars > _MAX_CHARS_PER_TOKEN * max_tokens:
+        raise ContextLengthError(num_chars // _CHARS_PER_TOKEN, max_tokens, field, num_chars)
 
 
 def _check_count(num_tokens: int, field: str, max_tokens: int) -> None:
     """Raises RequestError for so many tokens that a list of them takes long."""
     if num_tokens > max(2 * max_tokens, _MANY_TOKENS):
-        problem = f"{num_tokens} tokens; a request may have at most {max_tokens}"
-        raise wrong(field, f"{problem} (context_length_exceeded)")
+        raise ContextLengthError(num_tokens, max_tokens, field)
 
 
 def _make_vocabulary(backend: Backend, vocab_size: int, model_dir: Path) -> Vocabulary:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import msgspec
 from aiohttp.helpers import rfc822_formatted_time
 
-from ...shared.errors import HttpError
+from ...shared.errors import ContextLengthError, HttpError
 from .schema import Json
 
 _ANTHROPIC_PATH = "/v1/messages"
@@ -32,15 +32,29 @@ def error_body(
     kind: str | None = None,
     field: str | None = None,
     request_id: str | None = None,
+    code: str | None = None,
 ) -> Json:
-    """The body of an error reply of `path`. `kind` is OpenAI's `type`, `field` its `param`."""
+    """The body of an error reply of `path`. `kind` is OpenAI's `type`, `field` its `param`, `code`
+    the status if it has no name."""
     message = message.encode(
         "utf-8", "replace"
     ).decode()  # paths and headers may hold invalid UTF-8
-    if path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/"):
+    if _is_anthropic(path):
         return {**anthropic_error(status, message), "request_id": request_id}
-    error = {"message": message, "type": kind or "BadRequestError", "param": field, "code": status}
-    return {"error": error, "message": message}
+    error = {"message": message, "type": kind or "BadRequestError", "param": field}
+    return {"error": {**error, "code": code or status}, "message": message}
+
+
+def message_for(path: str, error: HttpError) -> str:
+    """The error's message in the words of the interface."""
+    if isinstance(error, ContextLengthError) and _is_anthropic(path):
+        numbers = f"{error.num_tokens} tokens > {error.limit - 1} maximum"
+        return f"prompt is too long: {numbers}{error.estimate}"
+    return str(error)
+
+
+def _is_anthropic(path: str) -> bool:
+    return path == _ANTHROPIC_PATH or path.startswith(_ANTHROPIC_PATH + "/")
 
 
 def anthropic_error(status: int, message: str) -> Json:

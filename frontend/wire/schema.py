@@ -239,6 +239,7 @@ def spelled(names: Mapping[str, str]) -> Iterator[None]:
         for ours, theirs in names.items():
             if error.field and (match := re.match(rf"{ours}(?=$|[.\[])", error.field)):
                 spelling = match.expand(theirs)
-                message = str(error).replace(match[0], spelling, 1)
-                raise type(error)(message, spelling + error.field[match.end() :]) from None
+                error.args = (str(error).replace(match[0], spelling, 1),)
+                error.field = spelling + error.field[match.end() :]
+                break
         raise
