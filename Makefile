@@ -22,11 +22,12 @@ APT_TOOLS := systemd nginx-light haproxy prometheus bubblewrap
 PIP_TOOLS := kubernetes-validate
 NPM_TOOLS :=
 
-.PHONY: help tools demo test gpu check format docs constraints clean
+.PHONY: help tools demo rolling test gpu check format docs constraints clean
 
 help:
 	@echo "make demo [ONCE=1]  serve the bundled model and ask it a first question"
 	@echo "make test           formatting, lint, types, spelling, tests"
+	@echo "make rolling        restart servers under load behind nginx and HAProxy"
 	@echo "make check          the same without the tests"
 	@echo "make tools          install programs that some tests need, as far as this machine lets it (root)"
 	@echo "make gpu            tests that need a card (PYTHON=... for one that is not python3)"
@@ -62,6 +63,10 @@ demo: $(INSTALLED)
 
 test: check
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# Restarts servers under load behind nginx and HAProxy; no request may fail. ROLLING=--help lists options.
+rolling: $(INSTALLED)
+	PYTHONPATH=tests $(BIN)/python tests/deploy/test_rolling.py $(ROLLING)
 
 # Two processes, the second one whatever became of the first: the full-size model wants the whole
 # card, and what other tests leave on it stays until their process ends.

@@ -192,7 +192,7 @@ async def _live(child: Child, client: EngineClient) -> None:
             helpers.append(asyncio.create_task(push_forever(frontend)))
         try:
             await state.shutdown.wait()
-            await _drain(frontend)
+            await _drain(frontend, runner)
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -240,6 +240,11 @@ class Listening:
         self._connections.close()
         await self._runner.cleanup()
 
+    def refuse_new(self) -> None:
+        """Close the port and idle connections."""
+        self._listener.close()
+        self._connections.close_idle()
+
 
 async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     """Accept connections on a bound socket. A client that goes away cancels its handler."""
@@ -279,9 +284,10 @@ async def _first_of(wanted: asyncio.Event, otherwise: asyncio.Event) -> bool:
     return wanted.is_set() and not otherwise.is_set()
 
 
-async def _drain(frontend: Frontend) -> None:
+async def _drain(frontend: Frontend, listening: Listening) -> None:
     """Wait for the open requests. When the time is up, end the rest with an error."""
     logger.info("draining, %d requests open", frontend.num_open)
+    listening.refuse_new()
     state = frontend.client.state
     while frontend.num_open and time.monotonic() < state.shutdown_at:
         await asyncio.sleep(0.02)
@@ -409,3 +415,6 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
         if "anthropic-version" in request.headers:
             response.headers["request-id"] = request[CONTEXT].request_id
     response.headers["Server"] = "glimmer"
+    if request.app[FRONTEND].client.state.is_leaving:
+        response.force_close()
+        response.headers["Connection"] = "close"  # aiohttp has chosen this header already

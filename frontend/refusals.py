@@ -39,7 +39,8 @@ class Refusals:
         end = data.find(HEAD_END) + len(HEAD_END)
         path, length = data.split(b" ", 2)[1], _LENGTH.search(data, 0, end)
         is_whole = length is not None and len(data) == end + int(length[1])
-        if path not in self._paths or not is_whole or frontend.client.state.why_not_ready():
+        state = frontend.client.state
+        if path not in self._paths or not is_whole or state.is_leaving or state.why_not_ready():
             return b""
         error, headers = self._why(data[:end], is_full)
         if error is None:

@@ -162,8 +162,16 @@ class ServeConfig:
         bounds=(0, 65535),
     )
     httpserver_workers: int = _option(1, "HTTP processes", bounds=(1, 256))
+    drain_delay_s: float = _option(
+        0.0,
+        "after SIGTERM, keep accepting requests for this time while /readiness already fails; "
+        "behind a load balancer: longer than it takes to notice",
+        bounds=(0, 1e6),
+    )
     drain_timeout_s: float = _option(
-        60.0, "time for running requests to finish after SIGTERM", bounds=(0, 1e6)
+        60.0,
+        "time for running requests to finish after SIGTERM and drain_delay_s",
+        bounds=(0, 1e6),
     )
     start_timeout_s: float = _option(
         600.0, "give up starting when no process reports progress for this time", bounds=(1, 1e6)

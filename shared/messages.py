@@ -348,6 +348,7 @@ class LauncherBeat(Message, frozen=True):
     serial: int = 0  # of the receiver's last Counts
     stalls: int = 0  # steps that took so long that stacks were logged
     worker_log_lines: int = 0  # dropped by workers
+    is_leaving: bool = False  # SIGTERM came; requests are still accepted for `drain_delay_s`
 
 
 class PeerLost(Message, frozen=True):

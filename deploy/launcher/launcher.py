@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _TICK_S = 1.0
 _SLOW_TICK_S = 0.1  # on kernels without pidfds, where the end of a child does not end a wait
 _STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
+_SETTLE_S = 0.3  # for the first request on a connection that was just made
 _DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
 _EXIT_WAIT_S = 1.0  # a worker that reported a failure exits within this time, or is killed
 # The scheduler's main loop never waits for a worker, so a slow step delays no heartbeat.
@@ -94,6 +95,9 @@ class Launcher:
         self._epoch = 0  # number of the engine's current incarnation
         self._capacity = 0  # KV tokens, from the scheduler's Ready
         self._engine_ready_at = math.inf  # infinite while the engine is not ready
+        self._is_leaving = False  # SIGTERM came
+        # When clients can make no new connections, and when requests are refused; then infinite.
+        self._settle_at = self._drain_at = math.inf
         self._deadline = 0.0  # of the drain or stop
         self._stop_requests = 0
         self._is_reload_asked = False
@@ -151,7 +155,9 @@ class Launcher:
         sentinels = [process.sentinel for process in self._children.alive]
         watched = [fd for fd in (*sentinels, self._janitor.sentinel) if fd is not None]
         tick = _SLOW_TICK_S if None in sentinels else _TICK_S
-        inbox.wait([self._wake_read.fileno(), *watched], self._restarts.wait_s(tick))
+        next_phase = max(0.0, min(self._settle_at, self._drain_at) - time.monotonic())
+        limit = self._restarts.wait_s(min(tick, next_phase))
+        inbox.wait([self._wake_read.fileno(), *watched], limit)
         with contextlib.suppress(BlockingIOError):
             self._wake_read.recv(64)
         self._reap()
@@ -177,8 +183,8 @@ class Launcher:
             return
         if self._stop_requests > 1 or self._phase is Phase.STARTING:
             self._stop(0)
-        elif self._phase is Phase.SERVING:
-            self._drain()
+        elif self._phase is Phase.SERVING and not self._is_leaving:
+            self._leave()
 
     def _handle(self, message: AnyMessage) -> None:
         match message:
@@ -361,6 +367,11 @@ class Launcher:
                     self._children.log_stacks("processes do not stop")
                 self._children.kill(list(self._children.alive))
             return
+        if now >= self._settle_at:
+            self._settle_at = math.inf
+            self._port.stop_handshakes()
+        if now >= self._drain_at:
+            self._drain()
         if now - self._last_tick > _PAUSE_S:
             for process in self._children.alive:
                 process.heard = now
@@ -396,6 +407,7 @@ class Launcher:
             self._totals.serial(frontend),
             self._num_stalls,
             int(sum(self._worker_losses.values)),
+            self._is_leaving,
         )
 
     def _repair_directory(self) -> None:
@@ -435,10 +447,23 @@ class Launcher:
                 return process
         return None
 
+    def _leave(self) -> None:
+        """Send new clients elsewhere: /readiness fails, and replies close their connections. Before
+        the drain begins, no connection is made for a moment, so that each that was made has sent
+        its request."""
+        delay = self._config.drain_delay_s
+        self._is_leaving = True
+        self._next_beat = time.monotonic()
+        self._settle_at = self._drain_at = self._next_beat + delay
+        if delay:
+            logger.info("stopping: new requests are accepted for %.0f s", delay)
+            self._drain_at += _SETTLE_S
+
     def _drain(self) -> None:
         seconds = self._config.drain_timeout_s
         logger.info("stopping: running requests get %.0f s to finish", seconds)
-        self._phase = Phase.DRAINING
+        self._phase, self._drain_at = Phase.DRAINING, math.inf
+        self._port.close_listener()
         self._deadline = time.monotonic() + seconds + _DRAIN_GRACE_S
         self._tell("frontend", Shutdown(seconds))
         self._tell("scheduler", Shutdown(seconds))

@@ -5,9 +5,11 @@ get "connection refused" until a frontend calls listen().
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,17 @@ from ...shared.errors import ConfigError, PortError
 from .runtime_dir import RuntimeDir, claim_name, describe
 
 _LISTEN_STATE = "0A"  # in /proc/net/tcp
+_SO_ATTACH_FILTER = 26  # not in the socket module
+# Classic BPF over the TCP header: code, jump if true, jump if false, operand.
+_DROP_SYN = b"".join(
+    struct.pack("HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 13),  # load the byte with the flags
+        (0x45, 0, 1, 0x02),  # if SYN is not set, skip one instruction
+        (0x06, 0, 0, 0),  # drop
+        (0x06, 0, 0, 0xFFFFFFFF),  # accept
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,19 @@ class HttpPort:
         """Let the next server bind this port while old connections are in TIME_WAIT. Call this
         just before a frontend listens: until then, others could bind the port as well."""
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+
+    def stop_handshakes(self) -> None:
+        """Let no new connection begin, in any process that shares the socket: a filter drops all
+        packets with the SYN flag. Clients try again, and are refused once the socket is closed.
+        Connections that are made already can be accepted, whereas closing would reset them."""
+        program = ctypes.create_string_buffer(_DROP_SYN, len(_DROP_SYN))
+        filter_ = struct.pack("HL", len(_DROP_SYN) // 8, ctypes.addressof(program))
+        with contextlib.suppress(OSError):  # a sandbox without filters
+            self.listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, filter_)
+
+    def close_listener(self) -> None:
+        """Listen no more. The port still counts as this server's."""
+        self.listener.close()
 
     def close(self) -> None:
         """Release the port."""

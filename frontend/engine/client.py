@@ -86,9 +86,16 @@ class EngineState:
         """Time since the launcher was heard; 0 for a process without one."""
         return 0.0 if self.launcher is None else now - self.launcher_at
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether this server has been told to stop. It may still accept requests."""
+        return self.draining or (self.launcher is not None and self.launcher.is_leaving)
+
     def why_unready(self, now: float) -> str:
         """Why new requests should go elsewhere; "" if they should not. Unlike `why_not_ready`, it
-        also looks at the progress of the engine."""
+        also looks at the progress of the engine and at a coming stop."""
+        if self.is_leaving:
+            return "draining"
         if reason := self.why_not_ready():
             return reason
         if self.heartbeat is None:

@@ -163,6 +163,8 @@ class Connection(asyncio.Protocol):
         """aiohttp's request begins to read its body, is answered, or has ended. A client that did
         not wait for the reply before may have sent the body already."""
         self._expects, self._num_early = part, 0
+        if part is Expects.HEAD and self._connections.is_draining:  # once aiohttp has replied
+            asyncio.get_running_loop().call_soon(self.close_if_idle)
         if self._head and part is Expects.BODY:
             self.pass_on(self._take_head())
 
@@ -204,6 +206,11 @@ class Connection(asyncio.Protocol):
         self._num_unread, self._since = num_unread, self._connections.now()
         return True
 
+    def close_if_idle(self) -> None:
+        """Close it if no request and no part of one is here."""
+        if self._expects is Expects.HEAD and not self._head and not self._num_unread:
+            self.transport.close()
+
     def cut(self) -> None:
         """Drop the connection."""
         self._connections.num_cut += 1
@@ -229,6 +236,7 @@ class Connections:
         self.num_cut = 0
         self.max_open = 1 << 20
         self.num_refused = 0
+        self.is_draining = False
         self._waiting: deque[tuple[Connection, bytes]] = deque()  # to start in the next turns
         self._num_started = 0  # in this turn of the event loop
         self._refused_at = -math.inf
@@ -293,6 +301,13 @@ class Connections:
                 connection.check(self.now(), self.limits)
                 if n % _CHECKS_PER_TURN == 0:
                     await asyncio.sleep(0)
+
+    def close_idle(self) -> None:
+        """Close every connection as soon as it has no request. A client that keeps connections
+        open for later requests then sends those elsewhere."""
+        self.is_draining = True
+        for connection in list(self.open):
+            connection.close_if_idle()
 
     def close(self) -> None:
         """Close the connections that no request has begun on."""

@@ -19,7 +19,7 @@ from glimmer.frontend import app
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ModelError, PortError
 from glimmer.shared.lifecycle import Child
-from glimmer.shared.messages import Progress, Ready, Shutdown
+from glimmer.shared.messages import LauncherBeat, Progress, Ready, Shutdown
 from glimmer.shared.transport import Receiver, Sender, launcher_address
 
 
@@ -207,15 +207,96 @@ async def test_the_port_opens_when_the_engine_is_ready_and_closes_after_the_drai
     async with asyncio.timeout(10):
         while await one.get("/readiness") == 200:
             await asyncio.sleep(0.01)
-    status, body = await one.post("/generate", {"inputs": "x"})
-    assert status == 503
-    assert b"draining" in body
+    assert await one.get("/readiness") == 0, "refused"
     assert not serving.done()
     one.engine.tokens(submit, [275])
     one.engine.finish(submit, "stop", 1)
     assert (await stream)[0] == 200
     await asyncio.wait_for(serving, 10)
     assert await one.get("/liveness") == 0
+
+
+async def test_a_server_that_leaves_is_not_ready_and_closes_connections_but_serves(
+    process: Callable[..., Process],
+) -> None:
+    one = process()
+    serving = one.start()
+    await waits_for_engine(one)
+    one.engine.ready()
+    one.engine.manual = True
+    await one.heard(is_ready)
+    address = ("127.0.0.1", one.config.port)
+    idle, busy, late = [await asyncio.open_connection(*address) for _ in range(3)]
+    for connection in (idle, busy):
+        assert b"Connection: close" not in await ask(connection, b"GET /liveness")
+    late[1].write(b"GET /liveness HTTP/1.1\r\n")
+    streamed = asyncio.create_task(ask(busy, b"POST /generate_stream", b'{"inputs": "x"}'))
+    submit = (await one.engine.submitted())[0]
+    one.engine.tokens(submit, [275])
+    assert (await streamed).startswith(b"HTTP/1.1 200")
+    one.engine.send(LauncherBeat(is_leaving=True))
+    async with asyncio.timeout(10):
+        while await one.get("/readiness") == 200:
+            await asyncio.sleep(0.01)
+    fresh = await asyncio.open_connection(*address)
+    one.engine.manual = False
+    head = await ask(fresh, b"POST /generate", b'{"inputs": "x"}')
+    assert head.startswith(b"HTTP/1.1 200")
+    assert b"Connection: close" in head
+    await asyncio.wait_for(fresh[0].read(), 10)  # to its end
+    one.engine.send(Shutdown(30.0))
+    assert await asyncio.wait_for(idle[0].read(), 10) == b"", "closed"
+    late[1].write(b"Host: x\r\n\r\n")
+    head = await late[0].read()
+    assert head.startswith(b"HTTP/1.1 200"), "a probe needs no engine"
+    assert b"Connection: close" in head
+    one.engine.finish(submit, "stop", 1)
+    assert (await asyncio.wait_for(busy[0].read(), 10)).endswith(b"0\r\n\r\n"), "whole, then closed"
+    await asyncio.wait_for(serving, 10)
+    for _, writer in (idle, busy, late, fresh):
+        writer.close()
+
+
+async def test_a_request_on_an_open_connection_is_refused_while_draining(
+    process: Callable[..., Process],
+) -> None:
+    one = process()
+    serving = one.start()
+    await waits_for_engine(one)
+    one.engine.ready()
+    one.engine.manual = True
+    await one.heard(is_ready)
+    running = asyncio.create_task(one.post("/generate", {"inputs": "x"}))
+    submit = (await one.engine.submitted())[0]
+    connection = await asyncio.open_connection("127.0.0.1", one.config.port)
+    connection[1].write(b"POST /generate HTTP/1.1\r\n")
+    assert await one.get("/liveness") == 200, "the head's beginning has arrived, too"
+    one.engine.send(Shutdown(30.0))
+    async with asyncio.timeout(10):
+        while await one.get("/liveness") != 0:
+            await asyncio.sleep(0.01)
+    connection[1].write(b'Host: x\r\nContent-Length: 15\r\n\r\n{"inputs": "x"}')
+    reply = await asyncio.wait_for(connection[0].read(), 10)
+    assert reply.startswith(b"HTTP/1.1 503")
+    for part in (b"draining", b"Connection: close", b"Retry-After: 5"):
+        assert part in reply
+    one.engine.tokens(submit, [275])
+    one.engine.finish(submit, "stop", 1)
+    assert (await running)[0] == 200
+    await asyncio.wait_for(serving, 10)
+    connection[1].close()
+
+
+async def ask(connection: Any, line: bytes, body: bytes = b"") -> bytes:
+    """The head of the reply to a request on an open connection. The body of a probe is read, too,
+    so that the connection is idle then."""
+    reader, writer = connection
+    writer.write(line + b" HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    head: bytes = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    if line.startswith(b"GET"):
+        length = next(h for h in head.split(b"\r\n") if h.startswith(b"Content-Length"))
+        await reader.readexactly(int(length.split()[1]))
+    return head
 
 
 async def test_when_the_time_to_drain_is_over_streams_end_with_an_error(

@@ -75,6 +75,23 @@ def test_a_drain_ends_when_its_time_is_over(serve: Serve) -> None:
     assert server.wait() == 0
 
 
+def test_requests_are_accepted_for_the_delay_and_a_second_signal_ends_it(serve: Serve) -> None:
+    short, long = serve("--drain_delay_s", "0.1"), serve("--drain_delay_s", "1000")
+    port = port_of(long.ready_line())
+    short.ready_line()
+    for server in (short, long):
+        server.signal(signal.SIGTERM)
+    assert short.wait() == 0
+    assert "frontend told: Shutdown(drain_s=60.0)" in short.log
+    long.await_log("new requests are accepted for 1000 s")
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"x")
+        assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert "told: Shutdown" not in long.log
+    long.signal(signal.SIGTERM)
+    assert long.wait() == 0
+
+
 def test_a_stop_during_the_start_is_followed(serve: Serve) -> None:
     server = serve("--model_owner", "mute-worker")
     server.await_log("loading weights 75%")

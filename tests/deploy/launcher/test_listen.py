@@ -93,3 +93,25 @@ def test_a_directory_of_another_kind_in_the_way_is_no_obstacle(
     claim.symlink_to(precious)
     bind_port("127.0.0.1", number).close()
     assert [path.name for path in precious.iterdir()] == ["config.json"]
+
+
+def test_a_closing_port_serves_connections_that_are_made_and_refuses_later_ones() -> None:
+    port = bind_port("127.0.0.1", 0)
+    port.listener.listen()
+    shared = socket.socket(fileno=os.dup(port.fileno()))  # as a frontend has it
+    with socket.create_connection(("127.0.0.1", port.number)) as made, shared:
+        port.stop_handshakes()
+        with pytest.raises(TimeoutError):
+            socket.create_connection(("127.0.0.1", port.number), timeout=0.2)
+        number = port.number
+        port.close_listener()
+        accepted, _ = shared.accept()
+        shared.close()
+        with accepted:
+            made.sendall(b"question")
+            assert accepted.recv(100) == b"question"
+            accepted.sendall(b"answer")
+            assert made.recv(100) == b"answer"
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", number))
+    port.close()
