@@ -36,9 +36,35 @@ def random_schema(seed: int, free_keys: bool = True) -> Json:
     definitions = {"leaf": _leaf(rng), "pair": _node(rng, 1, [])}
     schema = _node(rng, rng.randint(1, 3), ["#/$defs/leaf", "#/$defs/pair"])
     document = {"$defs": definitions, **schema}
-    if not free_keys and "additionalProperties': {" in str(document):
+    if not free_keys and _has_free_keys(document):
         return random_schema(seed + 1_000_000, free_keys)
     return document
+
+
+def combined_schema(seed: int) -> Json:
+    """An object whose properties come from all keywords that put schemas together."""
+    rng = random.Random(seed)
+    names = iter(rng.sample(_NAMES, len(_NAMES)))
+
+    def part() -> Json:
+        some = [next(names) for _ in range(rng.randint(1, 2))]
+        properties = {name: _node(rng, rng.randrange(2), []) for name in some}
+        return {"properties": properties, "required": some[:1]}
+
+    found: Json = {"$defs": {"base": part()}, "type": "object"}
+    kinds = {
+        "$ref": lambda: "#/$defs/base",
+        "properties": lambda: part()["properties"],
+        "allOf": lambda: [part(), {"$ref": "#/$defs/base"}],
+        "anyOf": lambda: [part(), {"required": []}],
+        "oneOf": lambda: [part(), part()],
+    }
+    found |= {kind: kinds[kind]() for kind in rng.sample([*kinds], 2)}
+    return combined_schema(seed + 1_000_000) if _has_free_keys(found) else found
+
+
+def _has_free_keys(schema: Json) -> bool:
+    return "additionalProperties': {" in str(schema)
 
 
 def _node(rng: random.Random, depth: int, refs: list[str]) -> Json:
@@ -227,6 +253,24 @@ class Walks:
                 return out.decode()
             assert matcher.consume_token(token), f"token {token} after {out!r}"
             out += _TEXT_OF.get(token) or bytes([token])
+        return None
+
+    def longest(self, grammar: str, favourites: bytes, limit: int) -> str | None:
+        """The text of a model that goes on as long as it can: with its favourite bytes, then any
+        others, and only then with those that close something. None if it is longer than `limit`."""
+        matcher = make_matcher(self.library.tokenizer, grammar)
+        rank = {byte: n - 1000 for n, byte in enumerate(favourites)}
+        rank |= dict.fromkeys(_CLOSING, 1000) | {END: 2000}
+        out = b""
+        while len(out) < limit:
+            mask = matcher.compute_bitmask()
+            assert not matcher.is_error(), matcher.get_error()
+            legal = [i for i in range(END + 1) if mask[i >> 3] >> (i & 7) & 1]
+            token = min(legal, key=lambda i: rank.get(i, i))
+            if token == END:
+                return out.decode()
+            matcher.consume_token(token)
+            out += bytes([token])
         return None
 
     def takes(self, grammar: str, text: str) -> bool:

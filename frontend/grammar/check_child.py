@@ -105,7 +105,7 @@ def _short(error: str) -> str:
     """The library's error as one line for a client."""
     if error.startswith("NoExtension"):
         return "matches nothing"
-    if "Too many items" in error or "too complex" in error:
+    if re.search("Too many items|too complex|row has .* items", error):
         return "is too complex, or has no end"
     text = re.split(r"\n +\d+ \| |\n<", error)[0].strip()
     text = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", text)
@@ -133,6 +133,8 @@ def make_answer(data: bytes) -> Callable[[bytes], bytes]:
             found = Answer(text=compose(source, tags, library.problem))
         except FieldError as error:
             found = Answer(field=error.field, error=str(error))
+        except MemoryError:
+            os.abort()  # as the library does
         except RecursionError:
             found = Answer(field=source.largest_field, error="is nested too deeply")
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,7 +1,9 @@
 """The keywords of JSON Schema: which are known, refused or left out, and how values are read."""
 
 import json
+import math
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
+from fractions import Fraction
 from typing import Any
 
 from ..parsers.schemas import usual_types
@@ -9,7 +11,7 @@ from ..parsers.schemas import usual_types
 Json = dict[str, Any]
 _MAX_COUNT = 1_000_000  # of minLength and the like; no reply is longer
 MAX_NUMBER = 10**18
-MAX_DIGITS = 15  # the library computes in doubles
+_MAX_DIGITS = 15  # the library computes in doubles
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FORMATS = frozenset("duration hostname ipv6 uri".split())
 COMBINING = ("$ref", "allOf", "anyOf", "oneOf")
@@ -35,7 +37,7 @@ _SHAPES: dict[str, tuple[type, str]] = {
     **dict.fromkeys(("pattern", "format", "$ref"), (str, "a string")),
 }
 _KNOWN = frozenset((*COMBINING, "enum", "const", *" ".join(HINTS.values()).split()))
-_KINDS: dict[type, tuple[str, ...]] = {  # of JSON values
+KINDS: dict[type, tuple[str, ...]] = {  # of JSON values
     str: ("string",),
     bool: ("boolean",),
     int: ("integer", "number"),
@@ -104,7 +106,7 @@ def literals(node: Json) -> list[Any] | None:
     if "const" in node:
         values = [value for value in values if dump(value) == dump(node["const"])]
     kinds = set(node.get("type", TYPES))
-    return [value for value in values if kinds.intersection(_KINDS[type(value)])]
+    return [value for value in values if kinds.intersection(KINDS[type(value)])]
 
 
 def dump(value: Any) -> str:
@@ -169,17 +171,27 @@ def _bound(value: Any, rounding: str, side: int) -> int | float:
     """A limit of numbers, rounded inwards to what the library reads exactly."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("must be a number")
-    exact = Context(prec=MAX_DIGITS, rounding=rounding).plus(Decimal(str(value)))
+    exact = Context(prec=_MAX_DIGITS, rounding=rounding).plus(Decimal(str(value)))
     if exact * side > MAX_NUMBER:
         raise ValueError(f"must be within {MAX_NUMBER:.0e}")
     clipped = max(min(exact, Decimal(MAX_NUMBER)), Decimal(-MAX_NUMBER))
     return int(clipped) if clipped == clipped.to_integral_value() else float(clipped)
 
 
-def has_few_digits(value: Any) -> bool:
-    """Whether the library does not round a number in it."""
-    if isinstance(value, dict | list):
-        return all(map(has_few_digits, value.values() if isinstance(value, dict) else value))
+def holds(keywords: Json, value: Any) -> bool:
+    """Whether const, limits of numbers and the length of strings allow a value."""
+    if "const" in keywords and dump(value) != dump(keywords["const"]):
+        return False
+    if isinstance(value, str):
+        return bool(
+            keywords.get("minLength", 0) <= len(value) <= keywords.get("maxLength", math.inf)
+        )
     if isinstance(value, bool) or not isinstance(value, int | float):
         return True
-    return len(Decimal(str(value)).normalize(Context(prec=5000)).as_tuple().digits) <= MAX_DIGITS
+    step = Fraction(str(keywords.get("multipleOf", 0)))
+    return bool(
+        keywords.get("minimum", value) <= value <= keywords.get("maximum", value)
+        and keywords.get("exclusiveMinimum", -math.inf) < value
+        and value < keywords.get("exclusiveMaximum", math.inf)
+        and not (step and Fraction(str(value)) % step)
+    )

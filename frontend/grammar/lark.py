@@ -13,6 +13,8 @@ class Lark:
 
     def __init__(self) -> None:
         self._names: dict[str, str] = {}  # "prefix body" -> name
+        self._bodies: dict[str, str] = {}  # of reserved rules
+        self.shared: dict[str, str] = {}  # expressions that writers keep for each other
 
     def rule(self, body: str) -> str:
         """An expression for a rule."""
@@ -22,6 +24,16 @@ class Lark:
         """An expression for one of several."""
         return found[0] if len(found) == 1 else self.rule(" | ".join(found))
 
+    def reserve(self) -> str:
+        """An expression for a rule that `define` writes later: it may lead to itself."""
+        name = f"r{len(self._names)}"
+        self._names[f"r {name}"] = name
+        return name
+
+    def define(self, name: str, body: str) -> None:
+        """Write the rule that was reserved as `name`."""
+        self._bodies[name] = body
+
     def terminal(self, body: str) -> str:
         """An expression for a terminal, whose body is a regular expression in Lark's form."""
         return self._name("T", body)
@@ -30,7 +42,7 @@ class Lark:
         """The grammar that begins with the expression `start`."""
         lines = [f"start: {start}", f"{TEXT}: /{_ANY}/"]
         for key, name in self._names.items():
-            lines.append(f"{name}: {key.partition(' ')[2]}")
+            lines.append(f"{name}: {self._bodies.get(name) or key.partition(' ')[2]}")
         return "\n".join(lines)
 
     def _name(self, prefix: str, body: str) -> str:

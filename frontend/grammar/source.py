@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from .keywords import Json, SchemaError, dump, literals
+from .document import Document
+from .keywords import Json, SchemaError
 from .lark import TEXT, Lark, choice, pattern
-from .schema import Document, to_text
+from .schema import SchemaWriter
 from .tool_calls import CallWriter
 
 FormatKind = Literal["json_schema", "json_object", "json", "regex", "choice", "grammar"]
@@ -117,11 +118,11 @@ def _format(lark: Lark, form: OutputFormat) -> str:
     try:
         match form.kind:
             case "json_schema":
-                return _json(lark, form.source)
+                return SchemaWriter(lark, Document(form.source)).value(form.source)
             case "json_object":
-                return to_text(Document({}).alone({"type": "object"}))
+                return SchemaWriter(lark, Document({})).value({"type": "object"})
             case "json":
-                return to_text(Document({}).alone(True))
+                return SchemaWriter(lark, Document({})).value(True)
             case "regex":
                 return lark.terminal(pattern(form.source))
             case "choice":
@@ -131,16 +132,6 @@ def _format(lark: Lark, form: OutputFormat) -> str:
     except ValueError as error:
         raise FieldError(form.field, f"is not a valid pattern: {error}") from None
     raise AssertionError(f"{form.kind} is not written here")
-
-
-def _json(lark: Lark, schema: Any) -> str:
-    document = Document(schema)
-    if isinstance(schema, dict) and schema.keys() & {"enum", "const"}:
-        ways = document.alternatives(schema)
-        values = literals(ways[0]) if len(ways) == 1 else None
-        if values:  # as text, numbers of any length stay as they are
-            return lark.terminal(choice([dump(value) for value in values]))
-    return to_text(document.alone(schema))
 
 
 def _written(form: OutputFormat) -> str:

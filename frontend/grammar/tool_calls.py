@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..parsers.schemas import Schemas
+from .document import Document
 from .keywords import Json, SchemaError, dump, literals
 from .lark import NOTHING, TEXT, Lark, choice, literal, search, token
-from .schema import Document, to_text
+from .schema import SchemaWriter
 
 TAGS = (
     "<tool_call>",
@@ -43,14 +44,15 @@ class CallWriter:
         objects = _objects(document)
         if not objects:
             raise SchemaError("type must be object", "#")
-        found = [self._arguments(document, keywords, carefully) for keywords in objects]
+        writer = SchemaWriter(self._lark, document)
+        found = [self._arguments(writer, keywords, carefully) for keywords in objects]
         arguments = self._lark.any_of(found)
         return self._lark.rule(f"{begin} {literal(function['name'])} {arguments} {end}")
 
-    def _arguments(self, document: Document, keywords: Json, carefully: bool) -> str:
+    def _arguments(self, writer: SchemaWriter, keywords: Json, carefully: bool) -> str:
         properties, required = keywords.get("properties", {}), keywords.get("required", [])
         extra = keywords.get("additionalProperties", False)
-        if document.is_strict:
+        if writer.document.is_strict:
             for key in ("minProperties", "maxProperties", "patternProperties", "allOf"):
                 if key in keywords:
                     raise SchemaError(f"{key} is not supported here", "#")
@@ -62,23 +64,31 @@ class CallWriter:
             schema = properties.get(name, extra or True)
             if schema is False and name not in required:
                 continue
-            pair = self._pair(document, literal(name), schema, f"#/properties/{name}", carefully)
+            pair = self._pair(writer, literal(name), schema, f"#/properties/{name}", carefully)
             parts.append(pair if name in required else f"{pair}?")
         if "patternProperties" in keywords:
             extra = {"anyOf": [*keywords["patternProperties"].values(), extra]}
         if extra is not False and not properties:
             key = self._lark.terminal(_KEY)
-            pair = self._pair(document, key, extra, "#/additionalProperties", carefully)
+            pair = self._pair(writer, key, extra, "#/additionalProperties", carefully)
             parts.append(f"{pair}*")
         return self._lark.rule(" ".join(parts) or '""')
 
-    def _pair(self, document: Document, key: str, schema: Any, where: str, carefully: bool) -> str:
-        if carefully and not document.is_strict:
-            trial = Lark()
-            if self._problem(trial.text(_value(trial, document, schema, where))):
-                types = Schemas(document.root).types(schema)
-                schema = {"type": sorted(types)} if types else True
-        value = _value(self._lark, document, schema, where)
+    def _pair(
+        self, writer: SchemaWriter, key: str, schema: Any, where: str, carefully: bool
+    ) -> str:
+        document = writer.document
+        try:
+            if carefully and not document.is_strict:
+                trial = SchemaWriter(Lark(), document)
+                if error := self._problem(trial.lark.text(_value(trial, schema, where))):
+                    raise SchemaError(error, where)
+            value = _value(writer, schema, where)
+        except SchemaError:
+            if document.is_strict:
+                raise
+            types = Schemas(document.root).types(schema)
+            value = _value(writer, {"type": sorted(types)} if types else True, where)
         tags = self._tags
         name = f"{tags['<arg_key>']} {key} {tags['</arg_key>']}"
         return self._lark.rule(f"{name} {tags['<arg_value>']} {value} {tags['</arg_value>']}")
@@ -92,30 +102,32 @@ def _objects(document: Document) -> list[Json]:
     return [keywords for keywords in ways if "object" in keywords.get("type", ["object"])]
 
 
-def _value(lark: Lark, document: Document, schema: Any, where: str) -> str:
+def _value(writer: SchemaWriter, schema: Any, where: str) -> str:
     """The text of one value, as the parser reads it: strings as they are, others as JSON."""
+    lark, document = writer.lark, writer.document
     types = Schemas(document.root).types(schema)
     if types and "string" not in types:
-        return lark.rule(to_text(document.alone(schema, where)))
+        return writer.value(schema, where)
     found: list[str] = []
     for keywords in document.alternatives(schema, where):
         if (values := literals(keywords)) is not None:
             texts = [value if isinstance(value, str) else dump(value) for value in values]
             found += [lark.terminal(choice(texts))] if texts else []
         else:
-            found += _typed(lark, document, keywords, where)
+            found += _typed(writer, keywords, where)
     if not found and document.is_strict:
         raise SchemaError("matches nothing", where)
     return TEXT if TEXT in found or not found else lark.any_of(found)
 
 
-def _typed(lark: Lark, document: Document, keywords: Json, where: str) -> list[str]:
+def _typed(writer: SchemaWriter, keywords: Json, where: str) -> list[str]:
     kinds = keywords.get("type", ["string"])
-    texts = [_text(lark, keywords, where)] if "string" in kinds else []
+    texts = [_text(writer.lark, keywords, where)] if "string" in kinds else []
     others = {**keywords, "type": [kind for kind in kinds if kind != "string"]}
     if texts == [TEXT] or not others["type"]:
         return texts
-    return [*texts, lark.rule(to_text(document.alone(others, where)))]
+    other = writer.typed(others, where)
+    return [*texts, other] if other != NOTHING else texts
 
 
 def _text(lark: Lark, keywords: Json, where: str) -> str:

@@ -38,7 +38,7 @@ async def test_grammars_reach_the_engine(server: Any) -> None:
     grammars = [submit.grammar for submit in server.engine.submits]
     assert grammars[0] == grammars[1]
     assert grammars[0] is not None
-    assert grammars[0].text.startswith("start: %json")
+    assert '"{"' in grammars[0].text
     assert grammars[0].field == "response_format"
     assert (grammars[0].start_id, CALL in grammars[0].banned_ids) == (ANSWER, True)
     assert server.engine.submits[0].prompt_ids[-1] == THINK
@@ -196,7 +196,6 @@ BEYOND_LIMITS: list[tuple[Any, str]] = [
     ({"type": "string", "minLength": 10**40}, "minLength must be at most"),
     ({"type": "array", "minItems": 1e300}, "minItems must be at most"),
     ({"type": "integer", "minimum": HUGE}, "minimum must be within"),
-    ({"items": {"const": 2**64}}, "more than 15 digits"),
     ('{"type": "number", "maximum": 1e400}', "is not JSON"),
     ('{"type": "number", "maximum": NaN}', "is not JSON"),
     ('{"const": %s}' % ("9" * 5000), "is not JSON"),

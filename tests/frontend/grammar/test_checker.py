@@ -84,10 +84,10 @@ async def test_errors_name_field_and_limit_and_harm_nobody(make: Make) -> None:
 
 async def test_a_stack_that_overflows_is_a_bad_request(make: Make) -> None:
     checker = make()
-    defs: dict[str, Any] = {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(3000)}
-    schema = {"$ref": "#/$defs/d0", "$defs": {**defs, "d3000": {}}}
+    rules = [f'r{n}: ("a" ("b" ("c" ("d" r{n + 1})*)*)*)*' for n in range(990)]
+    text = "\n".join([*rules, 'r990: "x"', "start: r0"])
     with pytest.raises(RequestError, match="guided: is too deep or too complex"):
-        await checker.check(source("json_schema", schema))
+        await checker.check(source("grammar", text))
     assert (await checker.check(source("json"))).text
 
 
