@@ -41,7 +41,7 @@ from .access.tls import Tls
 from .access_log import log_access
 from .api.docs_page import HOST, docs_page
 from .api.openapi import openapi
-from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id
+from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id, clean_names
 from .engine.client import LAUNCHER_LIMIT_S, EngineClient
 from .engine.metrics import Metrics
 from .engine.metrics_push import push_forever
@@ -412,6 +412,8 @@ def _too_large(limit: int) -> TooLargeError:
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     if CONTEXT in request:  # missing if aiohttp refused before the middleware
         response.headers["X-Request-Id"] = request[CONTEXT].request_id
+        if names := request[CONTEXT].ignored:
+            response.headers["X-Ignored-Fields"] = clean_names(names)
         if "anthropic-version" in request.headers:
             response.headers["request-id"] = request[CONTEXT].request_id
     response.headers["Server"] = "glimmer"

@@ -100,6 +100,7 @@ class RequestContext:
     arrived_s: float  # time.monotonic
     connection: Connection
     num_held: int = 0  # bytes of the connection's budget
+    ignored: list[str] = field(default_factory=list)  # fields of the body without effect
     stream: "EventStream | None" = None  # the open event stream, if the reply is one
     job: "Job[Any] | None" = None  # what it generates, if it does
     # With API keys:
@@ -127,3 +128,8 @@ CONTEXT = web.RequestKey("context", RequestContext)
 def clean_id(text: str) -> str:
     """A client's id made safe for log lines and headers: printable ASCII, at most 128 long."""
     return "".join(c for c in text[:128] if "!" <= c <= "~")
+
+
+def clean_names(names: list[str]) -> str:
+    """Names from a request as one header: printable ASCII, at most 1,000 long."""
+    return ", ".join(filter(None, map(clean_id, sorted(set(names)))))[:1000]

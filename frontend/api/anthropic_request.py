@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from ..chat.client_tools import built_in, function, kinds_of
 from ..chat.history import call_arguments, name_of, text_in
 from ..chat.request import ChatRequest, chat_request, string_at
 from ..engine.params import ModelFacts
@@ -45,9 +46,9 @@ class ToolChoice(Struct):
 
 
 class Tool(Struct):
-    """A tool of the client's. Tools that a server would run are not offered."""
+    """A tool. One that a server would run has a type of its own, and is left out."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    name: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     input_schema: Json | None = None
     description: str | None = None
     type: str | None = None
@@ -95,14 +96,16 @@ class MessagesBody(CountTokensBody, kw_only=True):
 
 def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
     """The request in OpenAI's terms. Raises RequestError naming the field that is wrong."""
-    tools = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or [])]
+    offered = [_tool(tool, f"tools[{n}]") for n, tool in enumerate(body.tools or [])]
+    tools = [tool for tool in offered if tool is not None]
+    left_out = [{"type": t.type} for t, f in zip(body.tools or (), offered, strict=True) if not f]
     choice = body.tool_choice or ToolChoice("auto")
     thinking = body.thinking is not None and body.thinking.type != "disabled"
     chat = ChatBody(
         messages=_messages(body),
         model=body.model,
         tools=tools or None,
-        tool_choice=_tool_choice(choice, body.tools or []),
+        tool_choice=_tool_choice(choice, {tool["function"]["name"] for tool in tools}),
         parallel_tool_calls=not choice.disable_parallel_tool_use,
         chat_template_kwargs={"enable_thinking": thinking, **(body.chat_template_kwargs or {})},
         response_format=_response_format(body),
@@ -114,7 +117,8 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
         chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
         chat.min_p, chat.repetition_penalty = body.min_p, body.repetition_penalty
         chat.seed, chat.ignore_eos, chat.logit_bias = body.seed, body.ignore_eos, body.logit_bias
-    return dataclasses.replace(chat_request(chat, facts), split_reasoning=True)
+    request = chat_request(chat, facts)
+    return dataclasses.replace(request, split_reasoning=True, left_out=kinds_of(left_out))
 
 
 def _messages(body: CountTokensBody) -> list[Json]:
@@ -182,8 +186,8 @@ def _assistant(content: Blocks) -> Json:
                 thoughts.append(text_in(block.get("thinking")))
             case "tool_use":
                 arguments = call_arguments(block.get("input"))
-                function = {"name": name_of(block.get("name")), "arguments": arguments}
-                calls.append({"id": block.get("id"), "type": "function", "function": function})
+                called = {"name": name_of(block.get("name")), "arguments": arguments}
+                calls.append({"id": block.get("id"), "type": "function", "function": called})
             case "redacted_thinking":
                 pass  # only its author can read it
             case _:
@@ -223,26 +227,25 @@ def _unknown(where: str, kind: Any) -> Exception:
     return wrong(where, f"this model reads text, not blocks of type {kind!r:.60}")
 
 
-def _tool(tool: Tool, where: str) -> Json:
+def _tool(tool: Tool, where: str) -> Json | None:
+    """A tool of the client's; None if a server would run it."""
     if tool.type not in (None, "custom"):
-        raise wrong(f"{where}.type", f"tools that the server runs are not offered: {tool.type:.60}")
+        return None if tool.name is None else built_in(tool.type, tool.name)
+    if tool.name is None:
+        raise wrong(f"{where}.name", "is missing")
     if tool.input_schema is None:
         raise wrong(f"{where}.input_schema", "is missing")
-    function: Json = {"name": tool.name, "description": tool.description}
-    function["parameters"] = tool.input_schema
-    if tool.strict is not None:
-        function["strict"] = tool.strict
-    return {"type": "function", "function": function}
+    return function(tool.name, tool.description, tool.input_schema, tool.strict)
 
 
-def _tool_choice(choice: ToolChoice, tools: list[Tool]) -> str | Json:
+def _tool_choice(choice: ToolChoice, names: set[str]) -> str | Json:
     match choice.type:
         case "any":
-            if not tools:
+            if not names:
                 raise wrong("tool_choice", "'any' needs tools")
             return "required"
         case "tool":
-            if choice.name not in {tool.name for tool in tools}:
+            if choice.name not in names:
                 raise wrong("tool_choice.name", f"{choice.name!r:.80} is not among the tools")
             return {"type": "function", "function": {"name": choice.name}}
     return choice.type

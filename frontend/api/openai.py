@@ -14,6 +14,7 @@ from aiohttp import web
 
 from ...shared.errors import HttpError
 from ..chat.chat import ChatStream, chat_finish_reason, open_chat
+from ..chat.client_tools import Forms, input_text
 from ..chat.request import chat_request
 from ..context import Frontend
 from ..engine.job import Job, Reply, Usage
@@ -41,10 +42,10 @@ async def chat(frontend: Frontend, request: web.Request, payload: Payload) -> we
     """POST /v1/chat/completions: the next message of a conversation."""
     build = partial(chat_request, facts=frontend.facts)
     body, conversation = await payload.decode(ChatBody, build, "messages", "tools")
-    opening = open_chat(frontend, request, conversation)
+    opening, forms = open_chat(frontend, request, conversation), conversation.forms
     del conversation  # it may be large, and the reply may take long
     with await opening as job:
-        writer = _ChatWriter(body, job)
+        writer = _ChatWriter(body, job, forms)
         if body.stream:
             return await stream_reply(job, writer)
         await job.run()
@@ -102,8 +103,10 @@ class ChunkWriter:
 
 
 class _ChatWriter(ChunkWriter):
-    def __init__(self, body: ChatBody, job: Job[ChatStream]) -> None:
+    def __init__(self, body: ChatBody, job: Job[ChatStream], forms: Forms) -> None:
         super().__init__("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body, job)
+        self._forms = forms
+        self._inputs: dict[tuple[int, int], str] = {}  # of open calls of free-text tools
         self._vocabulary = job.frontend.tokenizer.vocabulary
         self._wants_logprobs = bool(body.logprobs)
         self._opened: set[int] = set()  # choices whose first chunk was written
@@ -119,14 +122,35 @@ class _ChatWriter(ChunkWriter):
             logprobs = None
             if tokens and isinstance(delta, Content):
                 logprobs, tokens = chat_logprobs(self._vocabulary, tokens), []
-            chunks.append(self.chunk(reply.index, _delta(delta), logprobs))
+            member = self._custom(reply.index, delta) if self._forms else _delta(delta)
+            chunks.append(self.chunk(reply.index, member, logprobs))
         if tokens:  # of text that was sent before
             logprobs = chat_logprobs(self._vocabulary, tokens)
             chunks.append(self.chunk(reply.index, _delta(Content("")), logprobs))
         reason = chat_finish_reason(reply)
         if reason is not None:
+            chunks += self._custom_inputs(reply.index)
             chunks.append(self.chunk(reply.index, _EMPTY, finish_reason=reason))
         return b"".join(chunks)
+
+    def _custom(self, index: int, delta: Delta) -> bytes:
+        """The member of a delta where there are free-text tools. Their input is sent when the reply
+        ends, as it must be decoded."""
+        match delta:
+            case CallStart(call, call_id, name) if name in self._forms:
+                self._inputs[index, call] = ""
+                custom = {"name": name, "input": ""}
+                return _call({"index": call, "id": call_id, "type": "custom", "custom": custom})
+            case CallArguments(call, text) if (index, call) in self._inputs:
+                self._inputs[index, call] += text
+                return _EMPTY
+        return _delta(delta)
+
+    def _custom_inputs(self, index: int) -> list[bytes]:
+        calls = [call for choice, call in self._inputs if choice == index]
+        inputs = {call: input_text(self._inputs.pop((index, call))) for call in calls}
+        members = [{"index": call, "custom": {"input": text}} for call, text in inputs.items()]
+        return [self.chunk(index, _call(member)) for member in members]
 
     def whole_reply(self) -> Json:
         """The reply of a request that does not stream."""
@@ -142,7 +166,7 @@ class _ChatWriter(ChunkWriter):
         deltas, tokens = reply.stream.take()
         return {
             "index": reply.index,
-            "message": _message(join(deltas)),
+            "message": _message(join(deltas), self._forms),
             "logprobs": chat_logprobs(self._vocabulary, tokens) if self._wants_logprobs else None,
             "finish_reason": chat_finish_reason(reply),
         }
@@ -165,18 +189,20 @@ def _delta(delta: Delta) -> bytes:
             call["function"] = {"name": name, "arguments": ""}
         case CallArguments(index, text):
             call = {"index": index, "function": {"arguments": text}}
+    return _call(call)
+
+
+def _call(call: Json) -> bytes:
     return b'"delta":{"tool_calls":[%b]}' % encode_json(call)
 
 
-def _message(message: AssistantMessage) -> Json:
-    calls = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in message.tool_calls
-    ]
+def _message(message: AssistantMessage, forms: Forms) -> Json:
+    calls: list[Json] = []
+    for call in message.tool_calls:
+        kind, given = "function", {"name": call.name, "arguments": call.arguments}
+        if call.name in forms:
+            kind, given = "custom", {"name": call.name, "input": input_text(call.arguments)}
+        calls.append({"id": call.id, "type": kind, kind: given})
     return {
         "role": "assistant",
         "content": message.content or (None if calls else ""),

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from ...shared.errors import HttpError
 from ..chat.chat import ChatStream, chat_finish_reason, open_chat
+from ..chat.client_tools import ClientTool, Forms, input_text, own_arguments
 from ..context import Frontend
 from ..engine.job import Reply, Usage
 from ..parsers.deltas import CallArguments, CallStart, Content, Delta, Reasoning
@@ -34,6 +35,7 @@ _NAMES = {
     "response_format": "text.format",
     "reasoning_effort": "reasoning.effort",
 }
+_TEXT_ITEMS = ("message", "reasoning")
 _STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
 _ECHOED = (
     *("instructions", "max_output_tokens", "max_tool_calls", "metadata", "user"),
@@ -49,10 +51,11 @@ async def responses(
     with spelled(_NAMES):
         body, conversation = await payload.decode(ResponsesBody, build, "input")
         opening = open_chat(frontend, request, conversation)
+        forms = conversation.forms
         del conversation
         opened = await opening
     with opened as job:
-        writer = ResponseWriter(body, frontend.tokenizer.vocabulary, job.usage)
+        writer = ResponseWriter(body, frontend.tokenizer.vocabulary, job.usage, forms)
         if body.stream:
             return await stream_reply(job, writer)
         while job.generation.is_open:  # the events are dropped, the items remain
@@ -68,9 +71,14 @@ class ResponseWriter:
     keep_alive = KEEP_ALIVE
 
     def __init__(
-        self, body: ResponsesBody, vocabulary: Vocabulary, usage: Callable[[], Usage]
+        self,
+        body: ResponsesBody,
+        vocabulary: Vocabulary,
+        usage: Callable[[], Usage],
+        forms: Forms,
     ) -> None:
         self.response = _opening(body)
+        self._forms = forms
         self._vocabulary = vocabulary
         self._count_usage = usage
         self._sequence_number = 0
@@ -134,11 +142,11 @@ class ResponseWriter:
                     yield from self._open(item)
                 yield self._text_delta(text, tokens)
             case CallStart(_, call_id, name):
-                item = {"id": _new_id("fc"), "type": "function_call", "call_id": call_id}
-                yield from self._open({**item, "name": name, "arguments": ""})
+                yield from self._open(_call(self._forms.get(name), call_id, name))
             case CallArguments(_, text):
                 self._texts.append(text)
-                yield self._item_event("response.function_call_arguments.delta", delta=text)
+                if self._open_type == "function_call":  # else the arguments are no JSON text
+                    yield self._item_event("response.function_call_arguments.delta", delta=text)
 
     def _text_delta(self, text: str, tokens: list[DecodedToken]) -> bytes:
         logprobs = chat_logprobs(self._vocabulary, tokens)["content"] if tokens else []
@@ -150,11 +158,11 @@ class ResponseWriter:
         yield from self._close("completed")
         self._item, self._texts, self._logprobs = item, [], []
         item["status"] = "in_progress"
-        if item["type"] != "function_call":
+        if item["type"] in _TEXT_ITEMS:
             item["content"] = []
         self.response["output"].append(item)
         yield self._output_event("response.output_item.added")
-        if item["type"] != "function_call":
+        if item["type"] in _TEXT_ITEMS:
             yield self._part_event("response.content_part.added", part=self._part())
 
     def _close(self, status: str) -> Iterator[bytes]:
@@ -162,10 +170,8 @@ class ResponseWriter:
         if item is None:
             return
         text = "".join(self._texts)
-        if item["type"] == "function_call":
-            item["arguments"] = text
-            done: Json = {"name": item["name"], "arguments": text}
-            yield self._item_event("response.function_call_arguments.done", **done)
+        if item["type"] not in _TEXT_ITEMS:
+            yield from self._close_call(item, text)
         else:
             item["content"] = [self._part()]
             if item["type"] == "reasoning":
@@ -177,6 +183,21 @@ class ResponseWriter:
         item["status"] = status
         yield self._output_event("response.output_item.done")
         self._item = None
+
+    def _close_call(self, item: Json, arguments: str) -> Iterator[bytes]:
+        match item["type"]:
+            case "function_call":
+                item["arguments"] = arguments
+                done: Json = {"name": item["name"], "arguments": arguments}
+                yield self._item_event("response.function_call_arguments.done", **done)
+            case "custom_tool_call":
+                item["input"] = input_text(arguments)
+                yield self._item_event("response.custom_tool_call_input.delta", delta=item["input"])
+                yield self._item_event("response.custom_tool_call_input.done", input=item["input"])
+            case "apply_patch_call":
+                item["operation"] |= own_arguments(arguments)
+            case _:
+                item["action"] |= own_arguments(arguments)
 
     def _part(self) -> Json:
         """The content of the open item."""
@@ -208,6 +229,29 @@ class ResponseWriter:
         data = {"type": kind, "sequence_number": self._sequence_number, **more}
         self._sequence_number += 1
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), encode_json(data))
+
+
+def _call(form: ClientTool | None, call_id: str, name: str) -> Json:
+    """The item of a call, in the form of the tool that the function stands for."""
+    form = form or ClientTool("function", name)
+    match form.kind:
+        case "function":
+            item = {"id": _new_id("fc"), "type": "function_call", "call_id": call_id}
+            item |= {"name": form.name, "arguments": ""}
+        case "custom":
+            item = {"id": _new_id("ctc"), "type": "custom_tool_call", "call_id": call_id}
+            item |= {"name": form.name, "input": ""}
+        case "apply_patch":
+            item = {"id": _new_id("apc"), "type": "apply_patch_call", "call_id": call_id}
+            return {**item, "operation": {}}
+        case "local_shell":
+            item = {"id": _new_id("lsh"), "type": "local_shell_call", "call_id": call_id}
+            return {**item, "action": {"type": "exec", "command": [], "env": {}}}
+        case "shell":
+            item = {"id": _new_id("sh"), "type": "shell_call", "call_id": call_id}
+            action: Json = {"commands": [], "timeout_ms": None, "max_output_length": None}
+            return {**item, "action": action}
+    return item if form.namespace is None else {**item, "namespace": form.namespace}
 
 
 def _opening(body: ResponsesBody) -> Json:

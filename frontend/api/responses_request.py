@@ -6,13 +6,22 @@ follow each other are one turn of the assistant.
 """
 
 import dataclasses
-import logging
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from ...shared.errors import RequestError
+from ..chat.client_tools import (
+    BUILT_IN,
+    ClientTool,
+    Forms,
+    built_in,
+    free_text,
+    function,
+    kinds_of,
+    qualified,
+)
 from ..chat.history import call_arguments, name_of, text_in
 from ..chat.request import ChatRequest, chat_request, string_at, text_of
 from ..engine.params import ModelFacts
@@ -32,7 +41,6 @@ from ..wire.schema import (
 _SPARE_LEVELS = 64
 LOGPROBS = "message.output_text.logprobs"
 _ARGUMENTS = ("arguments", "input", "action", "operation")  # keys of calls, by their type
-logger = logging.getLogger(__name__)
 
 
 class ReasoningConfig(Struct):
@@ -94,6 +102,7 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
     """The request in chat terms. Raises RequestError naming the field that is wrong."""
     _refuse_state(body)
     _refuse_deep(body)
+    tools, forms, left_out = _tools(body.tools or [])
     wants_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
     chat = ChatBody(
         messages=_messages(body),
@@ -110,14 +119,15 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
         logit_bias=body.logit_bias,
         logprobs=wants_logprobs or None,
         top_logprobs=body.top_logprobs,
-        tools=_tools(body.tools or []) or None,
-        tool_choice=_tool_choice(body),
+        tools=tools or None,
+        tool_choice=_tool_choice(body, forms),
         parallel_tool_calls=body.parallel_tool_calls,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         response_format=_response_format(body.text),
         chat_template_kwargs=body.chat_template_kwargs,
     )
-    return dataclasses.replace(chat_request(chat, facts), split_reasoning=True)
+    request = chat_request(chat, facts)
+    return dataclasses.replace(request, split_reasoning=True, forms=forms, left_out=left_out)
 
 
 def _refuse_state(body: ResponsesBody) -> None:
@@ -180,12 +190,25 @@ def _assistant_part(kind: str, item: Json) -> Json:
     if kind == "message":
         return {"content": text_in(item.get("content"))}
     if kind.endswith("_call") and "call_id" in item:
-        called: Json = {"name": name_of(item.get("name") or kind.removesuffix("_call"))}
-        given = next((item[key] for key in _ARGUMENTS if item.get(key) is not None), None)
-        is_text = kind == "custom_tool_call"
-        called["arguments"] = {"input": text_in(given)} if is_text else call_arguments(given)
+        called = {"name": _called(kind, item), "arguments": _arguments(kind, item)}
         return {"tool_calls": [{"id": item["call_id"], "type": "function", "function": called}]}
     return {"content": text_in(item)}
+
+
+def _called(kind: str, item: Json) -> str:
+    return qualified(item.get("namespace"), name_of(item.get("name") or kind.removesuffix("_call")))
+
+
+def _arguments(kind: str, item: Json) -> Json:
+    """As the model wrote them: without what the client's form adds."""
+    given = next((item[key] for key in _ARGUMENTS if item.get(key) is not None), None)
+    if kind == "custom_tool_call":
+        return {"input": text_in(given)}
+    arguments = call_arguments(given)
+    _, schema = BUILT_IN.get(kind.removesuffix("_call"), (None, None))
+    if schema is None:
+        return arguments
+    return {key: value for key, value in arguments.items() if key in schema["properties"]}
 
 
 def _grow(turn: Json, part: Json) -> bool:
@@ -222,45 +245,74 @@ def _other_message(kind: str, item: Json, where: str, is_new: bool) -> Json | No
     return {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
 
 
-def _tools(tools: list[Json]) -> list[Json]:
-    """The functions among the tools. Agents also send tools that the server would have to run,
-    such as a search: they are left out."""
-    others = {str(tool.get("type"))[:60] for tool in tools if tool.get("type") != "function"}
-    if others:
-        logger.info("tools that are no functions are left out: %s", ", ".join(sorted(others)))
-    return [
-        _tool(tool, f"tools[{n}]") for n, tool in enumerate(tools) if tool.get("type") == "function"
-    ]
+def _tools(tools: list[Json]) -> tuple[list[Json], Forms, tuple[str, ...]]:
+    """The tools that a client runs, as functions, and what they stand for; the kinds of the others,
+    which are left out."""
+    offered: list[Json] = []
+    forms: Forms = {}
+    others: list[Json] = []
+    for n, tool in enumerate(tools):
+        where, kind = f"tools[{n}]", tool.get("type")
+        if kind == "namespace":
+            group = [member for member in tool.get("tools") or () if isinstance(member, dict)]
+            members = [_tool(member, where, tool.get("name")) for member in group]
+        else:
+            members = [_tool(tool, where)]
+        for member in members:
+            if member is None:
+                others.append(tool)
+            else:
+                function, form = member
+                offered.append(function)
+                forms[function["function"]["name"]] = form
+    return offered, forms, kinds_of(others)
 
 
-def _tool(tool: Json, where: str) -> Json:
-    if not tool.get("name") or not isinstance(tool["name"], str):
-        raise wrong(f"{where}.name", "must be a string")
-    if not isinstance(tool.get("parameters") or {}, dict):
-        raise wrong(f"{where}.parameters", "must be an object")
-    keys = ("name", "description", "parameters", "strict")
-    return {"type": "function", "function": {key: tool.get(key) for key in keys}}
+def _tool(tool: Json, where: str, namespace: Any = None) -> tuple[Json, ClientTool] | None:
+    kind, name = tool.get("type"), tool.get("name")
+    match kind:
+        case "custom":
+            offered = free_text(tool, where)
+        case "function":
+            if not name or not isinstance(name, str):
+                raise wrong(f"{where}.name", "must be a string")
+            if not isinstance(tool.get("parameters") or {}, dict):
+                raise wrong(f"{where}.parameters", "must be an object")
+            fields = (tool.get("description"), tool.get("parameters"), tool.get("strict"))
+            offered = function(name, *fields)
+        case "local_shell" | "shell" | "apply_patch":
+            found = built_in(kind, kind)
+            assert found is not None, "it is in the table"
+            return found, ClientTool(kind, kind)
+        case _:
+            return None
+    form = ClientTool(kind, offered["function"]["name"], namespace)
+    offered["function"]["name"] = qualified(namespace, form.name)
+    return offered, form
 
 
-def _tool_choice(body: ResponsesBody) -> str | Json | None:
+def _tool_choice(body: ResponsesBody, forms: Forms) -> str | Json | None:
     choice = body.tool_choice
     if not isinstance(choice, dict):
         return choice
-    names = [tool.get("name") for tool in body.tools or []]
     several = choice.get("type") == "allowed_tools"
     chosen = choice.get("tools") if several else [choice]
-    if not isinstance(chosen, list) or not all(_is_function(tool, names) for tool in chosen):
+    names = [_function_of(tool, forms) for tool in chosen] if isinstance(chosen, list) else [None]
+    if None in names:
         raise wrong("tool_choice", "must be a mode, or {type: 'function', name: ...} of a tool")
-    functions = [{"type": "function", "function": {"name": tool["name"]}} for tool in chosen]
+    functions = [{"type": "function", "function": {"name": name}} for name in names]
     if not several:
         return functions[0]
     allowed = {"mode": choice.get("mode"), "tools": functions}
     return {"type": "allowed_tools", "allowed_tools": allowed}
 
 
-def _is_function(tool: Any, names: list[Any]) -> bool:
-    is_function = isinstance(tool, dict) and tool.get("type") == "function"
-    return is_function and tool.get("name") in names
+def _function_of(tool: Any, forms: Forms) -> str | None:
+    """The function that stands for a tool of tool_choice; None if none does."""
+    if not isinstance(tool, dict):
+        return None
+    wanted = (tool.get("type"), tool.get("name", tool.get("type")))
+    return next((n for n, form in forms.items() if (form.kind, form.name) == wanted), None)
 
 
 def _response_format(text: TextConfig | None) -> Json | None:

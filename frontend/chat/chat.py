@@ -11,7 +11,7 @@ from functools import partial
 from aiohttp import web
 
 from ...shared.messages import TokenLogprob
-from ..context import Frontend
+from ..context import CONTEXT, Frontend
 from ..engine.job import Job, Reply, open_job
 from ..parsers.deltas import Delta, merge
 from ..parsers.glm import TAGS, GlmParser, ParserOptions, State
@@ -25,6 +25,7 @@ async def open_chat(
 ) -> "Job[ChatStream]":
     """Render the prompt and submit it. Raises RequestError for mistakes of the client,
     OverloadedError or UnavailableError when the request cannot be taken now."""
+    request[CONTEXT].ignored += chat.left_out
     prompt = await prompt_ids(frontend, chat)
     options = _parser_options(frontend, chat, prompt)
     vocabulary = frontend.tokenizer.vocabulary

@@ -6,12 +6,13 @@ refused (`history.py`). Sampling
 parameters are checked in `engine/params.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..engine.constraints import ToolRules
 from ..engine.params import GenerationSpec, ModelFacts, openai_spec, refuse
 from ..wire.schema import UNSUPPORTED_CHAT, ChatBody, Json, wrong
+from .client_tools import ClientTool, Forms, free_text, kinds_of
 from .history import call_arguments, name_of, text_in
 
 _ROLES = {
@@ -37,6 +38,8 @@ class ChatRequest:
     separate_reasoning: bool  # False: reasoning is joined in front of the content
     include_reasoning: bool  # False: reasoning is not sent
     split_reasoning: bool = False  # also without --reasoning_parser
+    forms: Forms = field(default_factory=dict)  # of tools that are no functions
+    left_out: tuple[str, ...] = ()  # fields of the body that have no effect
 
 
 def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
@@ -50,13 +53,16 @@ def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
         raise wrong("top_logprobs", "needs logprobs: true")
     num_logprobs = (body.top_logprobs or 0) if body.logprobs else -1
     max_tokens = body.max_completion_tokens or body.max_tokens
+    tools, forms, left_out = offer(body.tools)
     return ChatRequest(
         spec=openai_spec(body, facts, max_tokens, num_logprobs),
         messages=normalise_messages(body.messages),
-        tools=tool_rules(body) if body.tools or body.tool_choice is not None else None,
+        tools=tool_rules(body, tools) if tools or body.tool_choice is not None else None,
         template_kwargs=template_kwargs(body, facts),
         separate_reasoning=body.separate_reasoning is not False,
         include_reasoning=body.include_reasoning is not False,
+        forms=forms,
+        left_out=left_out,
     )
 
 
@@ -180,20 +186,37 @@ def _without_nulls(value: Json) -> Json:
 
 
 def check_tools(tools: list[Json] | None) -> list[Json] | None:
-    """Tools as the template gets them: the client's objects without nulls; None if empty."""
+    """Tools as the template gets them: `offer` without the rest."""
+    return offer(tools)[0]
+
+
+def offer(tools: list[Json] | None) -> tuple[list[Json] | None, Forms, tuple[str, ...]]:
+    """Tools as the template gets them: the client's functions without nulls, or None if there are
+    none; what they stand for, if they are no functions; the kinds of tools that are left out."""
+    offered: list[Json] = []
+    forms: Forms = {}
+    others: list[Json] = []
     for n, tool in enumerate(tools or []):
-        where = f"tools[{n}]"
-        function = tool.get("function")
-        if tool.get("type", "function") != "function" or not isinstance(function, dict):
-            raise wrong(where, "must be {type: 'function', function: {...}}")
-        _check_name(function.get("name"), f"{where}.function.name")
-        if not isinstance(function.get("parameters") or {}, dict):
-            raise wrong(f"{where}.function.parameters", "must be an object")
-    checked = [
-        {**_without_nulls(tool), "function": _without_nulls(tool["function"])}
-        for tool in tools or []
-    ]
-    return checked or None
+        where, kind = f"tools[{n}]", tool.get("type", "function")
+        custom = tool.get("custom")
+        if kind == "custom" and isinstance(custom, dict):
+            tool = free_text(custom, f"{where}.custom")
+            forms[custom["name"]] = ClientTool("custom", custom["name"])
+        elif isinstance(kind, str) and kind not in ("function", "custom"):
+            others.append(tool)
+            continue
+        _check_function(tool, where)
+        offered.append({**_without_nulls(tool), "function": _without_nulls(tool["function"])})
+    return offered or None, forms, kinds_of(others)
+
+
+def _check_function(tool: Json, where: str) -> None:
+    function = tool.get("function")
+    if tool.get("type", "function") != "function" or not isinstance(function, dict):
+        raise wrong(where, "must be {type: 'function', function: {...}}")
+    _check_name(function.get("name"), f"{where}.function.name")
+    if not isinstance(function.get("parameters") or {}, dict):
+        raise wrong(f"{where}.function.parameters", "must be an object")
 
 
 def _check_name(name: Any, where: str) -> None:
@@ -204,9 +227,8 @@ def _check_name(name: Any, where: str) -> None:
         raise wrong(where, f"at most {_MAX_NAME} characters, no spaces around, no newline, < or >")
 
 
-def tool_rules(body: ChatBody) -> ToolRules | None:
+def tool_rules(body: ChatBody, tools: list[Json] | None) -> ToolRules | None:
     """The tools that the model sees and may call; None if it sees none."""
-    tools = check_tools(body.tools)
     parallel = body.parallel_tool_calls is not False
     match body.tool_choice:
         case None | "auto":
@@ -219,7 +241,7 @@ def tool_rules(body: ChatBody) -> ToolRules | None:
             return ToolRules(tools, "required", parallel=parallel)
         case str():
             raise wrong("tool_choice", "must be 'none', 'auto', 'required' or name a function")
-        case {"type": "function"}:
+        case {"type": "function" | "custom"}:
             name = _tool_name(body.tool_choice, tools, "tool_choice")
             return ToolRules(tools or [], "required", name, parallel=parallel)
         case {"type": "allowed_tools"}:
@@ -239,7 +261,7 @@ def _allowed_tools(allowed: Any, tools: list[Json] | None, parallel: bool) -> To
 
 def _tool_name(tool: Any, tools: list[Json] | None, where: str) -> str:
     """The name in {type: 'function', function: {name: ...}}, which must be a declared tool's."""
-    function = tool.get("function") if isinstance(tool, dict) else None
+    function = tool.get(tool.get("type", "function")) if isinstance(tool, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
         raise wrong(where, "must be {type: 'function', function: {name: ...}}")

@@ -354,3 +354,22 @@ async def module_server(
         serving(tiny_model, tokenizer, engine) as harness,
     ):
         yield harness
+
+
+class LongEngine(FakeEngine):
+    """Takes long prompts."""
+
+    def ready(self, epoch: int = 0) -> None:
+        self.send(Ready("scheduler", 0, epoch, 100, 16_384))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def long_server(
+    tiny_model: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Harness]:
+    """As `module_server`, for prompts of up to 16,384 tokens."""
+    async with (
+        played_engine(tokenizer, tmp_path_factory.mktemp("long"), LongEngine) as engine,
+        serving(tiny_model, tokenizer, engine, max_req_total_len=16_384) as harness,
+    ):
+        yield harness

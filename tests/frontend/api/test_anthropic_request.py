@@ -172,7 +172,6 @@ WRONG: list[tuple[Json, str]] = [
     ({"tools": [{"name": "", "input_schema": {}}]}, "tools[0].name"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
     ({"tools": [{"name": "f", "input_schema": []}]}, "tools[0].input_schema"),
-    ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, "tools[0].type"),
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"tool_choice": {"type": "tool", "name": "g"}, "tools": [TOOL]}, "tool_choice.name"),
     ({"tool_choice": {"type": "tool"}, "tools": [TOOL]}, "tool_choice.name"),

@@ -2,16 +2,12 @@
 added token of the tokenizer, whole and cut in two."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from glimmer.frontend.text.tokenizer import Tokenizer
-from glimmer.shared.messages import Ready
 
-from ..conftest import FakeEngine, Harness, played_engine, serving
+from ..conftest import Harness
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 Body = dict[str, Any]
@@ -119,24 +115,6 @@ ROUTES: dict[str, tuple[Callable[[str, str], Body], Body]] = {
     "/v1/messages": (messages, {"max_tokens": 1}),
     "/v1/responses": (responses, {"max_output_tokens": 1}),
 }
-
-
-class LongEngine(FakeEngine):
-    """Takes long prompts."""
-
-    def ready(self, epoch: int = 0) -> None:
-        self.send(Ready("scheduler", 0, epoch, 100, 16_384))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def long_server(
-    tiny_model: Path, tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Harness]:
-    async with (
-        played_engine(tokenizer, tmp_path_factory.mktemp("long"), LongEngine) as engine,
-        serving(tiny_model, tokenizer, engine, max_req_total_len=16_384) as harness,
-    ):
-        yield harness
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -246,7 +246,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"chat_template": "{{ 1 }}"}, "chat_template"),
     ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
-    ({"tools": [{"type": "x"}]}, "tools[0]"),
+    ({"tools": [{"type": "custom"}]}, "tools[0]"),
     ({"top_logprobs": 3}, "top_logprobs"),
     ({"n": 9}, "n"),
     ({"stop": ["x"] * 10_000}, "stop"),

@@ -37,7 +37,7 @@ def output(
 
 
 def make_writer(body: ResponsesBody) -> ResponseWriter:
-    return ResponseWriter(body, VOCABULARY, lambda: USAGE)
+    return ResponseWriter(body, VOCABULARY, lambda: USAGE, {})
 
 
 def written(events: bytes) -> list[dict[str, Any]]:

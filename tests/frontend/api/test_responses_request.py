@@ -42,10 +42,11 @@ def said(text: str) -> Json:
     return {"type": "message", "role": "assistant", "content": parts}
 
 
-def test_tools_that_are_no_functions_are_left_out(facts: ModelFacts) -> None:
+def test_tools_that_a_provider_runs_are_left_out(facts: ModelFacts) -> None:
     chat = translate(facts, tools=[{"type": "web_search"}, TOOL, {"type": "custom", "name": "c"}])
     assert chat.tools is not None
-    assert [tool["function"]["name"] for tool in chat.tools.tools] == ["f"]
+    assert [tool["function"]["name"] for tool in chat.tools.tools] == ["f", "c"]
+    assert chat.left_out == ("tools.web_search",)
     assert translate(facts, tools=[{"type": "web_search"}]).tools is None
 
 

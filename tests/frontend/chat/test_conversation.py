@@ -95,7 +95,8 @@ def test_tools_keep_their_shape_without_unset_keys() -> None:
 @pytest.mark.parametrize(
     ("tool", "field"),
     [
-        ({"type": "retrieval"}, "tools[0]"),
+        ({"type": "custom"}, "tools[0]"),
+        ({"type": "custom", "custom": {}}, "tools[0].custom.name"),
         ({"type": "function"}, "tools[0]"),
         ({"type": "function", "function": {}}, "tools[0].function.name"),
         ({"function": {"name": 1}}, "tools[0].function.name"),

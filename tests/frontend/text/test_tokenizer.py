@@ -150,7 +150,9 @@ async def test_closing_ends_a_rendering_at_once(tiny_model: Path, tmp_path: Path
 
 
 async def test_far_too_long_texts_are_refused_at_once(tokenizer: Tokenizer) -> None:
-    with pytest.raises(RequestError, match=r"is 512 tokens.*1024 tokens .*4097 characters") as failure:
+    with pytest.raises(
+        RequestError, match=r"is 512 tokens.*1024 tokens .*4097 characters"
+    ) as failure:
         await tokenizer.encode("x" * (8 * LIMIT + 1), "inputs", LIMIT)
     assert failure.value.field == "inputs"
     assert len(await tokenizer.encode(" " * 8 * LIMIT, "inputs", LIMIT)) > 0
