@@ -10,7 +10,13 @@ from ..shared.resolve import resolve
 from .launcher.gpus import check_gpus
 from .launcher.launch import allow_files
 from .launcher.listen import bind_port
-from .launcher.preflight import check_access, check_memory, check_model, detect_hardware
+from .launcher.preflight import (
+    check_access,
+    check_extras,
+    check_memory,
+    check_model,
+    detect_hardware,
+)
 from .launcher.runtime_dir import claim_runtime_dir, default_parent
 
 
@@ -55,6 +61,7 @@ def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool
             aspect("memory", lambda: check_memory(settled[0], spec, hardware))
         if with_reference:
             aspect("tokenizer and template, as in transformers", lambda: _compare(config, spec))
+    aspect("installed extras", lambda: check_extras(config))
     aspect("API keys and certificate", lambda: check_access(config))
     aspect(f"port {config.port}", lambda: bind_port(config.host, config.port).close())
     if config.metrics_port is not None:

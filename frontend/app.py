@@ -16,6 +16,7 @@ import signal
 import socket
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -57,6 +58,9 @@ from .wire.connection import MAX_HEAD, Connection, Connections, Expects
 from .wire.errors import error_body, message_for
 from .wire.listener import Listener
 from .wire.shape import BodyLimits
+
+if TYPE_CHECKING:
+    from .engine.traces import Tracer
 
 _SEND_BUFFER = 256 << 10  # bytes the kernel holds for a client that does not read
 _SPARE_FILES = 20  # file descriptors that connections leave to replace helpers and links
@@ -141,7 +145,18 @@ def load(
         BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
         Access(config, connections.budget, usage) if config.has_keys else None,
         Tls(config) if config.ssl_certfile is not None else None,
+        _make_tracer(config, metrics),
     )
+
+
+def _make_tracer(config: ServeConfig, metrics: Metrics) -> "Tracer | None":
+    if config.otlp_traces_endpoint is None:
+        return None
+    from .engine.traces import Tracer  # needs an extra, which the launcher has looked for
+
+    tracer = Tracer.to(config.otlp_traces_endpoint, config.model_name)
+    metrics.follow_traces(lambda: tracer.num_dropped)
+    return tracer
 
 
 async def serve(child: Child) -> None:
@@ -200,6 +215,8 @@ async def _live(child: Child, client: EngineClient) -> None:
             close_probes()
             frontend.grammars.close()
             frontend.tokenizer.close()
+            if frontend.tracer is not None:
+                frontend.tracer.close()
 
 
 async def _beat(child: Child, frontend: Frontend) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # these import this module
     from .access.meter import Charge
     from .access.tls import Tls
     from .engine.job import Job
+    from .engine.traces import Tracer
     from .wire.sse import EventStream
 
 
@@ -43,6 +44,7 @@ class Frontend:
     body_limits: BodyLimits
     access: "Access | None" = None  # None: there are no API keys
     tls: "Tls | None" = None  # None: plain HTTP
+    tracer: "Tracer | None" = None  # None: no traces are sent
     totals: ServerTotals | None = None  # None: no launcher adds up the metrics
     created: int = field(default_factory=lambda: int(time.time()))
     beat_at: float = math.inf  # time.monotonic; when the event loop last ran; inf: not watched

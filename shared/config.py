@@ -271,6 +271,12 @@ class ServeConfig:
     enable_monitor_auth: bool = _option(
         False, "push with basic auth: environment variables USERNAME and PASSWORD"
     )
+    otlp_traces_endpoint: str | None = _option(
+        None,
+        "send a trace of each request to this OpenTelemetry collector, such as "
+        "http://127.0.0.1:4318/v1/traces; needs glimmer-serve[otel]",
+        private=True,
+    )
     # operation
     runtime_dir: str | None = _option(
         None, "private directory for sockets; default: a new one", private=True

@@ -336,6 +336,20 @@ class Counts(Message, frozen=True):
     serial: int = 0  # repeated in the answer
 
 
+class GpuState(Part, frozen=True):
+    """Health of one GPU. Xid events are those since the server started, errors of its memory (ECC)
+    those since the driver was loaded."""
+
+    uuid: str
+    is_healthy: bool = True  # False: it needs a reset or a repair
+    fatal_xids: int = 0
+    application_xids: int = 0  # that a program has caused
+    other_xids: int = 0
+    last_xid: int = 0
+    corrected_ecc: int = 0
+    uncorrected_ecc: int = 0
+
+
 class LauncherBeat(Message, frozen=True):
     """Launcher -> frontends, every second. A launcher that is stopped is noticed by its silence.
     Counts are since the launcher started."""
@@ -349,6 +363,7 @@ class LauncherBeat(Message, frozen=True):
     stalls: int = 0  # steps that took so long that stacks were logged
     worker_log_lines: int = 0  # dropped by workers
     is_leaving: bool = False  # SIGTERM came; requests are still accepted for `drain_delay_s`
+    gpus: list[GpuState] = []  # by rank; empty: they are not watched
 
 
 class PeerLost(Message, frozen=True):

@@ -82,6 +82,14 @@ def check_gpus(config: ServeConfig, hardware: Hardware) -> None:
             )
 
 
+def usable_uuids() -> list[str]:
+    """UUIDs of the GPUs that torch can use, in the order of the ranks. Empty if there are none."""
+    try:
+        return [gpu.uuid for gpu in _usable_gpus()]
+    except LookupError:
+        return []
+
+
 def _asked_backends(config: ServeConfig) -> list[tuple[str, str]]:
     decode = config.llm_decode_att_backend[0]
     return [

@@ -15,10 +15,11 @@ from ...shared.errors import ConfigError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
 from ...shared.resolve import resolve
+from .gpu_health import watch_gpus
 from .gpus import check_gpus
 from .launcher import Launcher
 from .listen import bind_port
-from .preflight import check_access, check_memory, check_model, detect_hardware
+from .preflight import check_access, check_extras, check_memory, check_model, detect_hardware
 from .runtime_dir import claim_runtime_dir, default_parent
 from .supervise import Children, JanitorKeeper, Modules
 
@@ -55,6 +56,7 @@ def launch(
         janitor = stack.enter_context(contextlib.closing(JanitorKeeper(runtime)))
         stack.callback(runtime.remove)  # runs before the janitor is told to look
         check_access(config)
+        check_extras(config)
         check_gpus(config, hardware)
         check_model(config, spec)
         check_memory(config, spec, hardware)
@@ -63,7 +65,12 @@ def launch(
         threads = max(1, hardware.num_cpus // config.tp)
         fds = (port.fileno(), metrics_port.fileno() if metrics_port else None)
         children = Children(runtime.path, modules or Modules(), threads, *fds)
-        return Launcher(config, children, janitor, port, started, on_ready).run()
+        gpus = watch_gpus(config)
+        if gpus is not None:
+            stack.callback(gpus.close)
+        launcher = Launcher(config, children, janitor, port, started, on_ready)
+        launcher.gpus = gpus
+        return launcher.run()
 
 
 def allow_files(config: ServeConfig) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ConfigError, StartError
+from ...shared.errors import ConfigError, GpuError, StartError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.log import dropped_lines, write_aside
 from ...shared.messages import (
@@ -35,6 +35,7 @@ from ...shared.messages import (
     WorkerFailed,
 )
 from ...shared.transport import Receiver, launcher_address
+from .gpu_health import GpuHealth
 from .listen import HttpPort
 from .progress import StartDisplay
 from .restarts import ENGINE, Restarts
@@ -107,6 +108,7 @@ class Launcher:
         self._num_stalls = 0
         self._totals = Totals()  # of frontends
         self._worker_losses = Totals()  # log lines
+        self.gpus: GpuHealth | None = None  # None: they are not watched; set before `run`
         self._dir_problem = ""
         self._last_tick = started
         self._wake_read, self._wake_write = socket.socketpair()
@@ -153,7 +155,8 @@ class Launcher:
     def _wait(self, inbox: Receiver) -> None:
         """Wait for the next event, then handle everything that has happened."""
         sentinels = [process.sentinel for process in self._children.alive]
-        watched = [fd for fd in (*sentinels, self._janitor.sentinel) if fd is not None]
+        fds = (*sentinels, self._janitor.sentinel, self.gpus.fileno() if self.gpus else None)
+        watched = [fd for fd in fds if fd is not None]
         tick = _SLOW_TICK_S if None in sentinels else _TICK_S
         next_phase = max(0.0, min(self._settle_at, self._drain_at) - time.monotonic())
         limit = self._restarts.wait_s(min(tick, next_phase))
@@ -164,6 +167,7 @@ class Launcher:
         for message in inbox.receive(0):
             self._handle(message)
         self._janitor.check()
+        self._check_gpus()
         self._follow_requests()
         self._tick(time.monotonic())
 
@@ -174,6 +178,16 @@ class Launcher:
         ended.sort(key=lambda e: (e[0].role != "scheduler", e[0].popen.returncode >= 0))
         for process, reason in ended:
             self._lost(process, reason)
+
+    def _check_gpus(self) -> None:
+        """End the server if a GPU is lost: another start on it would not help."""
+        if self.gpus is None or self._phase is Phase.STOPPING:
+            return
+        self.gpus.read()
+        if self.gpus.fault and self._phase is Phase.STARTING:
+            raise GpuError(self.gpus.fault)
+        if self.gpus.fault:
+            self._give_up(self.gpus.fault, GpuError.exit_code)
 
     def _follow_requests(self) -> None:
         if self._is_reload_asked:
@@ -408,6 +422,7 @@ class Launcher:
             self._num_stalls,
             int(sum(self._worker_losses.values)),
             self._is_leaving,
+            self.gpus.states if self.gpus is not None else [],
         )
 
     def _repair_directory(self) -> None:

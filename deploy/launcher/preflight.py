@@ -3,6 +3,7 @@
 Does not import torch, so a broken setup is reported within a second, with the setting to change.
 """
 
+import importlib.util
 import ipaddress
 import json
 import logging
@@ -34,6 +35,26 @@ _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 def detect_hardware() -> Hardware:
     """The part of this machine that this process may use."""
     return Hardware(available_memory(), usable_cores(), *find_gpus())
+
+
+def check_extras(config: ServeConfig) -> None:
+    """Raise ConfigError if a flag needs a package that is not installed."""
+    if config.otlp_traces_endpoint is None:
+        return
+    try:
+        found = importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http")
+    except ModuleNotFoundError:
+        found = None
+    if found is None or importlib.util.find_spec("opentelemetry.sdk") is None:
+        raise ConfigError(
+            "--otlp_traces_endpoint needs OpenTelemetry, which is not installed: "
+            "pip install 'glimmer-serve[otel]'"
+        )
+    if not re.match(r"https?://[^/]", config.otlp_traces_endpoint):
+        raise ConfigError(
+            f"--otlp_traces_endpoint {config.otlp_traces_endpoint}: give a URL such as "
+            "http://127.0.0.1:4318/v1/traces"
+        )
 
 
 def check_access(config: ServeConfig) -> None:

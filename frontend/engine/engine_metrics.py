@@ -94,6 +94,7 @@ class EngineCollector(Collector):
         )
         stalls.add_metric(self._values, launcher.stalls)
         yield stalls
+        yield from self._gpus(launcher)
         restarts = {"engine": launcher.engine_restarts, "frontend": launcher.frontend_restarts}
         for name, text, label, values in (
             ("glimmer_restarts", "processes replaced after a loss", "unit", restarts),
@@ -109,6 +110,30 @@ class EngineCollector(Collector):
             for key, value in values.items():
                 family.add_metric([*self._values, key], value)
             yield family
+
+    def _gpus(self, launcher: LauncherBeat) -> Iterator[Metric]:
+        """Health by rank, as NVML tells it."""
+        names = [*self._names, "gpu"]
+        healthy = GaugeMetricFamily(
+            "glimmer_gpu_healthy", "0: it needs a reset or a repair", labels=names
+        )
+        last = GaugeMetricFamily("glimmer_gpu_last_xid", "0: none", labels=names)
+        xids = CounterMetricFamily(
+            "glimmer_gpu_xid_events", "since the server started", labels=[*names, "kind"]
+        )
+        ecc = CounterMetricFamily(
+            "glimmer_gpu_ecc_errors", "since the driver was loaded", labels=[*names, "kind"]
+        )
+        for rank, gpu in enumerate(launcher.gpus):
+            values = [*self._values, str(rank)]
+            healthy.add_metric(values, float(gpu.is_healthy))
+            last.add_metric(values, gpu.last_xid)
+            xids.add_metric([*values, "fatal"], gpu.fatal_xids)
+            xids.add_metric([*values, "application"], gpu.application_xids)
+            xids.add_metric([*values, "other"], gpu.other_xids)
+            ecc.add_metric([*values, "corrected"], gpu.corrected_ecc)
+            ecc.add_metric([*values, "uncorrected"], gpu.uncorrected_ecc)
+        yield from (healthy, last, xids, ecc)
 
     def _steps(self, beat: Heartbeat) -> Iterator[Metric]:
         """LightLLM's metrics of steps: number, duration and rows, by kind."""

@@ -277,6 +277,8 @@ class Job(Generic[S]):
         failure = "" if value is None else "abort" if status == _DISCONNECTED else "error"
         reasons = [failure or reply.finish_reason or "error" for reply in self.replies]
         self.frontend.metrics.end(reasons, status == _DISCONNECTED)
+        if self.frontend.tracer is not None:
+            self.frontend.tracer.trace(self, record, status)
         self._log(record, status)
 
     def _record(self) -> RequestRecord:
@@ -326,7 +328,7 @@ class Job(Generic[S]):
         )
 
     def _fields(self, record: RequestRecord, status: int, reasons: str) -> dict[str, Any]:
-        """What the JSON form of the line says. Times are in ms."""
+        """The fields of the line in JSON. Times are in ms."""
         return {
             "message": "request ended",
             "route": self.request.path,

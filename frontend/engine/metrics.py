@@ -5,7 +5,7 @@ processes (`totals.py`), so a scrape of any process shows the whole server. Metr
 are in `engine_metrics.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -207,6 +207,11 @@ class Metrics:
             "schemas and grammars whose check took too long",
             lambda: grammars.num_timeouts,
         )
+
+    def follow_traces(self, num_dropped: Callable[[], int]) -> None:
+        """Count trace spans that were not delivered."""
+        text = "trace spans that the collector did not take"
+        self.tally.follow("glimmer_trace_spans_dropped", text, num_dropped)
 
     def observe(self, record: RequestRecord) -> None:
         """One request was answered."""

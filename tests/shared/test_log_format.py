@@ -68,7 +68,7 @@ def test_the_journal_is_recognized_by_its_variable(
 
 
 def run_serve(stderr_file: Path, *flags: str, **more: str) -> str:
-    """What a start that fails writes to stderr."""
+    """The stderr of a start that fails."""
     command = [sys.executable, "-m", "glimmer", "serve", "--model_dir", "/nowhere", *flags]
     with stderr_file.open("wb") as stderr:
         done = subprocess.run(command, stderr=stderr, env={**os.environ, **more}, check=False)

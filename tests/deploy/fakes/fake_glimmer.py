@@ -4,7 +4,7 @@ import sys
 
 from glimmer.deploy import cli
 from glimmer.deploy.demo import run
-from glimmer.deploy.launcher import launch, launcher, restarts, supervise
+from glimmer.deploy.launcher import gpu_health, launch, launcher, restarts, supervise
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
@@ -18,6 +18,8 @@ def main(command: str, *flags: str) -> int:
         launcher._DRAIN_GRACE_S = 0.5
     if "mute-frontend" in flags:
         launcher.FRONTEND_LIMIT_S = 2.0
+    if "gpu-fault" in flags:
+        launch.watch_gpus = lambda config: gpu_health.GpuHealth(["GPU-0"])
     if command == "demo":
         return cli.guarded(lambda: run.demo(flags, MODULES))
     return cli.guarded(
