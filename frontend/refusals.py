@@ -22,7 +22,7 @@ _REQUEST_ID = re.compile(rb"\r\nx-request-id:[ \t]*([^\r\n]*)", re.IGNORECASE)
 
 
 class Refusals:
-    """What `Connections.serve` calls for each first post."""
+    """`Connections.serve` calls this for each first post."""
 
     def __init__(self, frontend: Frontend) -> None:
         self._frontend = frontend

@@ -6,7 +6,7 @@ the slots. The slots take turns: a rank that starts exchange k + 2 has heard of 
 started exchange k + 1, so they have read the slots of exchange k.
 
 Rank 0 makes the file and a socket pair for each two ranks, and passes them on over a socket in the
-runtime directory. They have no names, so nobody else can open them and nothing is left behind.
+runtime directory. They have no names, so no other process can open them and nothing is left behind.
 """
 
 import contextlib
@@ -84,8 +84,8 @@ class LocalGroup:
         return [whole.view(x.shape) for whole in found]
 
     def _exchange(self, x: Tensor, use: Callable[[Tensor, Sequence[Tensor]], object]) -> None:
-        """Call `use` for each piece of x, with the pieces of all ranks. What it writes to the piece
-        appears in x."""
+        """Call `use` for each piece of x, with the pieces of all ranks. It may write to the piece,
+        which changes x."""
         flat = x.contiguous().view(-1)
         for part in flat.split(_SLOT_BYTES // x.element_size()):
             num_bytes = part.numel() * part.element_size()

@@ -142,7 +142,7 @@ class KeyRing:
     def find(self, headers: Mapping[str, str]) -> Key | None:
         """The key that a request sent, in `Authorization: Bearer` or in `x-api-key`; an admin key
         if it sent several. The time that this takes tells nothing about keys: they are looked up
-        and compared by their digests, which nobody can choose."""
+        and compared by their digests, which no client can choose."""
         scheme, _, token = headers.get("Authorization", "").partition(" ")
         sent = [token.strip()] if scheme.lower() == "bearer" else []
         sent.append(headers.get("x-api-key", ""))

@@ -56,7 +56,7 @@ class Charge:
 
 
 class Meter:
-    """What one user uses. `shared` adds what it uses of other HTTP processes. `budget` counts the
+    """Usage of one user. `shared` adds what it uses of other HTTP processes. `budget` counts the
     bytes that are held for it."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What all HTTP processes together use of each key's limits.
+"""How much all HTTP processes together use of each key's limits.
 
 A file in memory that the launcher made is mapped by all of them. It has a row for each user, with
 the figures of each process side by side. A process writes its own figures only, so there is

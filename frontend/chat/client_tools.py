@@ -30,7 +30,7 @@ _INPUT = _schema("input", input=_STRING)
 _COUNT = {"type": "integer"}
 _EDITS: Json = {"path": _STRING, "file_text": _STRING, "old_str": _STRING, "new_str": _STRING}
 _EDITS |= {"insert_line": _COUNT, "view_range": {"type": "array", "items": _COUNT}}
-# What each built-in tool takes, by the beginning of its type.
+# The arguments of each built-in tool, by the beginning of its type.
 BUILT_IN: dict[str, tuple[str, Json]] = {
     "local_shell": (
         "Runs a command on the user's machine.",

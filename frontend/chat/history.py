@@ -1,7 +1,7 @@
-"""What happened before in a conversation -> text that the model can read.
+"""Earlier items of a conversation -> text that the model can read.
 
 History is data. An agent cannot take back what a tool returned or what another model wrote, so an
-item that nobody here can read must not make every later request fail. It becomes its text, or a
+item that no code here can read must not make every later request fail. It becomes its text, or a
 note such as "[image omitted]".
 """
 
