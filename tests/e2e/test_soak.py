@@ -8,41 +8,14 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import psutil
 import pytest
+from pressure.soak import random_request
 from server import RunningServer, running_server, wait_until
 
 CONCURRENCY = 48
-MAX_PROMPT = 700
-
-
-def random_request(rng: random.Random, prefixes: list[list[int]]) -> tuple[str, dict[str, Any]]:
-    """Route and body of one request."""
-    prompt = rng.choice(prefixes) if rng.random() < 0.6 else []
-    length = rng.choice((1, 3, 40, rng.randrange(1, MAX_PROMPT)))
-    prompt = (prompt + [rng.randrange(400) for _ in range(length)])[:MAX_PROMPT]
-    tokens = rng.choice((1, 5, 30, rng.randrange(1, 120)))
-    if rng.random() < 0.5:
-        parameters: dict[str, Any] = {"max_new_tokens": tokens, "ignore_eos": rng.random() < 0.7}
-        if rng.random() < 0.4:
-            parameters |= {"do_sample": True, "temperature": 0.8, "top_p": 0.9, "top_k": 20}
-        if rng.random() < 0.2:
-            parameters |= {"frequency_penalty": 0.5, "repetition_penalty": 1.2}
-        route = rng.choice(("/generate", "/generate_stream"))
-        return route, {"inputs": prompt, "parameters": parameters}
-    body = {"model": "x", "max_tokens": tokens, "stream": rng.random() < 0.5}
-    if rng.random() < 0.5:
-        return "/v1/completions", {**body, "prompt": prompt}
-    words = " ".join(rng.choice(("what", "is", "this", "model", "Hello")) for _ in range(length))
-    n = rng.choice((1, 1, 2))
-    return "/v1/chat/completions", {
-        **body,
-        "n": n,
-        "messages": [{"role": "user", "content": words[:1500]}],
-    }
 
 
 async def one_request(

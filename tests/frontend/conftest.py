@@ -303,6 +303,7 @@ async def serving(
             stack.callback(frontend.tokenizer.close)
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 << 10)  # as that of a server
         listener.setblocking(False)
         runner = await listen(frontend, listener)
         stack.push_async_callback(runner.cleanup)
