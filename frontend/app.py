@@ -122,9 +122,10 @@ def load(
     client: EngineClient,
     tokenizer: Tokenizer | None = None,
     usage: UsageTable | None = None,
+    certificate_fd: int | None = None,
 ) -> Frontend:
     """Read the model directory. `tokenizer`: one that was loaded before. `usage`: of keys, shared
-    with other HTTP processes. Raises ModelError or ConfigError."""
+    with other HTTP processes. `certificate_fd`: see `Tls`. Raises ModelError or ConfigError."""
     model_dir = Path(config.model_dir)
     spec = load_model_spec(model_dir)
     tokenizer = tokenizer or Tokenizer(model_dir, spec.vocab_size, config.chat_template)
@@ -144,7 +145,7 @@ def load(
         connections,
         BodyLimits.of(config.max_body_mb, max_len, spec.vocab_size),
         Access(config, connections.budget, usage) if config.has_keys else None,
-        Tls(config) if config.ssl_certfile is not None else None,
+        Tls(config, certificate_fd) if config.ssl_certfile is not None else None,
         _make_tracer(config, metrics),
     )
 
@@ -183,7 +184,9 @@ async def _live(child: Child, client: EngineClient) -> None:
         num_processes, usage = child.config.httpserver_workers, None
         if child.usage_fd is not None and num_processes > 1:
             usage = UsageTable(child.usage_fd, child.index, num_processes)
-        frontend = await asyncio.to_thread(load, child.config, client, None, usage)
+        frontend = await asyncio.to_thread(
+            load, child.config, client, None, usage, child.certificate_fd
+        )
         child.launcher.send(Progress("frontend", child.index, "waiting for the engine"))
         state = client.state
         if not await _first_of(state.became_ready, state.shutdown):

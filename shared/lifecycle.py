@@ -43,6 +43,7 @@ class Child:
     launcher: Sender
     metrics_fd: int | None = None  # frontend: as listen_fd, for --metrics_port
     usage_fd: int | None = None  # frontend: a file in memory that all of them share
+    certificate_fd: int | None = None  # frontend: the same, with the last good certificate
 
     def hello(self) -> Hello:
         """The first message to every other process."""
@@ -71,6 +72,7 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
         launcher,
         args.metrics_fd,
         args.usage_fd,
+        args.certificate_fd,
     )
     launcher.send(child.hello())
     return child
@@ -88,6 +90,7 @@ def _parser(role: str) -> argparse.ArgumentParser:
     parser.add_argument("--report_fd", type=int, help="file for stacks and the reason of a failure")
     parser.add_argument("--metrics_fd", type=int, help="inherited bound socket for probes")
     parser.add_argument("--usage_fd", type=int, help="inherited file in memory about keys")
+    parser.add_argument("--certificate_fd", type=int, help="inherited file in memory")
     parser.add_argument("--listen_fd", type=int, help="inherited bound socket")
     return parser
 

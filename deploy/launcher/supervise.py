@@ -72,7 +72,10 @@ class Children:
 
     def __post_init__(self) -> None:
         self._death_read, self._death_write = os.pipe()
-        self._usage_fd = os.memfd_create("glimmer-usage")
+        # Files in memory that all HTTP processes share, and that outlive each of them.
+        self._shared_fds = {
+            f"{name}_fd": os.memfd_create(f"glimmer-{name}") for name in ("usage", "certificate")
+        }
 
     def spawn(self, role: str, index: int, epoch: int) -> Process:
         """Start a process. Call from the main thread only: the kernel kills a child when the
@@ -102,8 +105,9 @@ class Children:
         if role == "frontend":
             command += ["--listen_fd", str(self.listen_fd)]
             fds.append(self.listen_fd)
-            command += ["--usage_fd", str(self._usage_fd)]
-            fds.append(self._usage_fd)
+            for name, fd in self._shared_fds.items():
+                command += [f"--{name}", str(fd)]
+                fds.append(fd)
             if self.metrics_fd is not None:
                 command += ["--metrics_fd", str(self.metrics_fd)]
                 fds.append(self.metrics_fd)
@@ -146,7 +150,8 @@ class Children:
         self.kill(list(self.alive))
         os.close(self._death_read)
         os.close(self._death_write)
-        os.close(self._usage_fd)
+        for fd in self._shared_fds.values():
+            os.close(fd)
 
     def _bury(self, process: Process) -> str:
         self.alive.remove(process)

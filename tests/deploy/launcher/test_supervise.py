@@ -13,7 +13,7 @@ MODULE = """
 import argparse, os, signal, sys
 parser = argparse.ArgumentParser()
 for flag in ("runtime_dir", "index", "epoch", "parent_pid", "death_fd", "listen_fd", "report_fd",
-             "usage_fd"):
+             "usage_fd", "certificate_fd"):
     parser.add_argument("--" + flag)
 args = parser.parse_args()
 assert int(args.parent_pid) == os.getppid()

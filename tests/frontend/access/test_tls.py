@@ -1,6 +1,8 @@
 """HTTPS, with certificates that are replaced while the server runs."""
 
 import asyncio
+import contextlib
+import os
 import shutil
 import ssl
 import sys
@@ -128,3 +130,45 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=problem) as caught:
             load_certificate(ServeConfig(ssl_certfile=str(pair[0]), ssl_keyfile=str(pair[1])))
         assert f"--ssl_certfile {pair[0]} --ssl_keyfile {pair[1]}: " in str(caught.value)
+
+
+def test_a_process_that_starts_while_the_files_are_broken_has_the_last_good_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = files_in(tmp_path)
+    config = ServeConfig(**files)  # type: ignore[arg-type]
+    kept_fd = os.memfd_create("kept")
+    with os.fdopen(kept_fd):
+        Tls(config, kept_fd)
+        good = Path(files["ssl_certfile"]).read_bytes()
+        for broken in (good[: len(good) // 2], None):
+            certificate = Path(files["ssl_certfile"])
+            certificate.unlink() if broken is None else certificate.write_bytes(broken)
+            successor = Tls(config, kept_fd)
+            assert common_name(successor.context) == "first"
+            assert "the old certificate and key stay in use" in caplog.text
+            with pytest.raises(ConfigError):
+                Tls(config)
+        (tmp_path / "next").mkdir()
+        for name, path in files_in(tmp_path / "next", "second").items():
+            shutil.copy(path, files[name])
+        successor.reloader.check(at_once=True)
+        assert successor.current is not None
+        assert common_name(successor.current) == "second"
+        certificate.unlink()
+        assert common_name(Tls(config, kept_fd).context) == "second"
+
+
+def common_name(context: ssl.SSLContext) -> str:
+    """The name in the certificate of a server's context, from a handshake in memory."""
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    for _ in range(4):
+        for side in (client, server):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    der = client.getpeercert(binary_form=True) or b""
+    return "first" if b"first" in der else "second" if b"second" in der else "?"
