@@ -40,7 +40,7 @@ from .access.reload import keep_current
 from .access.shared_usage import UsageTable
 from .access.tls import Tls
 from .access_log import log_access
-from .api.docs_page import HOST, docs_page
+from .api.docs_page import HOST, KEY_PAGE, docs_page
 from .api.openapi import openapi
 from .context import CONTEXT, FRONTEND, Frontend, RequestContext, clean_id, clean_names
 from .engine.client import LAUNCHER_LIMIT_S, EngineClient
@@ -106,7 +106,7 @@ def _about(routes: tuple[Route, ...], has_keys: bool) -> tuple[Route, ...]:
         return web.Response(text=text, content_type="text/html")
 
     async def get_home(request: web.Request) -> web.Response:
-        if "text/html" in request.headers.get("Accept", ""):  # a browser
+        if _is_browser(request):
             return web.Response(status=302, headers={"Location": "/docs"})
         raise web.HTTPMethodNotAllowed(request.method, ["POST"])
 
@@ -115,6 +115,10 @@ def _about(routes: tuple[Route, ...], has_keys: bool) -> tuple[Route, ...]:
         Route("/docs", "GET", get_page),
         Route("/", "GET", get_home),
     )
+
+
+def _is_browser(request: web.Request) -> bool:
+    return "text/html" in request.headers.get("Accept", "")
 
 
 def load(
@@ -409,6 +413,8 @@ async def _fail(request: web.Request, error: HttpError) -> web.StreamResponse:
     kind, field, request_id = error.type, error.field, context.request_id
     fields = error_body(request.path, error.status, message, kind, field, request_id, error.code)
     response = json_response(fields, error.status)
+    if error.status == 401 and request.path in ("/", "/docs") and _is_browser(request):
+        response = web.Response(status=401, text=KEY_PAGE, content_type="text/html")
     if error.retry_after_s:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.status == 401:

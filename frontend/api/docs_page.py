@@ -10,6 +10,25 @@ from .field_docs import NO_EFFECT
 _BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "maxItems": "at most"}
 
 
+# For a browser that asks for the page of a server with API keys. It tells nothing about the server.
+KEY_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>API key</title><style>:root { color-scheme: light dark; }
+body { font: 15px/1.5 sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; }</style>
+</head><body><p>The documentation of this server is for those who have an API key.</p>
+<form><label>API key <input type="password" autocomplete="off"></label> <button>Show</button></form>
+<p id="problem"></p>
+<script>
+document.querySelector("form").onsubmit = async event => {
+  event.preventDefault();
+  const key = document.querySelector("input").value;
+  const reply = await fetch("/docs", {headers: {Authorization: "Bearer " + key}});
+  const text = await reply.text();
+  if (reply.ok) { document.open(); document.write(text); document.close(); }
+  else document.getElementById("problem").textContent = "Refused: status " + reply.status;
+};
+</script></body></html>
+"""
 HOST = "HOST:PORT"  # stands in the examples for the address of the server
 
 

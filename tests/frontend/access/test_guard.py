@@ -243,3 +243,17 @@ async def test_strangers_do_not_learn_that_the_server_is_full(start: Any) -> Non
     for submit in submits:
         server.engine.finish(submit, "stop")
     assert [status for status, _ in await asyncio.gather(*ours)] == [200, 200]
+
+
+async def test_browsers_are_asked_for_a_key_by_a_page_that_tells_nothing(start: Any) -> None:
+    server = await start(**KEYS)
+    for path in ("/docs", "/"):
+        async with server.session.get(server.url + path, headers={"Accept": "text/html"}) as reply:
+            text = await reply.text()
+            assert (reply.status, reply.content_type) == (401, "text/html")
+        assert '<input type="password"' in text
+        assert not any(word in text for word in ("/v1/", "glimmer", "tiny", app.__name__))
+    headers = {"Accept": "text/html", **bearer("sk-one")}
+    async with server.session.get(server.url + "/docs", headers=headers) as reply:
+        assert reply.status == 200
+        assert "/v1/chat/completions" in await reply.text()
