@@ -1,7 +1,8 @@
 """The HTTP port: accepts connections in small groups, so that no burst of them blocks the loop.
 
-While posts are being refused, one that has arrived whole with its connection is answered here, and
-its connection is closed. That takes five system calls and keeps nothing.
+While posts are being refused, the first bytes of a connection are awaited here. If they are a whole
+post that is refused, it is answered and the connection is closed. That takes a few system calls and
+keeps nothing. All other connections are handed over to a `Connection`.
 """
 
 import asyncio
@@ -13,9 +14,11 @@ import ssl
 from .connection import Connection, Connections
 
 _BACKLOG = 4096
-_ACCEPTS_PER_TURN = 64
+_ACCEPTS_PER_TURN = 256
 _AGAIN_S = 0.1  # after a failure for lack of files or memory
 _FIRST_BYTES = 64 << 10
+_MAX_SILENT = 8192  # connections whose first bytes are awaited here,
+_SILENT_S = 1.0  # for so long
 _NO_ROOM = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\n"
     b"Connection: close\r\n\r\n"
@@ -32,6 +35,8 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._starting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._silent: dict[int, socket.socket] = {}  # by file descriptor
+        self._sweeper: asyncio.TimerHandle | None = None  # runs while there are some
         bound.listen(_BACKLOG)
         self._resume()
 
@@ -47,6 +52,7 @@ class Listener:
                 self._accept_some()
         if self._timer is not None:
             self._timer.cancel()
+        self._hand_over()
         self._loop.remove_reader(self._socket)
         self._socket.close()
 
@@ -65,20 +71,56 @@ class Listener:
                 self._timer = self._loop.call_later(_AGAIN_S, self._resume)
                 return
             with contextlib.suppress(OSError):  # the client has gone
+                if self._tls is None and self._connections.is_refusing():
+                    self._look(client)
+                else:
+                    self._take(client)
+
+    def _look(self, client: socket.socket) -> None:
+        """Refuse the client, or take it, or wait for its first bytes."""
+        try:
+            data = client.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            if len(self._silent) < _MAX_SILENT:
+                self._await_bytes(client)
+            else:
+                self._take(client)
+            return
+        reply = self._connections.refusal(data, closes=True)
+        if reply:
+            _send_last(client, reply)
+        elif data:
+            self._take(client, data)
+        else:
+            client.close()
+
+    def _await_bytes(self, client: socket.socket) -> None:
+        fd = client.fileno()
+        self._silent[fd] = client
+        self._loop.add_reader(fd, self._on_bytes, fd)
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(_SILENT_S, self._hand_over)
+
+    def _on_bytes(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+        with contextlib.suppress(OSError):
+            self._look(self._silent.pop(fd))
+
+    def _hand_over(self) -> None:
+        """Take all clients that are still silent, so that they get the limits of `Connection`."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        while self._silent:
+            fd, client = self._silent.popitem()
+            self._loop.remove_reader(fd)
+            with contextlib.suppress(OSError):
                 self._take(client)
 
-    def _take(self, client: socket.socket) -> None:
-        """Answer the client at once, or begin to serve it."""
+    def _take(self, client: socket.socket, data: bytes = b"") -> None:
+        """Begin to serve a client that has sent `data`."""
         connections = self._connections
-        data = b""
-        if self._tls is None and connections.is_refusing():
-            with contextlib.suppress(BlockingIOError):
-                data = client.recv(_FIRST_BYTES, socket.MSG_DONTWAIT)
-            reply = connections.refusal(data, closes=True)
-            if reply:
-                _send_last(client, reply)
-                return
-        if len(connections.open) + len(self._starting) >= connections.max_open:
+        if len(connections.open) + len(self._starting) + len(self._silent) >= connections.max_open:
             connections.num_refused += 1
             _send_last(client, _NO_ROOM)
             return
