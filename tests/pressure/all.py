@@ -39,7 +39,9 @@ from pressure.soak import soak
 from pressure.watch import Row, metrics_flags, table, watched
 from server import RunningServer, running_server, wait_until
 
-_GRACE_S = 90.0  # beyond its share, a part may take so long before it is killed
+_GRACE_S = 300.0  # beyond its share, a part may take so long before it is killed
+_START_S = 20.0  # of a share, for the start and stop of servers
+_CHUNK = 500
 _FLAGS = ("--data_type", "float32", "--log_level", "warning")
 _HEAD_S, _BODY_S, _STALL_S = 15.0, 60.0, 30.0  # the server's own limits
 _SLACK_S = 15.0
@@ -75,9 +77,13 @@ def _watched_server(options: Options, row: Row, *flags: str) -> Iterator[Running
 def _flood(options: Options, row: Row) -> None:
     request = post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 200}]})
     count = row.n = options.count(10_000)
+    deadline = time.monotonic() + options.seconds
     flags = ("--max_queued_requests", "20", "--running_max_req_size", "4")
     with _watched_server(options, row, *flags) as server, _full(server), floor_server() as floor:
         for at_once in (64, 256, count):
+            if time.monotonic() > deadline:
+                row.problems.append(f"no time for {at_once} at once")
+                continue
             least = flood(floor, request, count, at_once)
             result = flood(server.port, request, count, at_once)
             row.hung += result.hung
@@ -125,9 +131,13 @@ def _full(server: RunningServer) -> Iterator[None]:
 
 
 def _vanish(options: Options, row: Row) -> None:
-    row.n = options.count(5000)
+    wanted, refused = options.count(5000), 0
+    deadline = time.monotonic() + options.seconds
     with _watched_server(options, row) as server:
-        refused = asyncio.run(vanish(server.port, row.n))
+        while row.n < wanted and time.monotonic() < deadline:
+            chunk = min(_CHUNK, wanted - row.n)
+            refused += asyncio.run(vanish(server.port, chunk, seed=row.n))
+            row.n += chunk
         left_at = time.monotonic()
         wait_until(
             lambda: server.metric("lightllm_num_running_reqs") == 0, 60, "all requests ended"
@@ -169,8 +179,8 @@ PARTS: dict[str, tuple[Callable[[Options, Row], None], float]] = {
     "vanish": (_vanish, 0.05),
     "readers": (_readers, 0.07),
     "slowloris": (_slowloris, 0.06),
-    "faults": (_faults, 0.40),
-    "soak": (_soak, 0.38),
+    "faults": (_faults, 0.36),
+    "soak": (_soak, 0.41),
 }
 
 
@@ -214,6 +224,12 @@ def _run_apart(name: str, seconds: float, scale: float) -> Row:
         return row
 
 
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return f"commit {run.stdout.strip() or 'unknown'}"
+
+
 def main() -> int:
     """Run the parts that were asked for; all by default."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
@@ -230,15 +246,17 @@ def main() -> int:
         print(json.dumps(asdict(run_part(names[0], args.seconds, args.scale))), flush=True)
         return 0
     total = sum(PARTS[name][1] for name in names)
+    about = f"{os.cpu_count()} cores, load before: {os.getloadavg()[0]:.1f}, {_commit()}"
     rows = []
     for name in names:
-        seconds = args.seconds or args.minutes * 60 * PARTS[name][1] / total
+        share = args.minutes * 60 * PARTS[name][1] / total
+        seconds = args.seconds or max(1.0, share - _START_S)
         began = time.monotonic()
         print(f"{name}: {seconds:.0f} s", file=sys.stderr, flush=True)
         rows.append(_run_apart(name, seconds, args.scale))
         rows[-1].notes.append(f"took {time.monotonic() - began:.0f} s")
         print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-    print(table(rows))
+    print(f"{about}\n\n{table(rows)}")
     return int(any(row.problems for row in rows))
 
 
