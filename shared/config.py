@@ -99,7 +99,7 @@ class ServeConfig:
     max_client_mb: float = _option(
         512.0,
         "most memory that one HTTP process holds for clients (bodies, prompts, unread replies), a "
-        "quarter of it for one connection; more is refused with 429",
+        "quarter of it for one connection, half for one API key; more is refused with 429",
         bounds=(1, 1 << 20),
     )
     # scheduling
