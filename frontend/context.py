@@ -3,14 +3,14 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
 from ..shared.config import ServeConfig
-from ..shared.errors import OverloadedError, UnavailableError
+from ..shared.errors import OverloadedError, RequestError, UnavailableError
 from .engine.client import RETRY_AFTER_S, EngineClient
 from .engine.metrics import FAILURES, REQUESTS, Metrics
 from .engine.params import ModelFacts
@@ -111,6 +111,13 @@ class RequestContext:
     salt: str = ""  # goes before the cache salt of the request itself
     hides_cached: bool = False  # cached tokens may be those of others
     charge: "Charge | None" = None  # what it uses of the key's limits, if it generates
+
+    def ignore(self, names: Iterable[str], strictly: bool) -> None:
+        """Note fields of the body that have no effect. Raises RequestError with --strict_fields."""
+        self.ignored += names
+        if strictly and self.ignored:
+            name = self.ignored[0]
+            raise RequestError(f"{name}: has no effect here (--strict_fields)", field=name)
 
     def hold(self, num_bytes: int) -> None:
         """Count memory that is held for this request. Raises OverloadedError if it is too much."""

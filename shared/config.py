@@ -21,6 +21,7 @@ _DECODE_BACKENDS = ("auto", "torch", "triton", "fa3", "flashinfer")
 _TOOL_PARSERS = (
     "glm47 qwen25 llama3 mistral deepseekv3 qwen deepseekv31 kimi_k2 deepseekv32 qwen3_coder"
 ).split()
+_REASONING_FIELDS = ("both", "reasoning_content", "reasoning")
 _REASONING_PARSERS = (
     "glm45 deepseek-r1 deepseek-v3 gpt-oss kimi kimi_k2 qwen3 qwen3-thinking minimax "
     "minimax-append-think step3 nano_v3 interns1 gemma4"
@@ -198,6 +199,12 @@ class ServeConfig:
     )
     repeat_unclosed_reasoning: bool = _option(
         False, "if a reply ends inside its reasoning, send the reasoning as content, too"
+    )
+    reasoning_field: str = _option(
+        "both", "keys of the reasoning in chat replies", choices=_REASONING_FIELDS
+    )
+    strict_fields: bool = _option(
+        False, "refuse requests with fields or tools that would have no effect"
     )
     grammar_timeout_s: float = _option(
         1.0, "most processor time to check a schema or grammar, in seconds", bounds=(0.1, 3600)

@@ -34,7 +34,7 @@ class ThinkingConfig(Struct):
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Count | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    display: str | None = None  # "omitted" hides it; every other value shows it whole
 
 
 class ToolChoice(Struct):
@@ -73,7 +73,8 @@ class CountTokensBody(Struct):
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
     output_format: Json | None = None  # the older name of output_config.format
-    chat_template_kwargs: Json | None = None  # ours
+    chat_template_kwargs: Json | None = None  # this and the next: ours
+    enable_thinking: bool | None = None
 
 
 class MessagesBody(CountTokensBody, kw_only=True):
@@ -101,8 +102,13 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
     left_out = [{"type": t.type} for t, f in zip(body.tools or (), offered, strict=True) if not f]
     choice = body.tool_choice or ToolChoice("auto")
     thinking = body.thinking is not None and body.thinking.type != "disabled"
+    messages, prefill = _split_prefill(_messages(body))
+    if body.enable_thinking is not None:
+        thinking = body.enable_thinking
+    if prefill:  # the reply has begun, so there is no thinking before it
+        thinking = False
     chat = ChatBody(
-        messages=_messages(body),
+        messages=messages,
         model=body.model,
         tools=tools or None,
         tool_choice=_tool_choice(choice, {tool["function"]["name"] for tool in tools}),
@@ -111,14 +117,23 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
         response_format=_response_format(body),
     )
     if isinstance(body, MessagesBody):
-        if body.messages and body.messages[-1].role == "assistant":
-            raise wrong("messages", "the last one must not be the assistant's")
         chat.max_tokens, chat.stop = body.max_tokens, body.stop_sequences
         chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
         chat.min_p, chat.repetition_penalty = body.min_p, body.repetition_penalty
         chat.seed, chat.ignore_eos, chat.logit_bias = body.seed, body.ignore_eos, body.logit_bias
     request = chat_request(chat, facts)
-    return dataclasses.replace(request, split_reasoning=True, left_out=kinds_of(left_out))
+    more = {"left_out": kinds_of(left_out), "prefill": prefill}
+    return dataclasses.replace(request, split_reasoning=True, **more)
+
+
+def _split_prefill(messages: list[Json]) -> tuple[list[Json], str]:
+    """The messages, and the text of the assistant's that is the last one: the reply goes on from
+    there. Raises RequestError if a call is in it."""
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        return messages, ""
+    if messages[-1].get("tool_calls"):
+        raise wrong("messages", "the last one is the assistant's and has a call without a result")
+    return messages[:-1], messages[-1]["content"]
 
 
 def _messages(body: CountTokensBody) -> list[Json]:

@@ -44,8 +44,6 @@ def _check(frontend: Frontend, body: CompletionBody) -> tuple[GenerationSpec, li
     """How to generate, the prompts, and their texts if the replies repeat them."""
     spec = _spec(frontend, body)
     prompts = parse_prompts(body.prompt)
-    if body.stream and len(prompts) > 1:
-        raise wrong("prompt", "a stream takes one prompt")
     for prompt in prompts:
         if not isinstance(prompt, str):
             frontend.tokenizer.check_ids(prompt, "prompt")

@@ -170,6 +170,11 @@ FIELD_DOCS: dict[str, tuple[str, str]] = {
     "role_settings": ("Passed to the chat template.", ""),
     "character_settings": ("Passed to the chat template.", ""),
     "chat_template": (NOT_SUPPORTED, ""),
+    "enable_thinking": ("Think before the answer.", "true, on /v1/messages false"),
+    "reasoning_field": (
+        "The keys of the reasoning: `reasoning_content`, `reasoning` or `both`.",
+        "--reasoning_field",
+    ),
     "add_generation_prompt": (NOT_SUPPORTED, ""),
     "continue_final_message": (NOT_SUPPORTED, ""),
     "role": ("Who wrote the message.", ""),

@@ -1,12 +1,14 @@
 """OpenAI's chat route: writes chat replies as OpenAI's JSON, whole or in chunks.
 
-Reasoning is under both keys in use, `reasoning_content` and `reasoning`. A matched stop string is
-removed. Sampled by default. Every stream ends with `data: [DONE]`, except one that breaks.
+Reasoning is under both keys in use, `reasoning_content` and `reasoning`, or under one of them. A
+matched stop string is removed. Sampled by default. Every stream ends with `data: [DONE]`, except
+one that breaks.
 `ChunkWriter` is the part that /v1/completions shares.
 """
 
 import secrets
 import time
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -36,6 +38,7 @@ _PREFIX = b"data: "
 DONE = b"data: [DONE]\n\n"
 _OPENING = b'"delta":{"role":"assistant","content":""}'
 _EMPTY = b'"delta":{}'
+_REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
 async def chat(frontend: Frontend, request: web.Request, payload: Payload) -> web.StreamResponse:
@@ -106,6 +109,8 @@ class _ChatWriter(ChunkWriter):
     def __init__(self, body: ChatBody, job: Job[ChatStream], forms: Forms) -> None:
         super().__init__("chat.completion.chunk", f"chatcmpl-{secrets.token_hex(16)}", body, job)
         self._forms = forms
+        keys = body.reasoning_field or job.frontend.config.reasoning_field
+        self._reasoning_keys = _REASONING_KEYS if keys == "both" else (keys,)
         self._inputs: dict[tuple[int, int], str] = {}  # of open calls of free-text tools
         self._vocabulary = job.frontend.tokenizer.vocabulary
         self._wants_logprobs = bool(body.logprobs)
@@ -122,7 +127,7 @@ class _ChatWriter(ChunkWriter):
             logprobs = None
             if tokens and isinstance(delta, Content):
                 logprobs, tokens = chat_logprobs(self._vocabulary, tokens), []
-            member = self._custom(reply.index, delta) if self._forms else _delta(delta)
+            member = self._member(reply.index, delta)
             chunks.append(self.chunk(reply.index, member, logprobs))
         if tokens:  # of text that was sent before
             logprobs = chat_logprobs(self._vocabulary, tokens)
@@ -133,10 +138,12 @@ class _ChatWriter(ChunkWriter):
             chunks.append(self.chunk(reply.index, _EMPTY, finish_reason=reason))
         return b"".join(chunks)
 
-    def _custom(self, index: int, delta: Delta) -> bytes:
-        """The member of a delta where there are free-text tools. Their input is sent when the reply
-        ends, as it must be decoded."""
+    def _member(self, index: int, delta: Delta) -> bytes:
+        """The JSON member of a delta. The input of a free-text tool is sent when the reply ends, as
+        it must be decoded."""
         match delta:
+            case Reasoning(text):
+                return b'"delta":%b' % encode_json(dict.fromkeys(self._reasoning_keys, text))
             case CallStart(call, call_id, name) if name in self._forms:
                 self._inputs[index, call] = ""
                 custom = {"name": name, "input": ""}
@@ -166,7 +173,7 @@ class _ChatWriter(ChunkWriter):
         deltas, tokens = reply.stream.take()
         return {
             "index": reply.index,
-            "message": _message(join(deltas), self._forms),
+            "message": _message(join(deltas), self._forms, self._reasoning_keys),
             "logprobs": chat_logprobs(self._vocabulary, tokens) if self._wants_logprobs else None,
             "finish_reason": chat_finish_reason(reply),
         }
@@ -182,8 +189,6 @@ def _delta(delta: Delta) -> bytes:
     match delta:
         case Content(text):
             return b'"delta":{"content":%b}' % encode_json(text)
-        case Reasoning(text):
-            return b'"delta":{"reasoning_content":%b,"reasoning":%b}' % ((encode_json(text),) * 2)
         case CallStart(index, call_id, name):
             call: Json = {"index": index, "id": call_id, "type": "function"}
             call["function"] = {"name": name, "arguments": ""}
@@ -196,7 +201,7 @@ def _call(call: Json) -> bytes:
     return b'"delta":{"tool_calls":[%b]}' % encode_json(call)
 
 
-def _message(message: AssistantMessage, forms: Forms) -> Json:
+def _message(message: AssistantMessage, forms: Forms, reasoning_keys: Iterable[str]) -> Json:
     calls: list[Json] = []
     for call in message.tool_calls:
         kind, given = "function", {"name": call.name, "arguments": call.arguments}
@@ -206,8 +211,7 @@ def _message(message: AssistantMessage, forms: Forms) -> Json:
     return {
         "role": "assistant",
         "content": message.content or (None if calls else ""),
-        "reasoning_content": message.reasoning,
-        "reasoning": message.reasoning,
+        **dict.fromkeys(reasoning_keys, message.reasoning),
         "tool_calls": calls or None,
     }
 

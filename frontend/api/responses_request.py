@@ -75,6 +75,7 @@ class ResponsesBody(Struct):
     include: Annotated[list[str], Meta(max_length=64)] | None = None
     text: TextConfig | None = None
     reasoning: ReasoningConfig | None = None
+    enable_thinking: bool | None = None  # ours
     stream: bool | None = None
     stream_options: Json | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -122,11 +123,14 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
         tools=tools or None,
         tool_choice=_tool_choice(body, forms),
         parallel_tool_calls=body.parallel_tool_calls,
+        enable_thinking=body.enable_thinking,
         reasoning_effort=body.reasoning.effort if body.reasoning else None,
         response_format=_response_format(body.text),
         chat_template_kwargs=body.chat_template_kwargs,
     )
     request = chat_request(chat, facts)
+    if body.text and body.text.verbosity not in (None, "medium"):
+        left_out = (*left_out, "text.verbosity")
     return dataclasses.replace(request, split_reasoning=True, forms=forms, left_out=left_out)
 
 
@@ -136,8 +140,6 @@ def _refuse_state(body: ResponsesBody) -> None:
             raise wrong(name, "nothing is stored here: send the whole conversation as input")
     if body.background:
         raise wrong("background", "not supported")
-    if body.truncation == "auto":
-        raise wrong("truncation", "only 'disabled' is supported")
 
 
 def _refuse_deep(body: ResponsesBody) -> None:

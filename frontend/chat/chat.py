@@ -25,7 +25,7 @@ async def open_chat(
 ) -> "Job[ChatStream]":
     """Render the prompt and submit it. Raises RequestError for mistakes of the client,
     OverloadedError or UnavailableError when the request cannot be taken now."""
-    request[CONTEXT].ignored += chat.left_out
+    request[CONTEXT].ignore(chat.left_out, frontend.config.strict_fields)
     prompt = await prompt_ids(frontend, chat)
     options = _parser_options(frontend, chat, prompt)
     vocabulary = frontend.tokenizer.vocabulary
@@ -42,6 +42,7 @@ async def prompt_ids(frontend: Frontend, chat: ChatRequest) -> list[int]:
         chat.tools.tools if chat.tools else None,
         chat.template_kwargs,
         frontend.client.max_req_total_len,
+        chat.prefill,
     )
 
 

@@ -40,6 +40,7 @@ class ChatRequest:
     split_reasoning: bool = False  # also without --reasoning_parser
     forms: Forms = field(default_factory=dict)  # of tools that are no functions
     left_out: tuple[str, ...] = ()  # fields of the body that have no effect
+    prefill: str = ""  # the beginning of the reply
 
 
 def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
@@ -71,8 +72,10 @@ def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
     other fields."""
     overrides = _without_nulls(body.chat_template_kwargs or {})
     thinking = overrides.get("enable_thinking", overrides.get("thinking"))
+    if thinking is None:
+        thinking = body.enable_thinking
     if thinking is None and body.thinking is not None:
-        thinking = body.thinking.type == "enabled"
+        thinking = body.thinking.type != "disabled"
     if thinking is None and body.reasoning_effort == "none":
         thinking = False
     clear_thinking = False if facts.config.preserve_thinking else None  # None: template's default

@@ -31,6 +31,12 @@ class PlainEncoder:
         if backend.pre_tokenizer is not None:
             self._plain.pre_tokenizer = backend.pre_tokenizer
 
+    def encode_piece(self, text: str) -> list[int]:
+        """Token ids of plain text, whatever it spells."""
+        (encoding,) = self._plain.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
+
     def encode(self, text: str, check: Callable[[int], None]) -> list[int]:
         """Token ids. `check` gets their number before they are listed. Other threads run
         meanwhile."""

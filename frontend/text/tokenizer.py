@@ -109,8 +109,10 @@ class Tokenizer:
         tools: list[dict[str, Any]] | None,
         template_kwargs: dict[str, Any],
         max_tokens: int,
+        prefill: str = "",
     ) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn.
+        """Token ids of a conversation, ready for the assistant's turn, which begins with the text
+        `prefill`.
 
         `messages` come from `normalise_messages`. Raises RequestError when the template fails on
         them, or when a keyword would replace one of the template call's own arguments.
@@ -130,24 +132,26 @@ class Tokenizer:
         }
         client = LARGE_FOR.get()
         if client is not None:
-            return await self._queue.run(client, partial(self._prepare, arguments, max_tokens))
+            return await self._queue.run(
+                client, partial(self._prepare, arguments, max_tokens, prefill)
+            )
         loop = asyncio.get_running_loop()
         prompt = await loop.run_in_executor(self._render_pool, renderer.render, arguments)
-        return await self.run(partial(self._encode_prompt, prompt, max_tokens))
+        return await self.run(partial(self._encode_prompt, prompt, max_tokens, prefill))
 
     def _prepare(
-        self, arguments: dict[str, Any], max_tokens: int, preparer: "Preparer"
+        self, arguments: dict[str, Any], max_tokens: int, prefill: str, preparer: "Preparer"
     ) -> list[int]:
         assert preparer.renderer is not None, "there is a template"
-        return self._encode_prompt(preparer.renderer.render(arguments), max_tokens)
+        return self._encode_prompt(preparer.renderer.render(arguments), max_tokens, prefill)
 
-    def _encode_prompt(self, prompt: Rendered, max_tokens: int) -> list[int]:
-        check_text_length(len(prompt.text), "messages", max_tokens)
+    def _encode_prompt(self, prompt: Rendered, max_tokens: int, prefill: str = "") -> list[int]:
+        check_text_length(len(prompt.text) + len(prefill), "messages", max_tokens)
+        start = self._plain.encode_piece(prefill) if prefill else []
         if not prompt.has_stand_ins:
-            return self._encode(prompt.text, False, "messages", max_tokens)
-        return self._plain.encode(
-            prompt.text, partial(_check_count, field="messages", max_tokens=max_tokens)
-        )
+            return self._encode(prompt.text, False, "messages", max_tokens) + start
+        check = partial(_check_count, field="messages", max_tokens=max_tokens)
+        return self._plain.encode(prompt.text, check) + start
 
     def check_ids(self, token_ids: Sequence[int], field: str) -> None:
         """Raises RequestError unless all ids are rows of the model's embedding."""

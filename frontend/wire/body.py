@@ -5,13 +5,14 @@ import codecs
 import re
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from ...shared.errors import RequestError
-from ..context import CONTEXT, FRONTEND
+from ..context import CONTEXT, FRONTEND, RequestContext
 from ..text.fair_queue import LARGE_FOR
 from ..text.tokenizer import Tokenizer
 from .connection import Expects
@@ -25,6 +26,8 @@ Body = TypeVar("Body")
 BODY_TIMEOUT_S = 60.0
 SMALL_BYTES = 64 << 10  # bodies up to this size are decoded at once
 _MANY = 1024  # a longer list has short elements
+_fields_of = attrgetter("__struct_fields__")
+_MEMBERS = dict[str, msgspec.Raw]
 T = TypeVar("T")
 encode_json = msgspec.json.Encoder().encode
 
@@ -88,14 +91,17 @@ async def read_body(request: web.Request) -> "Payload":
     if shape is not None:
         context.hold(shape.num_bytes)
         LARGE_FOR.set(context.tenant or request.remote or "")
-    return Payload(bytes(body), frontend.tokenizer)
+    return Payload(bytes(body), frontend.tokenizer, context, frontend.config.strict_fields)
 
 
 class Payload:
     """The bytes of a body, until they are decoded."""
 
-    def __init__(self, data: bytes, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, data: bytes, tokenizer: Tokenizer, context: RequestContext, is_strict: bool
+    ) -> None:
         self._data, self._tokenizer = data, tokenizer
+        self._context, self._is_strict = context, is_strict
 
     async def decode(
         self, kind: type[Body], build: Callable[[Body], T], *forget: str
@@ -106,19 +112,24 @@ class Payload:
         data, self._data = self._data, b""
         job = partial(_build, data, kind, build, forget)
         if len(data) <= SMALL_BYTES:
-            return job()
-        del data
-        return await self._tokenizer.run_large(job)
+            body, result, unknown = job()
+        else:
+            del data
+            body, result, unknown = await self._tokenizer.run_large(job)
+        self._context.ignore(unknown, self._is_strict)
+        return body, result
 
 
 def _build(
     data: bytes, kind: type[Body], build: Callable[[Body], T], forget: tuple[str, ...]
-) -> tuple[Body, T]:
+) -> tuple[Body, T, list[str]]:
+    """The third: names of fields that `kind` does not have."""
     body = decode_body(data, kind)
     result = build(body)
     for name in forget:
         setattr(body, name, None)
-    return body, result
+    known = _fields_of(kind)
+    return body, result, [name for name in decode_body(data, _MEMBERS) if name not in known]
 
 
 def decode_body(data: bytes, kind: type[Body]) -> Body:

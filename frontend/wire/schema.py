@@ -163,7 +163,7 @@ class OpenAiBody(SamplingFields):
 class Thinking(Struct):
     """`thinking` of the chat route, as the model's own service spells it."""
 
-    type: Literal["enabled", "disabled"]
+    type: Literal["enabled", "disabled", "adaptive", "auto", "between_tools"]
     clear_thinking: bool | None = None  # of earlier turns; default: --preserve_thinking
 
 
@@ -182,9 +182,11 @@ class ChatBody(OpenAiBody, kw_only=True):
     chat_template: Any = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
+    enable_thinking: bool | None = None
     thinking: Thinking | None = None
     separate_reasoning: bool | None = None
     include_reasoning: bool | None = None
+    reasoning_field: Literal["both", "reasoning_content", "reasoning"] | None = None
     stream_reasoning: bool | None = None  # no effect: reasoning always streams
     role_settings: Any = None  # passed to the template
     character_settings: Any = None

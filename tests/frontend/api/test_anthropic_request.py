@@ -135,13 +135,14 @@ def test_tool_choice(facts: ModelFacts, choice: Json | None, expected: ToolRules
     assert chat.tools == expected
 
 
-def test_counting_needs_no_max_tokens_and_may_end_with_the_assistant(facts: ModelFacts) -> None:
+def test_counting_needs_no_max_tokens(facts: ModelFacts) -> None:
     body = {"messages": [USER, {"role": "assistant", "content": "I"}]}
     chat = anthropic_chat(decode_body(encode_json(body), CountTokensBody), facts)
-    assert len(chat.messages) == 2
+    assert (len(chat.messages), chat.prefill) == (1, "I")
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "x"}}
+USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
 WRONG: list[tuple[Json, str]] = [
     ({"messages": []}, "messages"),
     ({"messages": "x"}, "messages"),
@@ -160,7 +161,7 @@ WRONG: list[tuple[Json, str]] = [
         {"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]},
         "messages[0].content[0].tool_use_id",
     ),
-    ({"messages": [USER, {"role": "assistant", "content": "I think"}]}, "messages"),
+    ({"messages": [USER, {"role": "assistant", "content": [USE]}]}, "messages"),
     ({"max_tokens": None}, "max_tokens"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"system": [IMAGE]}, "system[0]"),

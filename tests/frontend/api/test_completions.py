@@ -157,7 +157,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"prompt": [584]}, "prompt"),
     ({"prompt": [[1], [-1]]}, "prompt"),
     ({"prompt": [1] * 512}, "prompt"),
-    ({"prompt": ["a", "b"], "stream": True}, "prompt"),
     ({"prompt": ["a"] * 200, "n": 8}, "n"),
     ({"suffix": "x"}, "suffix"),
     ({"max_tokens": 0}, "max_tokens"),

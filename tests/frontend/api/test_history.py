@@ -66,7 +66,7 @@ OUTPUTS: list[tuple[Body, str]] = [
     ({"type": "custom_tool_call_output", "call_id": "1", "output": "done"}, "<tool_response>done"),
     (
         {"type": "local_shell_call", "call_id": "1", "action": {"type": "exec", "command": ["ls"]}},
-        "<tool_call>local_shell<arg_key>type</arg_key><arg_value>exec",
+        '<tool_call>local_shell<arg_key>command</arg_key><arg_value>["ls"]',
     ),
     ({"type": "local_shell_call_output", "id": "1", "output": "files"}, "<tool_response>files"),
     ({"type": "web_search_call", "id": "w", "status": "completed"}, "[web_search_call omitted]"),
