@@ -10,16 +10,20 @@ import html
 import logging
 import math
 import os
+import re
 import resource
 import secrets
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawRequestMessage
+from yarl import URL
 
 from ..shared.config import ServeConfig
 from ..shared.errors import (
@@ -108,7 +112,7 @@ def _about(routes: tuple[Route, ...], has_keys: bool) -> tuple[Route, ...]:
     async def get_home(request: web.Request) -> web.Response:
         if _is_browser(request):
             return web.Response(status=302, headers={"Location": "/docs"})
-        raise web.HTTPMethodNotAllowed(request.method, ["POST"])
+        return web.Response(text="Glimmer runs here. Its interface: /docs, /openapi.json\n")
 
     return (
         Route("/openapi.json", "GET", get_schema),
@@ -252,6 +256,20 @@ async def _beat(child: Child, frontend: Frontend) -> None:
         await asyncio.sleep(_BEAT_S)
 
 
+def _with_tidy_path(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Requests whose paths have no doubled slashes and none at the end: some clients join a base
+    URL and a route with one too many. All later checks see the tidy path."""
+
+    def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        path, mark, query = message.path.partition("?")
+        if path[:1] == "/" and path != "/" and ("//" in path or path[-1] == "/"):
+            tidy = (re.sub("/+", "/", path).rstrip("/") or "/") + mark + query
+            message = message._replace(path=tidy, url=URL(tidy, encoded=True))
+        return make(message, *rest)
+
+    return make_request
+
+
 class Listening:
     """The open port, and all connections that came through it."""
 
@@ -277,7 +295,7 @@ async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
         create_app(frontend),
         handler_cancellation=True,
         access_log=None,
-        auto_decompress=False,  # `read_body` refuses compressed bodies
+        auto_decompress=False,  # `read_body` does it within its limits
         keepalive_timeout=75.0,
         max_line_size=MAX_HEAD,
         max_field_size=MAX_HEAD,
@@ -285,6 +303,7 @@ async def listen(frontend: Frontend, listener: socket.socket) -> Listening:
     )
     await runner.setup()
     assert runner.server is not None, "set up"
+    runner.server.request_factory = _with_tidy_path(runner.server.request_factory)
     frontend.connections.serve(runner.server, Refusals(frontend))
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     num_used = len(os.listdir("/proc/self/fd")) + _SPARE_FILES

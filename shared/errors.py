@@ -93,6 +93,12 @@ class TooLargeError(RequestError):
     reason = "too_large"
 
 
+class UnsupportedCodingError(RequestError):
+    """A body is compressed in a way that is not read here."""
+
+    status = 415
+
+
 class NotFoundError(RequestError):
     status = 404
     type = "NotFoundError"

@@ -122,8 +122,8 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
         chat.min_p, chat.repetition_penalty = body.min_p, body.repetition_penalty
         chat.seed, chat.ignore_eos, chat.logit_bias = body.seed, body.ignore_eos, body.logit_bias
     request = chat_request(chat, facts)
-    more = {"left_out": kinds_of(left_out), "prefill": prefill}
-    return dataclasses.replace(request, split_reasoning=True, **more)
+    names = kinds_of(left_out)
+    return dataclasses.replace(request, split_reasoning=True, left_out=names, prefill=prefill)
 
 
 def _split_prefill(messages: list[Json]) -> tuple[list[Json], str]:

@@ -13,6 +13,7 @@ _REFUSALS = {
     400: "The request is wrong: `param` names the field.",
     408: "The body did not arrive in time.",
     413: "The body is too large.",
+    415: "The body is compressed in a way that is not supported.",
     429: "Too many requests: see Retry-After.",
     500: "An error of the server.",
     503: "The engine cannot take requests now: see Retry-After.",

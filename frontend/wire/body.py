@@ -15,6 +15,7 @@ from ...shared.errors import RequestError
 from ..context import CONTEXT, FRONTEND, RequestContext
 from ..text.fair_queue import LARGE_FOR
 from ..text.tokenizer import Tokenizer
+from .coding import pieces
 from .connection import Expects
 from .shape import Shape
 from .surrogates import decode_json
@@ -59,13 +60,11 @@ def _encode_in_parts(value: Any) -> bytes:
 async def read_body(request: web.Request) -> "Payload":
     """The whole body.
 
-    Refuses a compressed body (400), one that is too large (413; before reading it if its length
-    is known), one that takes too long to arrive (408), and any body while too much is held for
-    this client or for all (429).
+    Refuses a coding other than gzip and deflate (415), a body that is too large, decoded (413;
+    before reading it if its length is known), one that takes too long to arrive (408), and any body
+    while too much is held for this client or for all (429).
     """
-    encoding = request.headers.get("Content-Encoding", "identity")
-    if encoding != "identity":
-        raise RequestError(f"Content-Encoding: {encoding:.40} is not supported", "Content-Encoding")
+    arriving = pieces(request)
     size, limit = request.content_length or 0, request.client_max_size
     if size > limit:
         raise web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size)
@@ -75,7 +74,7 @@ async def read_body(request: web.Request) -> "Payload":
     shape: Shape | None = None
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.content.iter_any():
+            async for chunk in arriving:
                 context.hold(len(chunk))
                 body += chunk
                 if len(body) > limit:

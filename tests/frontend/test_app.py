@@ -20,7 +20,35 @@ from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import ModelError, PortError
 from glimmer.shared.lifecycle import Child
 from glimmer.shared.messages import LauncherBeat, Progress, Ready, Shutdown
+from glimmer.shared.secrets import key_digest
 from glimmer.shared.transport import Receiver, Sender, launcher_address
+from yarl import URL
+
+
+async def test_paths_may_have_slashes_too_many(server: Any) -> None:
+    for path in ("/v1/models/", "/v1//models", "//v1/models", "/v1/models/tiny/", "/health/?a=//"):
+        async with server.session.get(URL(server.url + path, encoded=True)) as reply:
+            assert reply.status == 200, path
+    for path in ("/v1/messages/", "/v1//messages", "//v1/messages//"):
+        status, body = await server.post(path, {"messages": []})
+        assert (status, body["type"]) == (400, "error"), "also errors are those of the route"
+    for path in ("/", "/?x=1"):
+        assert (await server.post(path, {"inputs": "x"}))[0] == 200
+    assert (await server.post("//", {"inputs": "x"}))[0] == 200
+    assert (await server.get("/v1/nothing//"))[0] == 404
+
+
+async def test_no_slash_opens_a_route_of_admins(start: Any) -> None:
+    keys = {"api_key": (key_digest("sk-user"),), "admin_api_key": (key_digest("sk-admin"),)}
+    server = await start(**keys)
+    headers = {"Authorization": "Bearer sk-user"}
+    for path in ("/flush_cache", "/flush_cache/", "//flush_cache"):
+        async with server.session.post(URL(server.url + path, encoded=True)) as reply:
+            assert reply.status == 401
+        async with server.session.post(
+            URL(server.url + path, encoded=True), headers=headers
+        ) as reply:
+            assert reply.status == 403
 
 
 async def test_unknown_routes_and_methods_have_the_error_envelope(server: Any) -> None:
@@ -59,7 +87,7 @@ async def test_bytes_that_are_no_text_are_refused_like_any_other(server: Any) ->
         b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Encoding: \xff\xe9\r\n"
         b"Content-Length: 2\r\n\r\n{}",
     ):
-        assert (await server.exchange(head)).split()[1] in (b"400", b"404")
+        assert (await server.exchange(head)).split()[1] in (b"400", b"404", b"415")
 
 
 async def test_bytes_that_are_not_http_leave_no_traceback(

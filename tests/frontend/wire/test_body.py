@@ -1,6 +1,10 @@
 """Which request bodies are read, and which are refused before they take memory."""
 
 import asyncio
+import codecs
+import gzip
+import json
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,14 +34,59 @@ async def test_large_chunked_bodies_are_refused_on_the_way(server: Any) -> None:
     assert (await server.post("/generate", {"inputs": "x"}))[0] == 200
 
 
-async def test_compressed_bodies_are_refused_by_name(server: Any) -> None:
-    for path, encoding in (("/generate", "gzip"), ("/v1/chat/completions", "br"), ("/tokens", "x")):
-        headers, data = {"Content-Encoding": encoding}, b'{"inputs": "x"}'
-        async with server.session.post(server.url + path, data=data, headers=headers) as reply:
-            assert reply.status == 400
-            body = await reply.json()
-        assert body["error"]["param"] == "Content-Encoding"
-        assert encoding in body["message"]
+PLAIN = json.dumps({"inputs": "x" * 50, "parameters": {"max_new_tokens": 2}}).encode()
+
+
+async def send(server: Any, data: bytes, coding: str, path: str = "/generate") -> tuple[int, Any]:
+    headers = {"Content-Encoding": coding}
+    async with server.session.post(server.url + path, data=data, headers=headers) as reply:
+        return reply.status, await reply.json()
+
+
+@pytest.mark.parametrize(
+    ("coding", "data"),
+    [
+        ("gzip", gzip.compress(PLAIN)),
+        ("GZIP", gzip.compress(b" " * 900_000 + PLAIN)),
+        ("x-gzip", gzip.compress(PLAIN)),
+        ("deflate", zlib.compress(PLAIN)),
+        ("identity", PLAIN),
+        ("identity", codecs.BOM_UTF8 + PLAIN),
+        ("gzip", gzip.compress(codecs.BOM_UTF8 + PLAIN)),
+    ],
+)
+async def test_compressed_bodies_are_read(server: Any, coding: str, data: bytes) -> None:
+    status, reply = await send(server, data, coding)
+    assert status == 200, reply
+
+
+async def test_bodies_are_limited_as_they_are_after_decoding(server: Any) -> None:
+    for size in (1 << 21, 1 << 28):
+        status, reply = await send(server, gzip.compress(b" " * size), "gzip")
+        assert (status, "1 MB" in reply["message"]) == (413, True)
+    assert (await send(server, gzip.compress(PLAIN), "gzip"))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("coding", "data", "status"),
+    [
+        ("gzip", PLAIN, 400),
+        ("gzip", gzip.compress(PLAIN)[:-9], 400),
+        ("gzip", gzip.compress(PLAIN) + b"more", 400),
+        ("gzip", b"", 400),
+        ("br", PLAIN, 415),
+        ("zstd", PLAIN, 415),
+        ("gzip, gzip", PLAIN, 415),
+    ],
+)
+async def test_other_codings_are_refused_by_name(
+    server: Any, coding: str, data: bytes, status: int
+) -> None:
+    for path in ("/generate", "/tokens"):
+        found, reply = await send(server, data, coding, path)
+        assert found == status
+        assert reply["error"]["param"] == "Content-Encoding"
+        assert coding in reply["message"]
 
 
 async def test_bodies_that_never_arrive_time_out(
