@@ -76,6 +76,7 @@ def all_routes(config: ServeConfig) -> tuple[Route, ...]:
         _both("/tokens", token_routes.tokens, body=TokensBody),
         Route("/tokenize", handler=token_routes.tokenize, body=token_routes.TokenizeBody),
         Route("/detokenize", handler=token_routes.detokenize, body=token_routes.DetokenizeBody),
+        _get("/tokenizer_info", token_routes.tokenizer_info),
         _get("/health", ops.health),
         _get("/healthz", ops.health),
         _both("/ping", ops.health),

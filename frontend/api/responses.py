@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from ...shared.errors import HttpError
+from ...shared.sampling import SamplingParams
 from ..chat.chat import ChatStream, chat_finish_reason, open_chat
 from ..chat.client_tools import ClientTool, Forms, input_text, own_arguments
 from ..context import Frontend
@@ -39,7 +40,8 @@ _TEXT_ITEMS = ("message", "reasoning")
 _STATUS = {"stop": "completed", "tool_calls": "completed", "length": "incomplete"}
 _ECHOED = (
     *("instructions", "max_output_tokens", "max_tool_calls", "metadata", "user"),
-    *("previous_response_id", "safety_identifier", "prompt_cache_key", "service_tier"),
+    *("previous_response_id", "safety_identifier", "prompt_cache_key"),
+    *("temperature", "top_p", "presence_penalty", "frequency_penalty"),
 )
 
 
@@ -52,6 +54,7 @@ async def responses(
         body, conversation = await payload.decode(ResponsesBody, build, "input")
         opening = open_chat(frontend, request, conversation)
         forms = conversation.forms
+        _fill(body, conversation.spec.sampling)
         del conversation
         opened = await opening
     with opened as job:
@@ -256,12 +259,15 @@ def _call(form: ClientTool | None, call_id: str, name: str) -> Json:
 
 def _opening(body: ResponsesBody) -> Json:
     """The response before anything was generated: what was asked for, with defaults."""
-    text = msgspec.to_builtins(body.text or {})
+    text = {"format": {"type": "text"}, **_without_nulls(msgspec.to_builtins(body.text or {}))}
+    if text["format"].get("type") == "json_schema":
+        text["format"] = {"description": None, "strict": False, **text["format"]}
     fields = {key: getattr(body, key) for key in _ECHOED}
     return {
         "id": _new_id("resp"),
         "object": "response",
         "created_at": int(time.time()),
+        "completed_at": None,
         "status": "in_progress",
         "background": False,
         "error": None,
@@ -270,18 +276,32 @@ def _opening(body: ResponsesBody) -> Json:
         "output": [],
         "parallel_tool_calls": body.parallel_tool_calls is not False,
         "reasoning": msgspec.to_builtins(body.reasoning) or {"effort": None, "summary": None},
+        "service_tier": "default",
         "store": False,
-        "temperature": body.temperature,
-        "text": {"format": {"type": "text"}, **_without_nulls(text)},
+        "text": text,
         "tool_choice": body.tool_choice or "auto",
-        "tools": body.tools or [],
+        "tools": [_whole_tool(tool) for tool in body.tools or ()],
         "top_logprobs": body.top_logprobs or 0,
-        "top_p": body.top_p,
         "truncation": "disabled",
         "usage": None,
         **fields,
         "metadata": body.metadata or {},
     }
+
+
+def _fill(body: ResponsesBody, sampling: SamplingParams) -> None:
+    """Put the values that are used where the client sent none."""
+    body.temperature, body.top_p = sampling.temperature, sampling.top_p
+    body.presence_penalty = sampling.presence_penalty
+    body.frequency_penalty = sampling.frequency_penalty
+
+
+def _whole_tool(tool: Json) -> Json:
+    """A tool with every field of its schema."""
+    if tool.get("type") != "function":
+        return tool
+    filled = {"description": None, "parameters": None, **tool}
+    return {**filled, "strict": tool.get("strict") is True}
 
 
 def _without_nulls(fields: Json) -> Json:

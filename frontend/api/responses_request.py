@@ -31,6 +31,7 @@ from ..wire.schema import (
     Count,
     Effort,
     Json,
+    Penalty,
     StopStrings,
     Temperature,
     Tools,
@@ -71,6 +72,8 @@ class ResponsesBody(Struct):
     max_tool_calls: Count | None = None  # no effect: the server runs no tools
     temperature: Temperature | None = None
     top_p: TopP | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     include: Annotated[list[str], Meta(max_length=64)] | None = None
     text: TextConfig | None = None
@@ -111,6 +114,8 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
         max_tokens=body.max_output_tokens,
         temperature=body.temperature,
         top_p=body.top_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
         top_k=body.top_k,
         min_p=body.min_p,
         repetition_penalty=body.repetition_penalty,

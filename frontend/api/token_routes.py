@@ -1,4 +1,5 @@
-"""Text to token ids and back: LightLLM's /tokens, vLLM's /tokenize and /detokenize."""
+"""Text to token ids and back: LightLLM's /tokens, vLLM's /tokenize, /detokenize and
+/tokenizer_info."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -100,6 +101,11 @@ def _encoder(frontend: Frontend, body: TokenizeBody) -> Callable[[], Awaitable[l
     kwargs = template_kwargs(chat, frontend.facts)
     messages, tools = normalise_messages(body.messages), check_tools(body.tools)
     return partial(tokenizer.encode_chat, messages, tools, kwargs, max_total)
+
+
+async def tokenizer_info(request: web.Request) -> web.Response:
+    """GET /tokenizer_info: tokenizer_config.json and the chat template, as in vLLM."""
+    return json_response(request.app[FRONTEND].tokenizer.info)
 
 
 async def detokenize(request: web.Request) -> web.Response:

@@ -71,6 +71,9 @@ class Tokenizer:
         settings = _load_settings(model_dir / "tokenizer_config.json")
         tokens = _special_tokens(settings)
         template = _load_template(settings.get("chat_template"), model_dir, chat_template)
+        # tokenizer_config.json with the template that is used: what other tokenizers need.
+        self.info = {"tokenizer_class": "PreTrainedTokenizerFast", **settings}
+        self.info["chat_template"] = template
         self.vocab_size = vocab_size
         self.vocabulary = _make_vocabulary(self._backend, vocab_size, model_dir)
         try:

@@ -247,3 +247,34 @@ async def test_a_long_wait_shows_life(server: Any) -> None:
     assert blocks[2] == b": keep-alive\n\n"
     server.engine.finish(submit, "length", 0)
     assert b"response.incomplete" in await reply.read()
+
+
+# Required by the schema of a response that OpenAI publishes.
+FIELDS = set(
+    "id object created_at completed_at status incomplete_details model previous_response_id "
+    "instructions output error tools tool_choice truncation parallel_tool_calls text top_p "
+    "presence_penalty frequency_penalty top_logprobs temperature reasoning usage "
+    "max_output_tokens max_tool_calls store background service_tier metadata "
+    "safety_identifier prompt_cache_key".split()
+)
+
+
+async def test_every_field_of_the_schema_is_there_with_the_value_that_was_used(
+    server: Any,
+) -> None:
+    tool = {"type": "function", "name": "f"}
+    text = {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}
+    body = {"input": "x", "tools": [tool], "top_p": 0.5, "truncation": "auto"}
+    blocks = (await server.stream("/v1/responses", {**body, "stream": True})).split(b"\n\n")
+    responses = [json.loads(block.partition(b"data: ")[2]) for block in blocks[:-1]]
+    _, whole = await server.post("/v1/responses", {**body, "presence_penalty": 1, "text": text})
+    for response in [whole, *(r["response"] for r in responses if "response" in r)]:
+        assert response.keys() >= FIELDS
+        assert (response["top_p"], response["frequency_penalty"]) == (0.5, 0)
+        assert isinstance(response["temperature"], int | float)
+        assert (response["service_tier"], response["truncation"]) == ("default", "disabled")
+        whole_tool = {**tool, "description": None, "parameters": None, "strict": False}
+        assert response["tools"] == [whole_tool]
+    assert whole["presence_penalty"] == 1
+    assert whole["text"]["format"].keys() == {"type", "name", "schema", "description", "strict"}
+    assert isinstance(whole["completed_at"], int)

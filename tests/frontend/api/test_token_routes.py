@@ -1,6 +1,8 @@
 """Counting, encoding and decoding over HTTP."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,3 +103,14 @@ async def test_bad_input_is_a_400_that_names_the_field(
 ) -> None:
     status, reply = await server.post(path, body)
     assert (status, reply["error"]["param"]) == (400, field), reply
+
+
+async def test_others_can_build_the_tokenizer(server: Any) -> None:
+    status, text = await server.get("/tokenizer_info")
+    model_dir = Path(server.frontend.config.model_dir)
+    settings = json.loads((model_dir / "tokenizer_config.json").read_text())
+    info = json.loads(text)
+    assert status == 200
+    for key in settings.keys() - {"chat_template"}:
+        assert info[key] == settings[key]
+    assert "[gMASK]<sop>" in info["chat_template"]
