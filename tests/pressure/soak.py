@@ -137,6 +137,7 @@ class Soak:
     async def _cause_faults(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         rng = random.Random(self._seed)
+        await asyncio.sleep(_FAULT_EVERY_S / 4)
         while time.monotonic() + _FAULT_EVERY_S < deadline:
             processes = sorted(self._server.processes().items())
             name, pid = rng.choice([p for p in processes if not p[0].startswith("janitor")])
