@@ -3,9 +3,8 @@
 A unit is what is restarted together: the engine (the scheduler and all workers), or one frontend.
 """
 
-import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from ...shared.errors import PortError
 from .supervise import Process
@@ -20,7 +19,9 @@ ENGINE = "engine"
 class Restarts:
     """Restarts so far, and those that are due. A start is the (role, index) of a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` gives monotonic seconds."""
+        self._clock = clock
         self.counts: Counter[str] = Counter()  # all of them: "engine" or "frontend"
         self._attempts: Counter[str] = Counter()  # by unit, since it was last ready
         self._recent: dict[str, list[float]] = {}  # by unit: times of its last restarts
@@ -32,7 +33,7 @@ class Restarts:
         runtime directory that is full is no reason to give up: it has room again some day."""
         unit = unit_of(process)
         attempts = self._attempts[unit]
-        is_broken = process.popen.returncode != PortError.exit_code
+        is_broken = process.returncode != PortError.exit_code
         if is_broken and attempts >= _MAX_ATTEMPTS:
             return f"{attempts} restarts of the {unit} in a row did not help; last: {process.name}"
         self._attempts[unit] += is_broken
@@ -42,7 +43,7 @@ class Restarts:
 
     def schedule(self, unit: str, starts: Iterable[tuple[str, int]]) -> None:
         """Start these after a time that grows with the number of recent restarts of the unit."""
-        now = time.monotonic()
+        now = self._clock()
         recent = [at for at in self._recent.get(unit, []) if now - at < _MEMORY_S]
         delay = min(_MAX_BACKOFF_S, _BACKOFF_S * (2 ** min(len(recent), 10) - 1))
         self._recent[unit] = [*recent, now]
@@ -59,7 +60,7 @@ class Restarts:
 
     def wait_s(self, longest: float) -> float:
         """Seconds until the next start is due, at most `longest`."""
-        now = time.monotonic()
+        now = self._clock()
         return max(0.0, min([longest, *(at - now for at in self._due.values())]))
 
     def take_due(self, now: float) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """The launcher's child processes: starts each one, notices its end, and kills it if necessary.
 
-`launcher.py` decides what the end of one process means for the others.
+`supervisor.py` decides what the end of one process means for the others.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from .runtime_dir import RuntimeDir
 
 logger = logging.getLogger(__name__)
 _EXIT_WAIT_S = 10.0
+_LAST_WORDS_S = 1.0  # a worker that reported a failure exits within this time, or is killed
 _STACKS_WAIT_S = 0.5  # for all processes together to write their stacks
 _MAX_STACKS = 20_000  # characters of one process in the log
 _MAX_JANITORS = 10  # after so many deaths the janitor is given up
@@ -52,6 +53,16 @@ class Process:
     ready: bool = False
     stage: str = "starting"
     heard: float = field(default_factory=time.monotonic)  # when it last sent anything
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.popen.pid
+
+    @property
+    def returncode(self) -> int:
+        """Its exit code, once it has ended; negative: the signal that ended it."""
+        return self.popen.returncode
 
     @property
     def name(self) -> str:
@@ -133,6 +144,11 @@ class Children:
         """Children that ended since the last call, each with the reason."""
         ended = [process for process in self.alive if process.popen.poll() is not None]
         return [(process, self._bury(process)) for process in ended]
+
+    def let_exit(self, process: Process) -> None:
+        """Wait a moment for a process that is about to end."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.popen.wait(_LAST_WORDS_S)
 
     def kill(self, processes: list[Process]) -> None:
         """SIGKILL these and wait until they are gone."""

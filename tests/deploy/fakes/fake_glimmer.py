@@ -4,7 +4,7 @@ import sys
 
 from glimmer.deploy import cli
 from glimmer.deploy.demo import run
-from glimmer.deploy.launcher import gpu_health, launch, launcher, restarts, supervise
+from glimmer.deploy.launcher import gpu_health, launch, restarts, supervise, supervisor
 
 MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 
@@ -12,12 +12,12 @@ MODULES = supervise.Modules("fake_scheduler", "fake_worker", "fake_frontend")
 def main(command: str, *flags: str) -> int:
     restarts._BACKOFF_S = 0.5 if "bad-later" in flags else 0.02
     if "impatient-launcher" in flags or "mute-scheduler" in flags:
-        launcher.HEARTBEAT_LIMIT_S = 2.0
-        launcher._PAUSE_S = 1.9
+        supervisor.HEARTBEAT_LIMIT_S = 2.0
+        supervisor._PAUSE_S = 1.9
     if "slow-streams" in flags:
-        launcher._DRAIN_GRACE_S = 0.5
+        supervisor._DRAIN_GRACE_S = 0.5
     if "mute-frontend" in flags:
-        launcher.FRONTEND_LIMIT_S = 2.0
+        supervisor.FRONTEND_LIMIT_S = 2.0
     if "gpu-fault" in flags:
         launch.watch_gpus = lambda config: gpu_health.GpuHealth(["GPU-0"])
     if command == "demo":
