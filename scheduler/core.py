@@ -368,8 +368,9 @@ class Scheduler:
         stall = self.workers.stall(self._now_ns)
         return msgspec.structs.replace(beat, stall=stall) if stall else beat
 
-    def check_integrity(self) -> None:
-        """Raise AssertionError unless pages, rows, queue and requests account for each other."""
+    def check_integrity(self) -> list[Request]:
+        """All live requests. Raise AssertionError unless pages, rows, queue and requests account
+        for each other."""
         self.workers.check_integrity(self._running)
         keys = [r.age_key for r in self._running]
         assert keys == sorted(keys), "running requests are not sorted"
@@ -379,3 +380,4 @@ class Scheduler:
         by_id = {r.request_id: r for r in counted}
         assert by_id == self._requests, "a request is lost or kept"
         assert len(counted) == len(by_id), "a request is twice"
+        return counted

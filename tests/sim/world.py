@@ -9,12 +9,11 @@ import hashlib
 import heapq
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fakes import GRAMMAR_ERROR, FakeWorker, fails_at, grammar, oracle
 from glimmer.scheduler.core import Outgoing, Scheduler
-from glimmer.scheduler.request import RequestState
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.messages import (
     Abort,
@@ -36,19 +35,11 @@ from glimmer.shared.messages import (
 )
 from glimmer.shared.sampling import SamplingParams
 from glimmer.shared.transport import encode
+from limits import Limits, Violation, expect
 
 MS = 1_000_000
 VOCAB = 24
 STEP_TIMEOUT_S = 2.0
-
-
-class Violation(AssertionError):  # noqa: N818 - reads better
-    """An invariant does not hold."""
-
-
-def expect(condition: bool, what: str) -> None:
-    if not condition:
-        raise Violation(what)
 
 
 @dataclass
@@ -69,6 +60,8 @@ class Knobs:
     active_ms: int  # arrivals and faults happen within this time
     outgrows: bool  # short prompts, long outputs, few pages: expect preemptions
     crowds: bool  # many samples of one long prompt in small chunks: expect waits for prefixes
+    contended: bool = False  # users with many requests each, few rows, enough pages
+    besieged: bool = False  # one long prompt among many short ones, which leave it no room
 
     @classmethod
     def draw(cls, rng: random.Random, api_key: tuple[str, ...]) -> "Knobs":
@@ -118,6 +111,64 @@ class Knobs:
             active_ms=1000 if crowds else rng.choice((20, 200, 600)),
             outgrows=outgrows,
             crowds=crowds,
+        )
+
+    def contend(self, rng: random.Random) -> "Knobs":
+        """These, with users who all want more than their shares."""
+        rows, config = rng.choice((1, 1, 3)), self.config
+        least = -(-(config.max_req_total_len or 0) // config.page_size) + 1
+        config = replace(
+            config,
+            running_max_req_size=rows,
+            batch_max_tokens=max(16, config.batch_max_tokens or 0),
+            disable_chunked_prefill=False,
+            disable_dynamic_prompt_cache=True,
+            max_queued_requests=rng.choice((12, 4096, 4096)),
+            max_queued_tokens=rng.choice((200, 1 << 30, 1 << 30)),
+            queue_timeout_s=600.0,
+        )
+        return replace(
+            self,
+            config=config,
+            contended=True,
+            num_pages=rows * least + 1,
+            num_requests=50,
+            active_ms=rng.choice((60, 120)),
+            shrinks=False,
+            drain_s=None,
+            outgrows=False,
+            crowds=False,
+        )
+
+    def besiege(self, rng: random.Random) -> "Knobs":
+        """These, with a long request that does not fit while short ones keep coming."""
+        config = self.config
+        least = -(-(config.max_req_total_len or 0) // config.page_size) + 1
+        config = replace(
+            config,
+            running_max_req_size=8,
+            disable_dynamic_prompt_cache=rng.random() < 0.5,
+            max_queued_requests=4096,
+            max_queued_tokens=1 << 30,
+            queue_timeout_s=600.0,
+        )
+        return replace(
+            self,
+            config=config,
+            besieged=True,
+            num_pages=least + 2,
+            num_requests=90,
+            active_ms=150,
+            kills=0,
+            hangs=0,
+            shrinks=False,
+            bad_results=0,
+            failed_steps=0,
+            frontend_losses=0,
+            drain_s=None,
+            abort_share=0.0,
+            outgrows=False,
+            crowds=False,
         )
 
 
@@ -228,8 +279,19 @@ class SimWorld:
         self.flush_rng = random.Random(seed + (1 << 32))
         self.tenant_rng = random.Random(seed + (2 << 32))
         self.tenants = self.tenant_rng.choice(("", "", "a", "abc"))
+        scenes = random.Random(seed + (3 << 32))
+        scene = scenes.randrange(8)
+        if scene == 0:
+            self.tenants = "abc"
         self.knobs = Knobs.draw(self.rng, ("0" * 64,) * bool(self.tenants))
+        if scene == 0:
+            self.knobs = self.knobs.contend(scenes)
+        elif scene == 1:
+            self.knobs = self.knobs.besiege(scenes)
+        while scene == 2 and not self.knobs.crowds:
+            self.knobs = Knobs.draw(self.rng, self.knobs.config.api_key)
         self.core = Scheduler(self.knobs.config)
+        self.checks = Limits(self.knobs.config, self.knobs.contended)
         self.now_ns = 1_000 * MS
         self.end_active_ns = self.now_ns + self.knobs.active_ms * MS
         self._events: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -238,6 +300,7 @@ class SimWorld:
         self._inbox: list[Message] = []
         self._turn_scheduled = False
         self.num_events = 0
+        self.num_live = 0  # requests that the scheduler must know
         self.num_preemptions = 0
         self.num_accepted = 0  # drafts
         self.log_hash = ""  # set at the end
@@ -287,8 +350,15 @@ class SimWorld:
             self.to_scheduler(Hello("frontend", index, 1000 * index, "hash"))
         self._start_group(0)
         prefixes = [[rng.randrange(VOCAB) for _ in range(60)] for _ in range(3)]
+        if knobs.besieged:
+            limit = knobs.config.max_req_total_len or 0
+            self._schedule_client(self.now_ns + 5 * MS, [1] * (limit - 1), 0)
         for _ in range(knobs.num_requests):
-            self._schedule_arrivals(prefixes)
+            if knobs.contended or knobs.besieged:
+                prompt = [rng.randrange(VOCAB) for _ in range(rng.randint(1, 4))]
+                self._schedule_client(self._active_time(), prompt, 0)
+            else:
+                self._schedule_arrivals(prefixes)
         for _ in range(knobs.kills):
             self.at(self._active_time(), self._kill_group, "killed")
         for _ in range(int(knobs.hangs)):
@@ -328,6 +398,7 @@ class SimWorld:
         for message in inbox:
             if isinstance(message, Submit):
                 self.clients[message.request_id].delivered = True
+                self.num_live += 1
         while True:
             plan, outbox = self._step(inbox)
             for outgoing in outbox:
@@ -339,8 +410,8 @@ class SimWorld:
             for message in inbox:
                 self._note_loss(message)
                 self._note_failure(message)
-            if plan is not None or inbox:
-                self._check_invariants()
+            if inbox:
+                self._check_count()
             if plan is None:
                 return
             self._log.update(b"!" + encode(plan))
@@ -349,24 +420,21 @@ class SimWorld:
             inbox = []
 
     def _step(self, inbox: list[Message]) -> tuple[StepPlan | None, list[Outgoing]]:
-        """One step of the core, and its invariants. They do not hold if all KV is lost in it."""
+        """One step of the core. Its invariants do not hold for KV that is lost in it."""
         core, memory = self.core, self.core.workers.memory
-        running = core._running.copy()
         unused = []
         if any(isinstance(message, FlushCache) for message in inbox):
             unused = [node for node in memory.cache.nodes() if not node.locks]
         plan, outbox = core.step(self.now_ns, inbox)  # type: ignore[arg-type]
-        is_lost = any(isinstance(message, StepResult) and message.error for message in inbox)
-        if is_lost or memory is not core.workers.memory:
+        if plan is None and not inbox and not outbox:
             return plan, outbox
+        failed = any(isinstance(message, StepResult) and message.error for message in inbox)
+        is_lost = failed or memory is not core.workers.memory
         # A result before the flush may put a request on a page that was unused.
         is_flushed = all(node.parent is None or node.locks for node in unused)
-        expect(is_flushed, "a flush kept an unused page")
-        paused = [r.age_key for r in running if r.state is RequestState.PAUSED]
-        served = (RequestState.PREFILL, RequestState.DECODE)
-        kept = [r.age_key for r in running if r.state in served]
-        is_fair = not paused or not kept or max(kept) < min(paused)
-        expect(is_fair, "an older request was preempted before a younger one")
+        expect(is_lost or is_flushed, "a flush kept an unused page")
+        live = core.check_integrity()
+        self.checks.after(inbox, plan, outbox, live, is_lost, core.workers.memory)
         return plan, outbox
 
     def _note_loss(self, message: Message) -> None:
@@ -391,13 +459,11 @@ class SimWorld:
         """The scheduler knows that frontend `index` is in this incarnation now."""
         for client in self.clients.values():
             if client.submit.frontend == index and client.incarnation < incarnation:
+                self.num_live -= client.delivered and not client.muted and client.finished is None
                 client.muted |= client.delivered
 
-    def _check_invariants(self) -> None:
-        self.core.check_integrity()
-        live = sum(
-            c.delivered and not c.muted and c.finished is None for c in self.clients.values()
-        )
+    def _check_count(self) -> None:
+        live = self.num_live
         expect(self.core.num_live == live, f"{self.core.num_live} requests live, {live} expected")
 
     # --- the launcher --------------------------------------------------------------------------
@@ -508,6 +574,14 @@ class SimWorld:
             num_logprobs=rng.choice((-1, -1, 0)),
             num_prompt_logprobs=rng.choice((-1, -1, -1, -1, 0)),
         )
+        tenant = self.tenant_rng.choice(self.tenants or ("",))
+        priority, timeout_s = rng.choice((0, 0, 0, 1, -1)), rng.choice((0.0, 0.0, 0.0, 0.03))
+        if self.knobs.contended or self.knobs.besieged:
+            priority, timeout_s = 0, 0.0
+            if tenant == "b":  # long prompts; the others have long outputs
+                prompt = (prompt * 40)[: (self.knobs.config.max_req_total_len or 0) - 3]
+            elif tenant == "c":  # comes all at once when the others have had a lot
+                time_ns = max(time_ns, self.end_active_ns - self.knobs.active_ms * MS // 2)
         submit = Submit(
             request_id=request_id,
             frontend=rng.randrange(len(self.incarnations)),
@@ -515,10 +589,10 @@ class SimWorld:
             sampling=sampling,
             use_prefix_cache=rng.random() < 0.9,
             cache_salt="other" * salt,
-            priority=rng.choice((0, 0, 0, 1, -1)),
-            timeout_s=rng.choice((0.0, 0.0, 0.0, 0.03)),
+            priority=priority,
+            timeout_s=timeout_s,
             grammar=self._maybe_grammar(),
-            tenant=self.tenant_rng.choice(self.tenants or ("",)),
+            tenant=tenant,
         )
         abort = rng.random() < self.knobs.abort_share
         client = Client(submit, salt, 0, rng.randrange(6) if abort else None)
@@ -570,6 +644,7 @@ class SimWorld:
                 client = self._client(index, message.request_id)
                 if client is not None:
                     client.finished = message
+                    self.num_live -= 1
                     self._check_finished(client, message)
                     self._maybe_next_turn(client)
             case _:
