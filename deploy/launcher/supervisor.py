@@ -61,7 +61,7 @@ class Phase(enum.Enum):
 
 
 class Supervisor:
-    """What is known of one server's processes, and what is due."""
+    """The state of one server: its processes, and the restarts that are due."""
 
     def __init__(
         self,
