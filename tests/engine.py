@@ -24,6 +24,7 @@ from glimmer.shared.messages import (
 )
 from glimmer.shared.sampling import SamplingParams
 from glimmer.workers.startup import load_runner
+from glimmer.workers.step import PendingStep
 
 SETTLED: dict[str, Any] = {
     "device": "cpu",
@@ -92,7 +93,7 @@ class Engine:
         inbox: list[AnyMessage] = list(prompts)
         outputs: dict[int, list[int]] = {submit.request_id: [] for submit in prompts}
         finished: set[int] = set()
-        results: deque[StepResult] = deque()
+        steps: deque[PendingStep] = deque()  # launched, and read one step later, as beside a GPU
         while len(finished) < len(prompts):
             plan, outbox = self._step(inbox)
             inbox = []
@@ -112,12 +113,13 @@ class Engine:
                     self.cached_tokens += message.num_cached_tokens
                     self.accepted_tokens += message.mtp_accepted_tokens
             if plan is not None:
-                results.append(self.runner.run(plan))
+                steps.append(self.runner.launch(plan))
                 self._hint()
-            if results and (plan is None or len(results) == 2):
-                inbox.append(results.popleft())
-        for late in [*inbox, *results]:  # of steps that turned out to be one too many
-            self._step([late])
+            if steps and (plan is None or len(steps) == 2):
+                inbox.append(self.runner.finish(steps.popleft()))
+        late = [*inbox, *(self.runner.finish(step) for step in steps)]
+        for result in late:  # of steps that turned out to be one too many
+            self._step([result])
         return outputs
 
     def _hint(self) -> None:

@@ -49,6 +49,7 @@ class PendingStep:
     # Rows whose grammar failed: how many of their tokens are right, and why there are no more.
     grammar_errors: dict[int, tuple[int, str]] = field(default_factory=dict)
     results: list[RowResult] = field(default_factory=list)  # once read
+    freed: set[int] = field(default_factory=set)  # rows taken from their requests since its launch
     error: str = ""  # it produced nothing
 
     def __post_init__(self) -> None:
@@ -100,11 +101,13 @@ class PendingStep:
                     self.results[index] = RowResult([], error=error)
 
     def tokens(self) -> Iterator[tuple[int, int]]:
-        """(row, token id) of all results, in their order."""
+        """(row, token id) of all results, in their order. Without rows that may belong to another
+        request by now."""
         rows = self.chunk_rows + self.plan.decode
         for row, result in zip(rows, self.results, strict=True):
-            for token_id in result.token_ids:
-                yield row, token_id
+            if row not in self.freed:
+                for token_id in result.token_ids:
+                    yield row, token_id
 
 
 class ModelRunner:
@@ -152,6 +155,8 @@ class ModelRunner:
         which memory does not suffice has an error instead, and so may the next one; the scheduler
         then frees all rows that they had, and forgets the contents of their pages."""
         self._check_pages(plan)
+        for pending in self._pending:
+            pending.freed.update(plan.freed)
         if self.grammars is not None:
             for row in plan.freed:
                 self.grammars.free(row)
@@ -267,5 +272,6 @@ class ModelRunner:
         while step in self._pending:
             oldest = self._pending.pop(0)
             oldest.read()
-            if oldest.results and self.grammars is not None and self.grammars.rows:
-                self.grammars.advance(*zip(*oldest.tokens(), strict=True))
+            has_grammars = self.grammars is not None and self.grammars.rows
+            if has_grammars and (tokens := list(oldest.tokens())):
+                self.grammars.advance(*zip(*tokens, strict=True))

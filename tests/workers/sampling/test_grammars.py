@@ -543,3 +543,15 @@ def test_a_limit_ends_its_request_and_no_other(
     assert "after 1 tokens" in ended[0].message
     assert engine.runner.grammars is not None
     assert engine.runner.grammars.rows == set()
+
+
+def test_a_row_taken_over_while_its_last_step_runs_starts_its_grammar_anew(
+    tiny_model: Path, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A request ends one step before the host knows. The next request gets its row at once, and
+    must not be given the token that the step sampled in vain."""
+    engine = Engine(tiny_model, tmp_path, running_max_req_size=1)
+    grammar = choice_grammar(["yes", "no"])
+    prompts = [[5, 6, n] for n in range(8)]
+    replies = engine.generate(prompts, wishes(max_new_tokens=9), grammar=grammar)
+    assert {text(tokenizer, reply) for reply in replies} <= {"yes", "no"}
