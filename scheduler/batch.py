@@ -158,7 +158,7 @@ class StepBuilder:
             num_output_tokens=request.num_output_tokens,
             counted_ids=request.counted_ids(),
             grammar=request.grammar,
-            matched_ids=request.matched_ids(),
+            output_ids=request.output_ids(),
         )
         self._plan.admitted.append(admit)
         self.add_chunk(request)

@@ -151,9 +151,11 @@ class Request:
             decode_s=(now_ns - first_ns) / 1e9,
         )
 
-    def matched_ids(self) -> list[int]:
-        """Outputs that the grammar of this request has matched (see RowAdmit)."""
-        return [] if self.grammar is None else self.tokens[self.num_prompt_tokens :].tolist()
+    def output_ids(self) -> list[int]:
+        """Outputs so far, for a grammar or a thinking budget of this request (see RowAdmit)."""
+        if self.grammar is None and self.sampling.thinking_budget < 0:
+            return []
+        return self.tokens[self.num_prompt_tokens :].tolist()
 
     def counted_ids(self) -> list[int]:
         """Tokens that the penalties of this request count (see RowAdmit)."""

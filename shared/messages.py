@@ -97,7 +97,7 @@ class RowAdmit(Part, frozen=True):
     num_output_tokens: int
     counted_ids: list[int]  # tokens that penalties count; empty unless sampling.uses_penalties
     grammar: Grammar | None = None
-    matched_ids: list[int] = []  # with a grammar: the outputs so far
+    output_ids: list[int] = []  # the outputs so far, with a grammar or a thinking budget
 
 
 class PagesAppended(Part, frozen=True):

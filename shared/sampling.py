@@ -35,6 +35,8 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, forbid_unknow
     allowed_token_ids: tuple[int, ...] = ()  # empty: all
     num_logprobs: int = -1  # -1: none; 0: of the chosen token; k: also of the k likeliest
     num_prompt_logprobs: int = -1  # the same for prompt tokens; turns the prefix cache off
+    thinking_budget: int = -1  # reasoning ends after at most so many outputs; -1: no limit
+    thinking_end_id: int = -1  # the token that ends it, the only choice where the budget is used up
 
     @property
     def uses_penalties(self) -> bool:

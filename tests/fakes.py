@@ -212,8 +212,8 @@ class FakeWorker:
             admit.sampling, list(admit.pages), slots, salt, counted, admit.num_output_tokens
         )
         if admit.grammar is not None:
-            assert len(admit.matched_ids) == admit.num_output_tokens, "matched_ids"
-            row.matched = list(admit.matched_ids)
+            assert len(admit.output_ids) == admit.num_output_tokens, "output_ids"
+            row.matched = list(admit.output_ids)
             row.fails_at = fails_at(admit.grammar)
         self.rows[admit.row] = row
 

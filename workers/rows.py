@@ -122,7 +122,7 @@ class RowTable:
             self.min_outputs[row] = admit.num_output_tokens
             self.num_pages[row] = 0
             self.last_hidden.pop(row, None)
-            self.rules.admit(row, admit.sampling, admit.counted_ids)
+            self.rules.admit(row, admit.sampling, admit.counted_ids, admit.output_ids)
         params = [admit.sampling for admit in admits]
         ints = [
             [admit.row for admit in admits],

@@ -218,8 +218,8 @@ class ModelRunner:
         masks = self._masks(step) if is_masked else None
         ids = self._sample(step, forwarded, masks) if rows else forwarded.points.rows
         step.num_tokens = self.forward.after_sampling(plan, forwarded, ids)
-        if table.rules.penalties.concerns(rows):
-            self._count_for_penalties(step, forwarded.points.rows, ids)
+        if table.rules.penalties.concerns(rows) or table.rules.thinking.concerns(rows):
+            self._record(step, forwarded.points.rows, ids)
         table.count(plan)  # not before: rules of the first outputs look at the host's count
 
     def _prompt_logprobs(self, plan: StepPlan, forwarded: Forwarded) -> list[list[TokenLogprob]]:
@@ -259,13 +259,17 @@ class ModelRunner:
         step.grammar_errors = grammars.errors(step.rows)
         return masked, masks
 
-    def _count_for_penalties(self, step: PendingStep, index: Tensor, ids: Tensor) -> None:
-        """Count the tokens ids [num_points] of the rows `index`, without drafts not accepted."""
+    def _record(self, step: PendingStep, index: Tensor, ids: Tensor) -> None:
+        """Tell rules that depend on outputs the tokens ids [num_points] of the rows `index`,
+        without drafts not accepted."""
         if step.num_tokens is not None:
             count, width = len(step.chunk_rows), step.plan.num_drafts + 1
             accepted = kept(ids[count:].view(-1, width), step.num_tokens)
             ids = torch.cat((ids[:count], accepted.flatten()))
-        self.table.rules.penalties.record(step.rows, index, ids)
+        rules = self.table.rules
+        rules.penalties.record(step.rows, index, ids)
+        if rules.thinking.concerns(step.rows):
+            rules.thinking.record(index, ids)
 
     def _read(self, step: PendingStep) -> None:
         """Wait for a step's tokens and tell the grammars; once, in the order of steps."""

@@ -13,7 +13,7 @@ def test_a_preempted_row_resumes_with_what_its_grammar_has_seen() -> None:
     assert engine.core.heartbeat().preemptions
     resumed = [a for p in engine.plans for a in p.admitted if a.num_output_tokens]
     assert resumed
-    assert all(len(a.matched_ids) == a.num_output_tokens for a in resumed)
+    assert all(len(a.output_ids) == a.num_output_tokens for a in resumed)
     for submit in submits:
         assert engine.tokens[submit.request_id] == engine.right_answer(submit)
 

@@ -340,7 +340,7 @@ MUTANTS: dict[str, Mutant] = {
         radix.Node, "is_coming", lambda _: property(lambda self: not self.ready)
     ),
     "resumes a row without what its grammar has seen": replace(
-        request.Request, "matched_ids", lambda _: lambda self: []
+        request.Request, "output_ids", lambda _: lambda self: []
     ),
     "ignores the error of a grammar": replace(batch.Outcome, "add_tokens", _errors_are_nothing),
     "ends all requests of a step with one whose grammar failed": replace(

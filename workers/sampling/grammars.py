@@ -76,7 +76,7 @@ class GrammarRows:
         thread.num_rows += 1
         row = _Row(admit.grammar, admit.sampling.stop_token_ids, self._num_words, thread)
         self._rows[admit.row] = row
-        _start({row: partial(row.start, self._vocabulary, admit.matched_ids)})
+        _start({row: partial(row.start, self._vocabulary, admit.output_ids)})
 
     def free(self, row: int) -> None:
         """The row has no grammar any more."""

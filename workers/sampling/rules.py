@@ -16,6 +16,7 @@ from torch import Tensor
 from ...kernels.sampling import penalties
 from ...shared.sampling import SamplingParams
 from ..memory.device import to_device
+from .thinking import ThinkingBudgets
 
 _FIRST_SLOTS = 8  # of penalty counts
 
@@ -126,6 +127,7 @@ class RowRules:
         self._vocab_size = vocab_size
         self._device = device
         self.penalties = PenaltyCounts(num_rows, vocab_size, device)
+        self.thinking = ThinkingBudgets(num_rows, device)
         self.boosts: dict[int, Boost] = {}
         self.biases: dict[int, Biases] = {}
         self.allowed: dict[int, Tensor] = {}  # [vocab] bool on the device
@@ -135,9 +137,17 @@ class RowRules:
         self._drawing: set[int] = set()
         self._truncating: set[int] = set()
 
-    def admit(self, row: int, params: SamplingParams, counted_ids: Sequence[int]) -> None:
-        """Replace the row's rules. `counted_ids`: tokens that count for its penalties."""
+    def admit(
+        self,
+        row: int,
+        params: SamplingParams,
+        counted_ids: Sequence[int] = (),
+        output_ids: Sequence[int] = (),
+    ) -> None:
+        """Replace the row's rules. `counted_ids`: tokens that count for its penalties. `output_ids`:
+        its outputs so far, if it has a thinking budget."""
         self.free(row)
+        self.thinking.admit(row, params, output_ids)
         if params.temperature > 0:
             self._drawing.add(row)
             if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
@@ -167,6 +177,7 @@ class RowRules:
         self._drawing.discard(row)
         self._truncating.discard(row)
         self.penalties.free(row)
+        self.thinking.free(row)
 
     def mode(self, rows: Sequence[int]) -> SamplingMode:
         """The least mode that serves all of the rows."""
@@ -180,10 +191,10 @@ class RowRules:
 
     def touch_logits(self, rows: Sequence[int]) -> bool:
         """Whether any of the rows has rules that change its logits (grammars aside)."""
+        if self.penalties.concerns(rows) or self.thinking.concerns(rows):
+            return True
         changing = (self.boosts, self.biases, self.allowed)
-        return self.penalties.concerns(rows) or not all(
-            rules.keys().isdisjoint(rows) for rules in changing
-        )
+        return not all(rules.keys().isdisjoint(rows) for rules in changing)
 
 
 def _collect_biases(params: SamplingParams, stops: tuple[int, ...], vocab_size: int) -> Biases:

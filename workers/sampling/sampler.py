@@ -129,8 +129,8 @@ def _apply_rules(
     num_token_ids: int,
     masks: Masks | None,
 ) -> None:
-    """Penalties, stop-token rules, bias, allow lists and grammars, for the points whose rows have
-    any. Changes `raw`."""
+    """Penalties, stop-token rules, bias, allow lists, grammars and thinking budgets, for the points
+    whose rows have any. Changes `raw`."""
     rules = table.rules
     if rules.penalties.concerns(rows):
         rules.penalties.penalise(raw, points.rows, table.scalars, points.drafts)
@@ -167,6 +167,8 @@ def _apply_rules(
         # only banned tokens) are void, except for the grammar.
         void = after[:, :num_token_ids].amax(-1, keepdim=True) == -torch.inf
         raw[at] = torch.where(void, before, after)
+    if rules.thinking.concerns(rows):  # last: no other rule keeps a reasoning going
+        rules.thinking.force(raw, *points)
 
 
 def _upload(words: Tensor, device: torch.device) -> Tensor:

@@ -465,7 +465,7 @@ def test_preempted_rows_go_on_where_their_grammar_was(
     assert small.preemptions > 0
     assert found == expected
     resumed = [a for m in small.messages for a in getattr(m, "admitted", []) if a.num_output_tokens]
-    assert any(THINK_END in a.matched_ids for a in resumed)
+    assert any(THINK_END in a.output_ids for a in resumed)
     for ids in found:
         if ids[-1] in EOS:
             json.loads(tokenizer.decode(ids[ids.index(THINK_END) + 1 : -1]))

@@ -276,6 +276,7 @@ def test_grammar_masks_beside_allow_lists_and_free_rows() -> None:
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_a_gpu_chooses_as_the_cpu_does_and_the_host_does_not_wait() -> None:
     every = [*MIXED, params(stop_token_ids=STOPS, decay_factor=1.2, num_logprobs=4)]
+    every.append(params(thinking_budget=len(every), thinking_end_id=IDS - 1, temperature=0.5))
     outputs = list(range(len(every)))
     raw = torch.randn(len(every), VOCAB, generator=torch.Generator().manual_seed(0)) * 3
     legal = torch.full((2, 2), 0x0F0F0F0F, dtype=torch.int32)
@@ -292,6 +293,7 @@ def test_a_gpu_chooses_as_the_cpu_does_and_the_host_does_not_wait() -> None:
                 sampled = sampler.sample(logits, outputs, points, table, IDS, ([3, 7], legal))
                 table.advance(index, table.ones[:, : len(outputs)])
                 table.rules.penalties.record(outputs, index, sampled.ids)
+                table.rules.thinking.record(index, sampled.ids)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
         answers.append(sampled.read([x.cpu() for x in sampled.tensors()]))
