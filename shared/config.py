@@ -197,6 +197,16 @@ class ServeConfig:
     preserve_thinking: bool = _option(
         False, "keep the reasoning of earlier turns in prompts (default of clear_thinking: false)"
     )
+    thinking_token_budget: int = _option(
+        -1,
+        "most tokens of a reasoning if the request does not say; -1: no limit",
+        bounds=(-1, 1 << 30),
+    )
+    max_thinking_token_budget: int = _option(
+        -1,
+        "most tokens of any reasoning, whatever the request says; -1: no limit",
+        bounds=(-1, 1 << 30),
+    )
     repeat_unclosed_reasoning: bool = _option(
         False, "if a reply ends inside its reasoning, send the reasoning as content, too"
     )

@@ -18,7 +18,6 @@ from glimmer.shared.messages import (
     Message,
     Ready,
     StepPlan,
-    StepResult,
     Submit,
     Tokens,
 )

@@ -30,7 +30,7 @@ class Turn(Struct):
 
 
 class ThinkingConfig(Struct):
-    """`thinking`. Every type but "disabled" turns it on; budgets are not enforced."""
+    """`thinking`. Every type but "disabled" turns it on."""
 
     type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Count | None = None
@@ -101,19 +101,24 @@ def anthropic_chat(body: CountTokensBody, facts: ModelFacts) -> ChatRequest:
     tools = [tool for tool in offered if tool is not None]
     left_out = [{"type": t.type} for t, f in zip(body.tools or (), offered, strict=True) if not f]
     choice = body.tool_choice or ToolChoice("auto")
-    thinking = body.thinking is not None and body.thinking.type != "disabled"
+    thinking = body.thinking or ThinkingConfig("disabled")
+    is_thinking = thinking.type != "disabled"
     messages, prefill = _split_prefill(_messages(body))
     if body.enable_thinking is not None:
-        thinking = body.enable_thinking
+        is_thinking = body.enable_thinking
     if prefill:  # the reply has begun, so there is no thinking before it
-        thinking = False
+        is_thinking = False
     chat = ChatBody(
         messages=messages,
         model=body.model,
         tools=tools or None,
         tool_choice=_tool_choice(choice, {tool["function"]["name"] for tool in tools}),
         parallel_tool_calls=not choice.disable_parallel_tool_use,
-        chat_template_kwargs={"enable_thinking": thinking, **(body.chat_template_kwargs or {})},
+        thinking_token_budget=thinking.budget_tokens,
+        chat_template_kwargs={
+            "enable_thinking": is_thinking,
+            **(body.chat_template_kwargs or {}),
+        },
         response_format=_response_format(body),
     )
     if isinstance(body, MessagesBody):

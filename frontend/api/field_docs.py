@@ -6,6 +6,7 @@ the value that applies when a request does not set the field; "" if there is not
 
 NO_EFFECT = "Accepted for compatibility; has no effect."
 NOT_SUPPORTED = "Not supported: only a value that changes nothing is accepted."
+BUDGET = "Reasoning ends after so many tokens; -1: no limit."
 _MODEL_DEFAULT = "the model's (generation_config.json), else"
 
 FIELD_DOCS: dict[str, tuple[str, str]] = {
@@ -143,7 +144,9 @@ FIELD_DOCS: dict[str, tuple[str, str]] = {
     "Thinking.type": ("Whether the model reasons before it answers.", ""),
     "ThinkingConfig.type": ("Every type but `disabled` turns reasoning on.", ""),
     "clear_thinking": ("Leave the reasoning of earlier turns out.", "unless --preserve_thinking"),
-    "budget_tokens": (NO_EFFECT, ""),
+    "budget_tokens": (BUDGET, "--thinking_token_budget"),
+    "thinking_token_budget": (BUDGET, "--thinking_token_budget"),
+    "ReasoningConfig.max_tokens": (BUDGET, "--thinking_token_budget"),
     "display": ("`omitted`: thinking blocks have no text.", "summarized"),
     "reasoning": ("How much to reason.", ""),
     "effort": ("`none` turns reasoning off. Others are passed to the template.", ""),

@@ -27,6 +27,7 @@ from ..chat.request import ChatRequest, chat_request, string_at, text_of
 from ..engine.params import ModelFacts
 from ..wire.schema import (
     Bias,
+    Budget,
     ChatBody,
     Count,
     Effort,
@@ -48,6 +49,7 @@ class ReasoningConfig(Struct):
     """`reasoning`: effort "none" turns it off; it is never summarised."""
 
     effort: Effort | None = None
+    max_tokens: Budget | None = None  # as `thinking_token_budget`
     summary: str | None = None
     generate_summary: str | None = None
 
@@ -99,6 +101,7 @@ class ResponsesBody(Struct):
     stop: StopStrings | None = None
     ignore_eos: bool | None = None
     logit_bias: Bias | None = None
+    thinking_token_budget: Budget | None = None
     chat_template_kwargs: Json | None = None
 
 
@@ -107,6 +110,8 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
     _refuse_state(body)
     _refuse_deep(body)
     tools, forms, left_out = _tools(body.tools or [])
+    reasoning = body.reasoning or ReasoningConfig()
+    budget = body.thinking_token_budget
     wants_logprobs = body.top_logprobs is not None or LOGPROBS in (body.include or ())
     chat = ChatBody(
         messages=_messages(body),
@@ -129,7 +134,8 @@ def responses_chat(body: ResponsesBody, facts: ModelFacts) -> ChatRequest:
         tool_choice=_tool_choice(body, forms),
         parallel_tool_calls=body.parallel_tool_calls,
         enable_thinking=body.enable_thinking,
-        reasoning_effort=body.reasoning.effort if body.reasoning else None,
+        reasoning_effort=reasoning.effort,
+        thinking_token_budget=reasoning.max_tokens if budget is None else budget,
         response_format=_response_format(body.text),
         chat_template_kwargs=body.chat_template_kwargs,
     )

@@ -29,10 +29,11 @@ async def open_chat(
     prompt = await prompt_ids(frontend, chat)
     options = _parser_options(frontend, chat, prompt)
     vocabulary = frontend.tokenizer.vocabulary
-    make_stream = partial(ChatStream, vocabulary, chat.spec.text, options)
-    return await open_job(
-        frontend, request, [prompt], chat.spec, make_stream, "messages", chat.tools
-    )
+    spec, end_id = chat.spec, vocabulary.added_ids.get("</think>", -1)
+    if chat.thinking_budget >= 0 and options.starts_in_reasoning and end_id >= 0:
+        spec = spec.with_thinking_budget(chat.thinking_budget, end_id)
+    make_stream = partial(ChatStream, vocabulary, spec.text, options)
+    return await open_job(frontend, request, [prompt], spec, make_stream, "messages", chat.tools)
 
 
 async def prompt_ids(frontend: Frontend, chat: ChatRequest) -> list[int]:

@@ -41,6 +41,7 @@ class ChatRequest:
     forms: Forms = field(default_factory=dict)  # of tools that are no functions
     left_out: tuple[str, ...] = ()  # fields of the body that have no effect
     prefill: str = ""  # the beginning of the reply
+    thinking_budget: int = -1  # most tokens of the reasoning; -1: no limit
 
 
 def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
@@ -64,6 +65,7 @@ def chat_request(body: ChatBody, facts: ModelFacts) -> ChatRequest:
         include_reasoning=body.include_reasoning is not False,
         forms=forms,
         left_out=left_out,
+        thinking_budget=_thinking_budget(body, facts),
     )
 
 
@@ -90,6 +92,16 @@ def template_kwargs(body: ChatBody, facts: ModelFacts) -> Json:
         "thinking": thinking,
     }
     return _without_nulls(kwargs) | overrides
+
+
+def _thinking_budget(body: ChatBody, facts: ModelFacts) -> int:
+    budget = body.thinking_token_budget
+    if budget is None and body.thinking is not None:
+        budget = body.thinking.budget_tokens
+    if budget is None:
+        budget = facts.config.thinking_token_budget
+    limit = facts.config.max_thinking_token_budget
+    return limit if limit >= 0 and (budget > limit or budget < 0) else budget
 
 
 # --- messages ---

@@ -6,7 +6,7 @@ refused, never ignored. Formulas and meanings: `shared/sampling.py`.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,6 +78,13 @@ class GenerationSpec:
     cache_salt: str = ""
     output_format: OutputFormat | None = None
     grammar: Grammar | None = None  # compiled from `output_format` and the rules for tools
+
+    def with_thinking_budget(self, num_tokens: int, end_id: int) -> "GenerationSpec":
+        """The same, but reasoning ends by the token `end_id` after at most `num_tokens`."""
+        sampling = msgspec.structs.replace(
+            self.sampling, thinking_budget=num_tokens, thinking_end_id=end_id
+        )
+        return replace(self, sampling=sampling)
 
     def for_sequence(self, sample: int, num_prompt_tokens: int, max_total: int) -> SamplingParams:
         """Parameters of sample number `sample` of a prompt. `max_total` limits prompt + output in

@@ -21,6 +21,7 @@ _MAX_SEED = 2**63 - 1
 _MANY_NODES = 20_000
 
 Count = Annotated[int, Meta(ge=1, le=_BIG)]
+Budget = Annotated[int, Meta(ge=-1, le=_BIG)]
 TokenId = Annotated[int, Meta(ge=0, le=_BIG)]
 Samples = Annotated[int, Meta(ge=1, le=8)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -165,6 +166,7 @@ class Thinking(Struct):
 
     type: Literal["enabled", "disabled", "adaptive", "auto", "between_tools"]
     clear_thinking: bool | None = None  # of earlier turns; default: --preserve_thinking
+    budget_tokens: Budget | None = None  # as `thinking_token_budget`
 
 
 class ChatBody(OpenAiBody, kw_only=True):
@@ -184,6 +186,7 @@ class ChatBody(OpenAiBody, kw_only=True):
     reasoning_effort: Effort | None = None
     enable_thinking: bool | None = None
     thinking: Thinking | None = None
+    thinking_token_budget: Budget | None = None  # of reasoning; -1: no limit
     separate_reasoning: bool | None = None
     include_reasoning: bool | None = None
     reasoning_field: Literal["both", "reasoning_content", "reasoning"] | None = None

@@ -56,3 +56,24 @@ def test_streams_add_up_to_whole_replies(server: RunningServer) -> None:
                 "extra_body": {"ignore_eos": True},
             }
             assert streamed(client, body) == whole(client, body)
+
+
+def test_a_reasoning_ends_at_its_budget_and_an_answer_follows(server: RunningServer) -> None:
+    body: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "think"}],
+        "max_tokens": 30,
+        "temperature": 0,
+        "ignore_eos": True,
+        "logit_bias": {str(token): -100 for token in range(545, 556)},  # no tags by itself
+    }
+    replies = []
+    for budget in (7, 1000):
+        thinking = {"type": "enabled", "budget_tokens": budget}
+        status, reply = server.post("/v1/messages", body | {"thinking": thinking})
+        assert (status, reply["usage"]["output_tokens"]) == (200, 30)
+        replies.append(reply["content"])
+    (short, answer), (long,) = replies
+    assert (short["type"], answer["type"], long["type"]) == ("thinking", "text", "thinking")
+    assert long["thinking"].startswith(short["thinking"])
+    assert 0 < len(short["thinking"]) < len(long["thinking"])
+    assert answer["text"]

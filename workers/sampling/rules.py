@@ -144,8 +144,8 @@ class RowRules:
         counted_ids: Sequence[int] = (),
         output_ids: Sequence[int] = (),
     ) -> None:
-        """Replace the row's rules. `counted_ids`: tokens that count for its penalties. `output_ids`:
-        its outputs so far, if it has a thinking budget."""
+        """Replace the row's rules. `counted_ids`: tokens that count for its penalties.
+        `output_ids`: its outputs so far, if it has a thinking budget."""
         self.free(row)
         self.thinking.admit(row, params, output_ids)
         if params.temperature > 0:

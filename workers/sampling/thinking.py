@@ -44,9 +44,7 @@ class ThinkingBudgets:
         """Whether any of the rows has a budget."""
         return not self._rows.isdisjoint(rows)
 
-    def force(
-        self, logits: Tensor, rows: Tensor, positions: Tensor, drafts: Tensor | None
-    ) -> None:
+    def force(self, logits: Tensor, rows: Tensor, positions: Tensor, drafts: Tensor | None) -> None:
         """Where a budget is used up, leave only the end of the reasoning. Changes `logits`
         [num_points, vocab]; the rest are the fields of `SamplingPoints`."""
         end_ids = self._end_ids[rows][:, None]
