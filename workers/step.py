@@ -276,6 +276,6 @@ class ModelRunner:
         while step in self._pending:
             oldest = self._pending.pop(0)
             oldest.read()
-            has_grammars = self.grammars is not None and self.grammars.rows
-            if has_grammars and (tokens := list(oldest.tokens())):
-                self.grammars.advance(*zip(*tokens, strict=True))
+            grammars = self.grammars
+            if grammars is not None and grammars.rows and (tokens := list(oldest.tokens())):
+                grammars.advance(*zip(*tokens, strict=True))
