@@ -135,7 +135,14 @@ async def test_no_route_asks_for_a_key_and_none_is_forgotten(server: Any) -> Non
         *("/v1/models", "/tokens", "/token_load", "/get_model_name", "/metrics"),
         *("/health", "/healthz", "/liveness", "/readiness", "/ping"),
         *("/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/v1/models/{id}"),
-        *("/tokenize", "/detokenize", "/version", "/get_server_info", "/get_weight_version"),
+        *(
+            "/tokenize",
+            "/detokenize",
+            "/tokenizer_info",
+            "/version",
+            "/get_server_info",
+            "/get_weight_version",
+        ),
         *("/flush_cache", "/abort_request", "/get_score", "/profiler_start", "/profiler_stop"),
         *("/openapi.json", "/docs"),
     }
