@@ -245,7 +245,7 @@ class Walks:
         for _ in range(3000):
             mask = matcher.compute_bitmask()
             assert not matcher.is_error(), matcher.get_error()
-            legal = [i for i in range(END + 1 + len(TAGS)) if mask[i >> 3] >> (i & 7) & 1]
+            legal = _ids(mask)
             assert legal, f"stuck after {out!r}"
             last = [i for i in legal if i in _CLOSING]
             token = rng.choice(last if last and rng.random() < 0.5 else legal)
@@ -260,17 +260,17 @@ class Walks:
         others, and only then with those that close something. None if it is longer than `limit`."""
         matcher = make_matcher(self.library.tokenizer, grammar)
         rank = {byte: n - 1000 for n, byte in enumerate(favourites)}
-        rank |= dict.fromkeys(_CLOSING, 1000) | {END: 2000}
+        rank |= dict.fromkeys((*_CLOSING, *_TEXT_OF), 1000) | {END: 2000}
         out = b""
         while len(out) < limit:
             mask = matcher.compute_bitmask()
             assert not matcher.is_error(), matcher.get_error()
-            legal = [i for i in range(END + 1) if mask[i >> 3] >> (i & 7) & 1]
+            legal = _ids(mask)
             token = min(legal, key=lambda i: rank.get(i, i))
             if token == END:
                 return out.decode()
             matcher.consume_token(token)
-            out += bytes([token])
+            out += _TEXT_OF.get(token) or bytes([token])
         return None
 
     def takes(self, grammar: str, text: str) -> bool:
@@ -281,6 +281,10 @@ class Walks:
         matcher = make_matcher(self.library.tokenizer, grammar)
         assert not matcher.is_error(), matcher.get_error()
         return matcher.try_consume_tokens(ids) == len(ids) and matcher.is_accepting()
+
+
+def _ids(mask: bytes) -> list[int]:
+    return [i for i in range(END + 1 + len(TAGS)) if mask[i >> 3] >> (i & 7) & 1]
 
 
 def _split(text: str) -> list[str]:

@@ -323,6 +323,20 @@ def test_valid_arguments_are_taken(first: int, walks: Walks) -> None:
         assert walks.takes(text, f"<tool_call>f{pair}</tool_call>"), f"{written} under {schema}"
 
 
+@pytest.mark.parametrize("favourites", [b"0", b".e-1", b'"a'])
+def test_calls_have_an_end(favourites: bytes, walks: Walks) -> None:
+    """Also for a model that would rather go on for ever."""
+    for seed in range(20):
+        schema = random_schema(seed, free_keys=False)
+        defs = schema.pop("$defs")
+        parameters = {"$defs": defs, "properties": {"v": schema}, "required": ["v"]}
+        function = {"name": "f", "parameters": parameters, "strict": seed % 2 == 0}
+        text = walks.text(GrammarSource(None, "must", False, (function,), ("0",)))
+        out = walks.longest(text, favourites, 10_000)
+        assert out is not None, f"a model that prefers {favourites!r} never ends {schema}"
+        assert out.startswith("<tool_call>f<arg_key>v</arg_key><arg_value>")
+
+
 KEYWORDS = [
     *"type enum const properties required additionalProperties items prefixItems pattern".split(),
     *"format minLength maxLength minimum maximum exclusiveMaximum minItems maxItems not".split(),
