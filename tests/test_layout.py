@@ -51,6 +51,7 @@ EXERCISED_OTHERWISE: dict[str, str] = {
 NOT_IN_THE_WHEEL = (
     "deploy/demo/training/",  # made the bundled model; runs from a checkout
     "deploy/monitoring/",  # makes the dashboard; runs from a checkout
+    "deploy/container/",  # builds an image from a checkout
     "deploy/kubernetes/",  # a chart for helm, not for Python
 )
 

@@ -26,6 +26,8 @@ _CRDS = Path(__file__).with_name("crds")
 CHECKOV = Path(sys.executable).parents[1] / "checkov" / "bin" / "checkov"
 # Seconds that a server needs after its drain to end its streams and processes.
 STOP_S = 20
+# Seconds in which routers notice that a pod ends.
+ROUTERS_S = 15
 # Findings of checkov that are no mistakes here: rule and kind of object (None: all).
 SKIPPED: dict[tuple[str, str | None], str] = {
     ("CKV_K8S_15", None): "pullPolicy Always would need a registry at each start; use a digest",
@@ -120,16 +122,17 @@ def times(objects: list[Object]) -> list[str]:
     container = server(objects)
     pre_stop = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     config = settings(objects)
-    needed = pre_stop + config.drain_timeout_s + STOP_S
+    delay = pre_stop + config.drain_delay_s
+    needed = delay + config.drain_timeout_s + STOP_S
     grace = spec.get("terminationGracePeriodSeconds", 30)
     problems = []
     if grace <= needed:
         problems.append(f"terminationGracePeriodSeconds {grace}: needs more than {needed:.0f}")
-    if pre_stop < 5:
-        problems.append(f"preStop {pre_stop} s: routers send requests to a pod that ends")
-    patience = {name: _patience_s(container.get(name, {})) for name in ("startupProbe",)}
-    if patience["startupProbe"] < config.start_timeout_s:
-        problems.append(f"startupProbe ends loading after {patience['startupProbe']} s")
+    if delay < ROUTERS_S:
+        problems.append(f"{delay:.0f} s until requests are refused: routers need {ROUTERS_S}")
+    startup = _patience_s(container.get("startupProbe", {}))
+    if startup < config.start_timeout_s:
+        problems.append(f"startupProbe ends loading after {startup} s")
     liveness = _patience_s(container.get("livenessProbe", {}))
     if liveness <= launcher.FRONTEND_LIMIT_S + launcher.HEARTBEAT_LIMIT_S:
         problems.append(f"livenessProbe acts after {liveness} s, before the launcher")

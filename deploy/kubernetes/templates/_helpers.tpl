@@ -35,7 +35,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{/* Seconds from the request to end a pod until it is killed. */}}
 {{- define "glimmer.graceSeconds" -}}
 {{- with .Values.termination -}}
-{{- add .preStopSeconds .drainTimeoutSeconds .slackSeconds -}}
+{{- add .preStopSeconds .drainDelaySeconds .drainTimeoutSeconds .slackSeconds -}}
 {{- end -}}
 {{- end -}}
 
@@ -57,7 +57,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* The command line, as a list of YAML. */}}
 {{- define "glimmer.args" -}}
-{{- $own := dict "model_dir" "model" "model_name" "model.name" "device" "gpus" "tp" "gpus" "host" "host" "port" "ports.http" "metrics_port" "ports.metrics" "runtime_dir" "nothing: it is fixed" "drain_timeout_s" "termination.drainTimeoutSeconds" "api_key_file" "apiKeys.secretName" "api_key" "apiKeys.secretName" "admin_api_key" "apiKeys.secretName" "config" "flags" -}}
+{{- $own := dict "model_dir" "model" "model_name" "model.name" "device" "gpus" "tp" "gpus" "host" "host" "port" "ports.http" "metrics_port" "ports.metrics" "runtime_dir" "nothing: it is fixed" "drain_delay_s" "termination.drainDelaySeconds" "drain_timeout_s" "termination.drainTimeoutSeconds" "api_key_file" "apiKeys.secretName" "api_key" "apiKeys.secretName" "admin_api_key" "apiKeys.secretName" "config" "flags" -}}
 {{- range $name, $value := $own -}}
 {{- if hasKey $.Values.flags $name -}}
 {{- fail (printf "flags.%s: the chart sets this flag; use %s" $name $value) -}}
@@ -72,6 +72,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 - --port={{ .Values.ports.http }}
 - --metrics_port={{ .Values.ports.metrics }}
 - --runtime_dir=/run/glimmer/server
+- --drain_delay_s={{ .Values.termination.drainDelaySeconds }}
 - --drain_timeout_s={{ .Values.termination.drainTimeoutSeconds }}
 {{- if .Values.apiKeys.secretName }}
 - --api_key_file=/etc/glimmer/keys/{{ .Values.apiKeys.file }}

@@ -11,7 +11,7 @@ pytestmark = NEEDS_HELM
 
 DEPLOYMENT, HELPERS = "templates/deployment.yaml", "templates/_helpers.tpl"
 NETWORK, POOL = "templates/networkpolicy.yaml", "templates/inferencepool.yaml"
-PROFILE = "values-h200-8gpu.yaml"
+PROFILE, VALUES = "values-h200-8gpu.yaml", "values.yaml"
 MISTAKES = {
     # name: (file, text, text in its place, the check that must catch it)
     "open brace": (DEPLOYMENT, "{{- end }}\n          ports:", "\n          ports:", "helm"),
@@ -49,16 +49,17 @@ MISTAKES = {
         "{path: /liveness, port: http}",
         "probes",
     ),
-    "short grace": (HELPERS, "add .preStopSeconds .drain", "add .drain", "times"),
+    "short grace": (HELPERS, ".drainTimeoutSeconds .slack", ".slack", "times"),
     "no grace": (
         DEPLOYMENT,
         '      terminationGracePeriodSeconds: {{ include "glimmer.graceSeconds" . }}\n',
         "",
         "times",
     ),
-    "no preStop": (DEPLOYMENT, "seconds: {{ . }}", "seconds: 0", "times"),
-    "hasty liveness": ("values.yaml", "failureThreshold: 6", "failureThreshold: 3", "times"),
-    "hasty startup": ("values.yaml", "failureThreshold: 180", "failureThreshold: 18", "times"),
+    "hasty refusal": (VALUES, "drainDelaySeconds: 15", "drainDelaySeconds: 0", "times"),
+    "grace without the delay": (HELPERS, ".preStopSeconds .drainDelaySeconds", "0", "times"),
+    "hasty liveness": (VALUES, "failureThreshold: 6", "failureThreshold: 3", "times"),
+    "hasty startup": (VALUES, "failureThreshold: 180", "failureThreshold: 18", "times"),
     "service of nothing": (
         "templates/service.yaml",
         "component: server",
