@@ -305,7 +305,7 @@ class Scheduler:
         if hello.role != "frontend":
             return
         if self._frontends.greeted(hello.index, hello.pid):
-            self.abort_frontend(hello.index)
+            self._abort_frontend(hello.index)
         if self.workers.ready:
             self._outbox.append(Outgoing("frontend", hello.index, self._ready_message()))
 
@@ -331,10 +331,16 @@ class Scheduler:
         if lost.role == "worker" and self.workers.is_hit(lost):
             self._lose_workers()
         elif lost.role == "frontend" and self._frontends.lost(lost.index):
-            self.abort_frontend(lost.index)
+            self._abort_frontend(lost.index)
 
-    def abort_frontend(self, index: int) -> None:
-        """Abort all requests of a frontend that died, or that does not read its messages."""
+    def cut_frontend(self, index: int) -> None:
+        """A frontend that is alive did not get a message. Abort its requests; that the engine is
+        ready may have been in the message, so it is said again."""
+        self._abort_frontend(index)
+        if self.workers.ready:
+            self._outbox.append(Outgoing("frontend", index, self._ready_message()))
+
+    def _abort_frontend(self, index: int) -> None:
         for request in [r for r in self._requests.values() if r.frontend == index]:
             self._finish(request, Ending("abort"), tell=False)
 

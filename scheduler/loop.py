@@ -172,13 +172,19 @@ class SchedulerLoop:
                 while self._running:
                     wait_ns = self._next_heartbeat_ns - time.monotonic_ns()
                     inbox = receiver.receive(max(0.0, wait_ns / 1e9))
-                    self.turn([message for message in inbox if self._accepts(message)])
-                    if time.monotonic_ns() >= self._next_heartbeat_ns:
+                    if self.take(inbox, receiver.malformed):
                         receiver.repair()
-                        self._beat(receiver.malformed)
             finally:
                 self._links.close()
                 logger.info("stopped; %d steps, mean %.0f us", self.steps, self._step_us)
+
+    def take(self, inbox: list[AnyMessage], malformed: int) -> bool:
+        """Work on messages that have arrived. Returns whether a heartbeat was sent."""
+        self.turn([message for message in inbox if self._accepts(message)])
+        if time.monotonic_ns() < self._next_heartbeat_ns:
+            return False
+        self._beat(malformed)
+        return True
 
     def _now_ns(self) -> int:
         """The time for the core. It stands still while this process is stopped, at any line."""
@@ -198,6 +204,11 @@ class SchedulerLoop:
             case Shutdown(drain_s=drain_s) if drain_s <= 0:
                 self._running = False
         return True
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was not told to stop."""
+        return self._running
 
     def turn(self, inbox: list[AnyMessage]) -> None:
         """Give the core its messages, and send its plans and messages."""
@@ -227,7 +238,7 @@ class SchedulerLoop:
         for index in self._links.full:
             logger.error("frontend %d does not read its messages: its requests are aborted", index)
             self._links.reopen_frontend(index)
-            self._core.abort_frontend(index)
+            self._core.cut_frontend(index)
             lost = PeerLost("frontend", index, "this process did not read its messages")
             self._links.frontend(index).send(lost)
         self._links.full.clear()

@@ -52,6 +52,7 @@ class Process:
     greeted: bool = False  # by its Hello: it handles the signal for stacks
     ready: bool = False
     stage: str = "starting"
+    started: float = field(default_factory=time.monotonic)
     heard: float = field(default_factory=time.monotonic)  # when it last sent anything
 
     @property

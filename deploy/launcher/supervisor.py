@@ -341,8 +341,11 @@ class Supervisor:
             for process in sorted(workers, key=lambda process: process.heard):
                 if not process.ready:
                     return process
+            if self._engine_ready_at == math.inf:  # all workers are, but it does not say so
+                return scheduler
         for process in self._children.of("frontend"):
-            since = max(process.heard, self._engine_ready_at)
+            since = process.heard if process.ready else process.started
+            since = max(since, self._engine_ready_at)
             if now - since > (FRONTEND_LIMIT_S if process.ready else patience):
                 return process
         return None

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # for its modules
 
-DEFAULT_SEEDS = 380  # 300,000 events
+DEFAULT_SEEDS = 190  # 160,000 events, and as many in test_server.py
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
