@@ -1,12 +1,14 @@
 """`glimmer check`: reports what would stop a server from starting, without starting it."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from ..shared.config import ServeConfig
 from ..shared.errors import ConfigError, ModelError, StartError
 from ..shared.model_spec import ModelSpec, load_model_spec
 from ..shared.resolve import resolve
+from .launcher.checksums import verify_checksums
 from .launcher.gpus import check_gpus
 from .launcher.launch import allow_files
 from .launcher.listen import bind_port
@@ -20,10 +22,16 @@ from .launcher.preflight import (
 from .launcher.runtime_dir import claim_runtime_dir, default_parent
 
 
-def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool = False) -> int:
+def check(
+    config: ServeConfig,
+    refused: Sequence[str] = (),
+    with_reference: bool = False,
+    with_golden: bool = False,
+) -> int:
     """Print one line per check. Returns the exit code of `glimmer serve` for the first problem,
     or 0. `refused` describes flags that would stop it. With `with_reference`, tokenizer and
-    template are compared with those of transformers."""
+    template are compared with those of transformers. `with_golden` stores a reference for the
+    self-test, if all else is right."""
     hardware = detect_hardware()
     codes: list[int] = []
 
@@ -54,6 +62,8 @@ def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool
         aspect("configuration", lambda: settled.append(resolve(config, spec, hardware)))
         aspect("model directory", lambda: check_model(settled[0] if settled else config, spec))
         aspect("tokenizer and defaults", lambda: _load_tokenizer(config, spec))
+        if config.verify_checksums:
+            aspect("checksums", lambda: verify_checksums(config))
         if settled:
             aspect("open files", lambda: allow_files(settled[0]))
             if settled[0].device == "cuda":
@@ -69,6 +79,8 @@ def check(config: ServeConfig, refused: Sequence[str] = (), with_reference: bool
         name = "--metrics_port"
         aspect(f"port {number}", lambda: bind_port(config.host, number, name).close())
     aspect("runtime directory", lambda: _try_runtime_dir(config))
+    if with_golden and not codes:
+        aspect(f"reference in {config.model_dir}", lambda: _write_golden(settled[0], spec))
     return codes[0] if codes else 0
 
 
@@ -79,7 +91,8 @@ def _load_tokenizer(config: ServeConfig, spec: ModelSpec) -> None:
 
     directory = Path(config.model_dir)
     try:
-        Tokenizer(directory, spec.vocab_size, config.chat_template)
+        with closing(Tokenizer(directory, spec.vocab_size, config.chat_template)) as tokenizer:
+            tokenizer.try_template()
         load_defaults(directory)
     except (OSError, ValueError) as error:
         raise ModelError(str(error)) from error
@@ -89,6 +102,12 @@ def _compare(config: ServeConfig, spec: ModelSpec) -> None:
     from .reference import compare_with_transformers
 
     compare_with_transformers(Path(config.model_dir), spec.vocab_size, config.chat_template)
+
+
+def _write_golden(config: ServeConfig, spec: ModelSpec) -> None:
+    from .golden import write_golden
+
+    write_golden(config, spec)
 
 
 def _try_runtime_dir(config: ServeConfig) -> None:

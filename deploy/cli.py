@@ -54,6 +54,8 @@ glimmer bench BENCHMARK --help lists a benchmark's options.
 _CHECK_DESCRIPTION = (
     "Report everything that would stop `glimmer serve` with the same options, without starting it."
     " With --reference, also compare the tokenizer and chat template with those of transformers."
+    " With --write_golden, run the model and store its tokens in the directory: later starts"
+    " compare theirs with them."
 )
 _HELP_FLAGS = ("-h", "--help")
 
@@ -180,12 +182,14 @@ def _check(argv: Sequence[str]) -> int:
         if any(flag in argv for flag in _HELP_FLAGS):
             serve_parser("glimmer check", _CHECK_DESCRIPTION).print_help()
             return 0
-        flags = [word for word in argv if word != "--reference"]
+        words = [word.replace("-", "_") if word.startswith("--") else word for word in argv]
+        own = {"__reference", "__write_golden"} & set(words)
+        flags = [word for word, name in zip(argv, words, strict=True) if name not in own]
         refused: list[str] = []
         config = with_model(parse_with_logging(flags, refused))
         from .check import check
 
-        return check(config, refused, with_reference=len(flags) < len(argv))
+        return check(config, refused, "__reference" in own, "__write_golden" in own)
 
     return guarded(run)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..shared.compat_flags import FAMILIES, FLAGS, REFUSED_FAMILIES, VARIABLES
-from ..shared.config import FIELD_GROUPS, ServeConfig
+from ..shared.config import FIELD_GROUPS, flag_fields
 from ..shared.flags import field_type
 
 _INTRO = """# Configuration
@@ -29,7 +29,7 @@ _EXIT_CODES = """## Exit codes
 | 1 | something else went wrong |
 | 2 | the command line does not parse |
 | 3 | values that do not fit together, this machine or the model |
-| 4 | checkpoint missing, truncated or inconsistent |
+| 4 | checkpoint missing, truncated or inconsistent, or changed while the server ran |
 | 5 | port or runtime directory in use |
 | 6 | GPU lost or unusable |
 """
@@ -62,7 +62,7 @@ def render() -> str:
 
 
 def _field_tables() -> Iterator[str]:
-    for field in dataclasses.fields(ServeConfig):
+    for field in flag_fields().values():
         if field.name in FIELD_GROUPS:
             if field.name != next(iter(FIELD_GROUPS)):
                 yield ""

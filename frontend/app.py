@@ -34,6 +34,7 @@ from ..shared.errors import (
     RequestError,
     TooLargeError,
 )
+from ..shared.fingerprint import check_unchanged
 from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
 from ..shared.log_format import request_fields
@@ -195,11 +196,13 @@ async def _live(child: Child, client: EngineClient) -> None:
         frontend = await asyncio.to_thread(
             load, child.config, client, None, usage, child.certificate_fd
         )
+        await asyncio.to_thread(frontend.tokenizer.try_template)
+        await asyncio.to_thread(check_unchanged, child.config)  # what was read, too
         child.launcher.send(Progress("frontend", child.index, "waiting for the engine"))
         state = client.state
         if not await _first_of(state.became_ready, state.shutdown):
+            frontend.tokenizer.close()
             return
-        frontend.tokenizer.start()
         frontend.grammars.start()
         tally = frontend.metrics.tally
         frontend.totals = ServerTotals(child.launcher, child.index, tally, state)

@@ -35,7 +35,8 @@ _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 def _option(default: Any, help: str, **meta: Any) -> Any:  # noqa: A002 - argparse's own word
     """A field with its help text. `meta` may hold choices, env (an environment name), alias,
     repeatable, bounds (least and most, checked by `resolve`), secret (the field holds SHA-256
-    digests of the values that were given) and private (shown only to holders of an admin key)."""
+    digests of the values that were given), private (shown only to holders of an admin key) and
+    internal (set by the launcher, no flag)."""
     return dataclasses.field(default=default, metadata={"help": help, **meta})
 
 
@@ -60,6 +61,14 @@ class ServeConfig:
     eos_id: tuple[int, ...] | None = _option(None, "end tokens; default: config.json")
     chat_template: str | None = _option(
         None, "Jinja file instead of the checkpoint's template", private=True
+    )
+    verify_checksums: bool = _option(
+        False,
+        "before the start, compare the model's files with the SHA-256 checksums that came with it "
+        "(SHA256SUMS, checksums.txt, *.sha256, or those of a download from Hugging Face)",
+    )
+    model_files: tuple[tuple[str, str], ...] = _option(
+        (), "path and stamp of each file of the model, see fingerprint.py", internal=True
     )
     # limits and memory
     tp: int = _option(1, "tensor-parallel ranks", bounds=(1, 1024))
@@ -335,8 +344,17 @@ class ServeConfig:
     def load(cls, path: Path) -> "ServeConfig":
         """Read what `save` wrote."""
         raw = json.loads(path.read_text())
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return cls(**values)
+        return cls(**{name: _frozen(value) for name, value in raw.items()})
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def flag_fields() -> "dict[str, dataclasses.Field[Any]]":
+    """The fields that have a flag, by name."""
+    fields = dataclasses.fields(ServeConfig)
+    return {field.name: field for field in fields if not field.metadata.get("internal")}
 
 
 FIELD_GROUPS = {  # first field of each group in flag help and docs

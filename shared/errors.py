@@ -4,7 +4,7 @@ GlimmerError
   StartError            the server cannot start; `exit_code` tells the caller why
     UsageError    2     bad command line
     ConfigError   3     values that contradict each other or do not fit this machine
-    ModelError    4     checkpoint missing, truncated, inconsistent
+    ModelError    4     checkpoint missing, truncated, inconsistent, changed, failing its self-test
     PortError     5     address or runtime directory already in use
     GpuError      6     GPU lost or unusable
   RequestError   400    the client's mistake; `field` names the parameter

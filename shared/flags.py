@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .compat_flags import FAMILIES, FLAGS, REFUSED_FAMILIES, VARIABLES, CompatFlag
-from .config import FIELD_GROUPS, ServeConfig, environment
+from .config import FIELD_GROUPS, ServeConfig, environment, flag_fields
 from .errors import ConfigError, UsageError
 from .secrets import key_digest
 
@@ -41,7 +41,7 @@ def parse_serve_args(
             flags = _parse(parser, _yaml_flags(parser, Path(config_file))) | flags
         except UsageError as error:
             raise ConfigError(f"--config {config_file}: {error}") from error
-    for name in _fields().keys() & flags.keys():
+    for name in flag_fields().keys() & flags.keys():
         value = flags.pop(name)
         values[name] = tuple(value) if isinstance(value, list) else value
     refusals = _check_compat_flags(flags)
@@ -69,7 +69,7 @@ def serve_parser(
         "--config", metavar="FILE", help="YAML file of flags; flags on the command line win"
     )
     group: argparse._ActionsContainer = parser
-    for field in _fields().values():
+    for field in flag_fields().values():
         if field.name in FIELD_GROUPS:
             group = parser.add_argument_group(FIELD_GROUPS[field.name])
         _add_field(group, field)
@@ -82,7 +82,7 @@ def _digests(values: Mapping[str, Any]) -> dict[str, Any]:
     """The secret fields among `values`, each key replaced by its digest. An empty key would let
     everybody in: raises ConfigError."""
     result = {}
-    for name, field in _fields().items():
+    for name, field in flag_fields().items():
         if field.metadata.get("secret") and name in values:
             keys = values[name]
             if not all(key.isprintable() and key.strip() == key != "" for key in keys):
@@ -94,10 +94,6 @@ def _digests(values: Mapping[str, Any]) -> dict[str, Any]:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
-
-
-def _fields() -> dict[str, "dataclasses.Field[Any]"]:
-    return {field.name: field for field in dataclasses.fields(ServeConfig)}
 
 
 def field_type(name: str) -> tuple[type, bool]:
@@ -236,7 +232,7 @@ def _yaml_flags(parser: argparse.ArgumentParser, path: Path) -> list[str]:
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """Fields set by environment variables. Raises ConfigError naming one that does not parse."""
     values: dict[str, Any] = {}
-    for name, field in _fields().items():
+    for name, field in flag_fields().items():
         variable = field.metadata.get("env")
         text = environ.get(variable, "") if variable else ""
         if field.metadata.get("secret") and variable in environ:

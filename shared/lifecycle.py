@@ -20,6 +20,7 @@ from pathlib import Path
 
 from .config import ServeConfig
 from .errors import StartError
+from .fingerprint import check_unchanged
 from .log import child_stderr, setup_logging
 from .messages import Hello
 from .transport import Sender, launcher_address
@@ -52,7 +53,8 @@ class Child:
 
 def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
     """The first call in `python -m glimmer.<process>`. Makes this process die with its parent,
-    reads the configuration, sets up logging, connects to the launcher and sends Hello."""
+    reads the configuration, sets up logging, connects to the launcher and sends Hello. Raises
+    ModelError if the model's files changed since the launcher started."""
     args = _parser(role).parse_args(argv)
     if args.parent_pid is not None:
         die_with_parent(args.parent_pid, args.death_fd)
@@ -61,6 +63,7 @@ def start_child(role: str, argv: Sequence[str] | None = None) -> Child:
         faulthandler.register(STACKS_SIGNAL, args.report_fd)
     config = ServeConfig.load(Path(args.runtime_dir) / CONFIG_FILE)
     setup_logging(f"{role}-{args.index}", config.log_level, config.log_format)
+    check_unchanged(config)
     launcher = Sender.connect(launcher_address(args.runtime_dir))
     child = Child(
         role,

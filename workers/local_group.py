@@ -6,7 +6,7 @@ the slots. The slots take turns: a rank that starts exchange k + 2 has heard of 
 started exchange k + 1, so they have read the slots of exchange k.
 
 Rank 0 makes the file and a socket pair for each two ranks, and passes them on over a socket in the
-runtime directory. They have no names, so no other process can open them and nothing is left behind.
+runtime directory. They have no names, so no other user can open them and nothing is left behind.
 """
 
 import contextlib

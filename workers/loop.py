@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..shared.errors import StartError
+from ..shared.fingerprint import check_unchanged
 from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
 from ..shared.messages import Counts, Progress, Ready, Shutdown, StepPlan, WorkerFailed
 from ..shared.transport import Receiver, Sender, scheduler_address, worker_address
+from .self_test import self_test
 from .startup import load_runner
 from .step import ModelRunner, PendingStep
 
@@ -53,6 +55,9 @@ def _load_and_serve(child: Child, scheduler: Sender) -> int:
         child.launcher.send(Progress("worker", child.index, stage, done, total))
 
     runner = load_runner(child.config, child.index, child.epoch, Path(child.runtime_dir), report)
+    report("self-test", 0, 0)
+    self_test(runner, child.config)
+    check_unchanged(child.config)  # again: the files may have changed while they were read
     with Receiver.bind(worker_address(child.runtime_dir, child.epoch, child.index)) as inbox:
         ready = Ready("worker", child.index, child.epoch, num_pages=runner.num_pages)
         logger.info("rank %d is ready with %d KV pages", child.index, runner.num_pages)

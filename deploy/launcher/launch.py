@@ -12,9 +12,11 @@ from pathlib import Path
 
 from ...shared.config import ServeConfig
 from ...shared.errors import ConfigError
+from ...shared.fingerprint import take_fingerprint
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
 from ...shared.resolve import resolve
+from .checksums import verify_checksums
 from .gpu_health import watch_gpus
 from .gpus import check_gpus
 from .launcher import Launcher
@@ -60,7 +62,13 @@ def launch(
         check_gpus(config, hardware)
         check_model(config, spec)
         check_memory(config, spec, hardware)
-        config = dataclasses.replace(config, port=port.number, runtime_dir=str(runtime.path))
+        known = verify_checksums(config) if config.verify_checksums else {}
+        config = dataclasses.replace(
+            config,
+            port=port.number,
+            runtime_dir=str(runtime.path),
+            model_files=take_fingerprint(config, known),
+        )
         config.save(runtime.path / CONFIG_FILE)
         threads = max(1, hardware.num_cpus // config.tp)
         fds = (port.fileno(), metrics_port.fileno() if metrics_port else None)

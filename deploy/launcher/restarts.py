@@ -6,7 +6,9 @@ A unit is what is restarted together: the engine (the scheduler and all workers)
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from ...shared.errors import PortError
+from ...shared.config import ServeConfig
+from ...shared.errors import ModelError, PortError
+from ...shared.fingerprint import changed_files, describe_changes
 from .supervise import Process
 
 _MAX_ATTEMPTS = 3  # restarts in a row after which the engine or a frontend did not become ready
@@ -19,9 +21,9 @@ ENGINE = "engine"
 class Restarts:
     """Restarts so far, and those that are due. A start is the (role, index) of a process."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], config: ServeConfig) -> None:
         """`clock` gives monotonic seconds."""
-        self._clock = clock
+        self._clock, self._config = clock, config
         self.counts: Counter[str] = Counter()  # all of them: "engine" or "frontend"
         self._attempts: Counter[str] = Counter()  # by unit, since it was last ready
         self._recent: dict[str, list[float]] = {}  # by unit: times of its last restarts
@@ -29,8 +31,12 @@ class Restarts:
 
     def lost(self, process: Process, starts: Iterable[tuple[str, int]]) -> str:
         """Schedule `starts`: at once the first time, later after repeated losses. Returns why not,
-        after `_MAX_ATTEMPTS` restarts in a row that did not make the unit ready; otherwise "". A
+        after `_MAX_ATTEMPTS` restarts in a row that did not make the unit ready, and at once if the
+        model changed on disk; otherwise "". A
         runtime directory that is full is no reason to give up: it has room again some day."""
+        is_bad_model = process.returncode == ModelError.exit_code
+        if is_bad_model and (changed := changed_files(self._config)):
+            return describe_changes(changed)
         unit = unit_of(process)
         attempts = self._attempts[unit]
         is_broken = process.returncode != PortError.exit_code

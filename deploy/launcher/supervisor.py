@@ -88,7 +88,7 @@ class Supervisor:
         # When clients can make no new connections, and when requests are refused; then infinite.
         self._settle_at = self._drain_at = math.inf
         self._deadline = 0.0  # of the drain or stop
-        self._restarts = Restarts(clock)
+        self._restarts = Restarts(clock, config)
         self._stalled = False  # the stacks of this stall are in the log
         self._num_stalls = 0
         self.gpu_states: list[GpuState] = []  # as last heard of

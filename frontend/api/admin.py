@@ -4,13 +4,13 @@ Routes by which one user could disturb all others need an admin key: flushing th
 aborting requests of others. On a server without keys they need `--enable_admin_api`.
 """
 
-import dataclasses
 from typing import Annotated
 
 from aiohttp import web
 from msgspec import Meta, Struct
 
 from ... import __version__
+from ...shared.config import flag_fields
 from ...shared.errors import RequestError
 from ..access.guard import check_admin
 from ..context import CONTEXT, FRONTEND, Frontend, clean_id
@@ -33,7 +33,7 @@ async def server_info(request: web.Request) -> web.Response:
     is_admin = key is not None and key.is_admin
     info = {
         field.name: getattr(frontend.config, field.name)
-        for field in dataclasses.fields(frontend.config)
+        for field in flag_fields().values()
         if not field.metadata.get("secret") and (is_admin or not field.metadata.get("private"))
     }
     state = frontend.client.state

@@ -70,9 +70,14 @@ class Renderer:
         try:
             return self.child.ask(message)
         except TimeoutError:
-            raise _failed(f"took longer than {self.child.limit_s:g} s on them") from None
+            problem = f"took longer than {self.child.limit_s:g} s on them"
+            raise TooSlowError(str(_failed(problem)), field="messages") from None
         except ChildDiedError:
             return b""
+
+
+class TooSlowError(RequestError):
+    """Rendering took too long, perhaps because the machine is busy."""
 
 
 def _failed(problem: str) -> RequestError:

@@ -8,6 +8,7 @@ itself may spell them.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from ..wire.schema import wrong
 from .detokenize import Vocabulary
 from .fair_queue import LARGE_FOR, FairQueue
 from .plain import PlainEncoder
-from .template import Rendered, Renderer, check_template
+from .template import Rendered, Renderer, TooSlowError, check_template
 
 _THREADS = 2
 _MANY_TOKENS = 1 << 18
@@ -46,7 +47,9 @@ _ALWAYS_VISIBLE = frozenset(
 )
 # Settings that templates use as variables.
 _TOKEN_NAMES = tuple(f"{name}_token" for name in "bos eos unk sep pad cls mask".split())
+_TRIAL = "Hello, can you hear me?"
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -80,6 +83,7 @@ class Tokenizer:
             self._plain = PlainEncoder(self._backend)
         except ValueError as error:
             raise ModelError(f"{model_dir}/tokenizer.json: {error}") from error
+        self._bad_template = ModelError if chat_template is None else ConfigError
         self._renderer: Renderer | None = None
         self._large = [Preparer() for _ in range(_LARGE_PROMPTS)]
         if template is not None:
@@ -94,10 +98,27 @@ class Tokenizer:
         self._render_pool = ThreadPoolExecutor(1, thread_name_prefix="render")
         self._reserved = _RESERVED | tokens.keys()
 
-    def start(self) -> None:
-        """Start the rendering process, so that the first prompt need not wait for it."""
-        if self._renderer is not None:
-            self._render_pool.submit(self._renderer.child.start)
+    def try_template(self) -> None:
+        """Render one user message, which also starts the process for the first prompt. Raises
+        ModelError, or ConfigError for a given `chat_template`, if that fails or prints nothing.
+        Warns if the message's text is left out."""
+        renderer = self._renderer
+        if renderer is None:
+            return
+        messages = [{"role": "user", "content": _TRIAL}]
+        arguments = {"messages": messages, "tools": None, "add_generation_prompt": True}
+        try:
+            # In this thread, with which the process ends.
+            text = self._render_pool.submit(renderer.render, arguments).result().text
+        except TooSlowError as error:
+            logger.warning("a trial of the chat template: %s", error)
+            return
+        except RequestError as error:
+            raise self._bad_template(f"{error}. Tried: one user message, {_TRIAL!r}") from None
+        if not text.strip():
+            raise self._bad_template("the chat template prints nothing for a user message")
+        if _TRIAL not in text:
+            logger.warning("the chat template leaves out the text of a user message: %.200r", text)
 
     async def encode(
         self, text: str, field: str, max_tokens: int, add_special_tokens: bool = False

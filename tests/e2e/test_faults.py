@@ -5,8 +5,10 @@ Tokens of streams that survive are those of streams that nothing happened to.
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,3 +172,29 @@ def test_a_lost_rank_takes_its_group_along_and_a_lost_launcher_everything(
         wait_until(lambda: not any(map(psutil.pid_exists, pids)), 10, "all processes gone")
         wait_until(lambda: not server.runtime_dir.exists(), 10, "runtime directory gone")
         assert server.get("/health")[0] == 0
+
+
+def test_streams_end_with_an_error_when_other_weights_are_on_the_disk(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    shards = sorted(model.glob("*.safetensors"))
+    lines = [f"{hashlib.sha256(shard.read_bytes()).hexdigest()}  {shard.name}" for shard in shards]
+    (model / "SHA256SUMS").write_text("\n".join(lines))
+
+    def replace_weights() -> None:
+        with shards[0].open("r+b") as file:
+            file.seek(-1000, os.SEEK_END)
+            file.write(b"\1" * 1000)
+        send(server, "worker-0")
+
+    with running_server(
+        model, tmp_path / "s", "--data_type", "float32", "--verify_checksums"
+    ) as server:
+        assert f"{len(shards)} checksums are right" in server.log.read_text()
+        endings = asyncio.run(during_streams(server, replace_weights))
+        assert endings == ["error"] * STREAMS
+        assert server.launcher.wait(30) == 4
+        log = server.log.read_text()
+    assert f"the model changed on disk while the server ran: {shards[0].name}" in log

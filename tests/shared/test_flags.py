@@ -1,11 +1,10 @@
-import dataclasses
 import logging
 import re
 from pathlib import Path
 
 import pytest
 from glimmer.shared.compat_flags import FLAGS
-from glimmer.shared.config import ServeConfig
+from glimmer.shared.config import ServeConfig, flag_fields
 from glimmer.shared.errors import ConfigError, UsageError
 from glimmer.shared.flags import parse_serve_args, serve_parser
 from glimmer.shared.secrets import key_digest
@@ -251,8 +250,9 @@ def test_ignored_variables_are_warned_about(caplog: pytest.LogCaptureFixture) ->
 
 def test_help_names_every_field_with_its_default() -> None:
     text = serve_parser().format_help()
-    for field in dataclasses.fields(ServeConfig):
-        assert f"--{field.name}" in text
+    for name in flag_fields():
+        assert f"--{name}" in text
+    assert "--model_files" not in text
     assert "(default 8000)" in text
     assert "--pd_master_ip" not in text
 

@@ -15,10 +15,9 @@ from typing import Any
 
 from ...shared.config import ServeConfig
 from ...shared.errors import ModelError
+from ...shared.fingerprint import INDEX_FILE, SINGLE_FILE
 from ...shared.model_spec import ModelSpec
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 _MAX_HEADER_BYTES = 32 << 20  # also of the index; a tensor takes some 150
 _MAX_DIMS = 8
 _MAX_TENSORS = 200_000

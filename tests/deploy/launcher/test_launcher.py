@@ -1,6 +1,7 @@
 import contextlib
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -275,6 +276,37 @@ def test_an_engine_that_never_comes_back_ends_the_server(serve: Serve) -> None:
     assert "giving up: 3 restarts of the engine in a row did not help; last: worker 0" in log
     assert "frontend told: PeerLost(role='scheduler'" in log
     assert not server.runtime.exists()
+
+
+@pytest.mark.parametrize(
+    ("victim", "name"),
+    [
+        ("worker", "model-00001-of-00002.safetensors"),
+        ("scheduler", "tokenizer.json"),
+        ("frontend", "chat_template.jinja"),
+    ],
+)
+def test_a_process_restarts_over_touched_files_but_not_over_others(
+    serve: Serve, tiny_model: Path, tmp_path: Path, victim: str, name: str
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    server = serve("--model_dir", str(model), "--httpserver_workers", "2")
+    server.ready_line()
+    for path in model.iterdir():
+        path.touch()
+    kill(server, f"fake_{victim}")
+    server.await_log(f"started {victim} 0 again" if victim == "frontend" else READY_AGAIN)
+    server.await_children(scheduler=1, worker=1, frontend=2)
+    with (model / name).open("r+b") as file:
+        file.seek(-3, os.SEEK_END)
+        file.write(b"xyz")
+    kill(server, f"fake_{victim}")
+    assert server.wait() == 4
+    problem = f"giving up: the model changed on disk while the server ran: {name}"
+    assert server.log.count(problem) == 1
+    told = f"frontend told: PeerLost(role='scheduler', index=0, reason='{problem[11:]}"
+    assert told in server.log or victim == "frontend"  # the other one may still be starting
 
 
 def test_streams_that_drain_survive_a_lost_worker_but_end_with_the_scheduler(

@@ -239,3 +239,56 @@ def test_a_checkpoint_that_does_not_fit_is_a_model_error(tiny_model: Path, tmp_p
     (tmp_path / "broken").write_text("one\n{% if %}")
     with pytest.raises(ConfigError, match=r"broken: line 2"):
         Tokenizer(tiny_model, 584, str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ raise_exception('no system message') }}", "no system message"),
+        ("{{ messages[1].content }}", "UndefinedError"),
+        ("{% if tools %}{{ messages }}{% endif %}\n", "prints nothing"),
+    ],
+)
+def test_a_template_that_fails_on_a_simple_message_is_found_at_the_start(
+    tiny_model: Path, tmp_path: Path, template: str, problem: str
+) -> None:
+    path = tmp_path / "t.jinja"
+    path.write_text(template)
+    with (
+        closing(Tokenizer(tiny_model, 1056, str(path))) as tokenizer,
+        pytest.raises(ConfigError, match=problem),
+    ):
+        tokenizer.try_template()
+    shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copy(path, tmp_path / "model/chat_template.jinja")
+    with (
+        closing(Tokenizer(tmp_path / "model", 1056)) as tokenizer,
+        pytest.raises(ModelError, match=problem),
+    ):
+        tokenizer.try_template()
+
+
+def test_a_template_without_the_users_text_or_too_slow_on_a_busy_machine_is_a_warning(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.jinja"
+    for template, warning in (
+        ("hello", "leaves out the text"),
+        (
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "longer",
+        ),
+    ):
+        path.write_text(template)
+        with closing(Tokenizer(tiny_model, 1056, str(path), render_limit_s=0.5)) as tokenizer:
+            tokenizer.try_template()
+        assert warning in caplog.text
+        caplog.clear()
+
+
+def test_a_trial_of_a_good_template_says_nothing(
+    tiny_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with closing(Tokenizer(tiny_model, 1056)) as tokenizer:
+        tokenizer.try_template()
+    assert not caplog.records
