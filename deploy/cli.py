@@ -27,6 +27,7 @@ commands:
   demo    serve the bundled model and ask it    glimmer demo [--once]
   ask     ask a running server one question     glimmer ask http://localhost:8000
   check   report what would stop `serve`        glimmer check DIR
+  systemd write units for this machine          glimmer systemd --print DIR
   bench   measure speed                         glimmer bench serve
 
 options:
@@ -70,7 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] in ("-V", "--version"):
         print(f"glimmer {__version__}")
         return 0
-    commands = {"serve": serve, "demo": _demo, "ask": _ask, "check": _check, "bench": _bench}
+    commands = {
+        "serve": serve,
+        "demo": _demo,
+        "ask": _ask,
+        "check": _check,
+        "systemd": _systemd,
+        "bench": _bench,
+    }
     if words[0] not in commands:
         return guarded(lambda: _unknown(f"unknown command {words[0]!r}", commands))
     return commands[words[0]](words[1:])
@@ -192,6 +200,12 @@ def _check(argv: Sequence[str]) -> int:
         return check(config, refused, "__reference" in own, "__write_golden" in own)
 
     return guarded(run)
+
+
+def _systemd(argv: Sequence[str]) -> int:
+    from .systemd.command import main as write_units
+
+    return guarded(lambda: write_units(argv))
 
 
 def _bench(argv: Sequence[str]) -> int:

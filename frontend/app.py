@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from ..shared.fingerprint import check_unchanged
 from ..shared.lifecycle import Child
 from ..shared.log import dropped_lines
 from ..shared.log_format import request_fields
-from ..shared.messages import Progress, Ready
+from ..shared.messages import Progress, Ready, Reloaded
 from ..shared.model_spec import load_model_spec
 from .access.guard import Access
 from .access.reload import keep_current
@@ -214,7 +215,8 @@ async def _live(child: Child, client: EngineClient) -> None:
         helpers = [asyncio.create_task(task) for task in (frontend.connections.run(), beat)]
         reloaders = [part.reloader for part in (frontend.access, frontend.tls) if part]
         if reloaders:
-            helpers.append(asyncio.create_task(keep_current(reloaders, state.reload)))
+            current = keep_current(reloaders, state.reload, partial(_answer_reload, child))
+            helpers.append(asyncio.create_task(current))
         if usage is not None and frontend.access is not None:
             helpers.append(asyncio.create_task(frontend.access.follow_others()))
         if frontend.config.metric_gateway and child.index == 0:  # the metrics are of all processes
@@ -231,6 +233,10 @@ async def _live(child: Child, client: EngineClient) -> None:
             frontend.tokenizer.close()
             if frontend.tracer is not None:
                 frontend.tracer.close()
+
+
+def _answer_reload(child: Child, problem: str) -> None:
+    child.launcher.send(Reloaded(child.index, problem))
 
 
 async def _beat(child: Child, frontend: Frontend) -> None:

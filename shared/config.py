@@ -390,6 +390,16 @@ def stderr_is_journal() -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{stderr.st_dev}:{stderr.st_ino}"
 
 
+def take_service_manager() -> tuple[str, float]:
+    """The socket on which systemd waits for messages about this process ("": it does not), and the
+    longest time in seconds between two signs of life (0: no limit). Child processes do not get the
+    variables, since the messages are about the launcher."""
+    address = os.environ.pop("NOTIFY_SOCKET", "")
+    watchdog_us, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
+    is_ours = watchdog_us.isdecimal() and pid in ("", str(os.getpid()))
+    return address, int(watchdog_us) / 1e6 if is_ours else 0.0
+
+
 def monitor_credentials() -> tuple[str, str]:
     """User and password for the push gateway. They are not in ServeConfig, because that is written
     to a file and shown by /get_server_info."""

@@ -395,6 +395,14 @@ class Reload(Message, frozen=True):
     """Launcher -> frontends, on SIGHUP: read the files of keys and certificates again."""
 
 
+class Reloaded(Message, frozen=True):
+    """Frontend -> launcher, after a Reload. `problem`: why old contents stay in use; "" if none
+    do."""
+
+    index: int
+    problem: str = ""
+
+
 class Shutdown(Message, frozen=True):
     """Launcher -> all processes. `drain_s` > 0: refuse new requests and finish running ones within
     that time. `drain_s` == 0: stop now."""
@@ -420,5 +428,6 @@ AnyMessage = (
     | PeerLost
     | WorkerFailed
     | Reload
+    | Reloaded
     | Shutdown
 )

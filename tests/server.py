@@ -172,3 +172,45 @@ def running_server(
                 launcher.wait()
         wait_until(lambda: not any(map(psutil.pid_exists, pids)), 10, "all processes gone")
         wait_until(lambda: not runtime_dir.exists(), 10, "runtime directory gone")
+
+
+class ServiceListener:
+    """Plays systemd: a socket for sd_notify(3), and the fields of each message that was heard."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.heard: list[dict[str, str]] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        self._socket.settimeout(0.2)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> None:
+        """Everything that has arrived."""
+        with contextlib.suppress(TimeoutError):
+            while True:
+                lines = self._socket.recv(4096).decode().split("\n")
+                self.heard.append(dict(line.split("=", 1) for line in lines))
+
+    def wait_for(self, timeout_s: float = 30.0, **fields: str) -> int:
+        """The number of the first message with these fields."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for number, message in enumerate(self.heard):
+                if fields.items() <= message.items():
+                    return number
+            assert time.monotonic() < deadline, f"{fields} not in {self.heard}"
+            self.read()
+
+    def forget(self) -> None:
+        """What was heard so far."""
+        self.read()
+        self.heard.clear()
+
+
+def under_systemd(address: str, watchdog_s: float = 1e3) -> tuple[str, ...]:
+    """The wrapper of a server whose service manager listens at this address."""
+    variables = (f"NOTIFY_SOCKET={address}", f"WATCHDOG_USEC={int(watchdog_s * 1e6)}")
+    return ("env", *variables)

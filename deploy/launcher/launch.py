@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...shared.config import ServeConfig
-from ...shared.errors import ConfigError
+from ...shared.errors import ConfigError, StartError
 from ...shared.fingerprint import take_fingerprint
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.model_spec import load_model_spec
@@ -23,6 +23,7 @@ from .launcher import Launcher
 from .listen import bind_port
 from .preflight import check_access, check_extras, check_memory, check_model, detect_hardware
 from .runtime_dir import claim_runtime_dir, default_parent
+from .service import ServiceManager
 from .supervise import Children, JanitorKeeper, Modules
 
 _MAX_FILES = 65536
@@ -39,6 +40,20 @@ def launch(
     `config` is as parsed. `on_ready` is called once, with the launcher and the server's URL.
     Returns the exit code. Raises StartError if the server cannot start.
     """
+    service = ServiceManager.of_environment()
+    try:
+        return _launch(config, modules or Modules(), on_ready, service)
+    except StartError as error:
+        service.failed(str(error))
+        raise
+
+
+def _launch(
+    config: ServeConfig,
+    modules: Modules,
+    on_ready: Callable[[Launcher, str], None] | None,
+    service: ServiceManager,
+) -> int:
     started = time.monotonic()
     spec = load_model_spec(Path(config.model_dir))
     hardware = detect_hardware()
@@ -72,11 +87,11 @@ def launch(
         config.save(runtime.path / CONFIG_FILE)
         threads = max(1, hardware.num_cpus // config.tp)
         fds = (port.fileno(), metrics_port.fileno() if metrics_port else None)
-        children = Children(runtime.path, modules or Modules(), threads, *fds)
+        children = Children(runtime.path, modules, threads, *fds)
         gpus = watch_gpus(config)
         if gpus is not None:
             stack.callback(gpus.close)
-        launcher = Launcher(config, children, janitor, port, started, on_ready)
+        launcher = Launcher(config, children, janitor, port, started, on_ready, service)
         launcher.gpus = gpus
         return launcher.run()
 

@@ -15,11 +15,11 @@ from ...shared.config import ServeConfig
 from ...shared.errors import GpuError
 from ...shared.lifecycle import CONFIG_FILE
 from ...shared.log import write_aside
-from ...shared.messages import Reload
 from ...shared.transport import Receiver, launcher_address
 from .gpu_health import GpuHealth
 from .listen import HttpPort
 from .progress import StartDisplay
+from .service import ServiceManager
 from .signals import can_open_terminal, handlers
 from .supervise import Children, JanitorKeeper
 from .supervisor import TICK_S, Phase, Supervisor
@@ -40,6 +40,7 @@ class Launcher:
         port: HttpPort,
         started: float,
         on_ready: Callable[["Launcher", str], None] | None,
+        service: ServiceManager,
     ) -> None:
         """`started` is the monotonic time at which the command began. `on_ready` is called once,
         with this launcher and the server's URL."""
@@ -49,6 +50,7 @@ class Launcher:
         self._port = port
         self._started = started
         self._on_ready = on_ready
+        self._service = service
         self._stop_requests = 0
         self._is_reload_asked = False
         self._has_terminal = can_open_terminal()
@@ -69,6 +71,7 @@ class Launcher:
             time.monotonic,
             self._announce,
         )
+        self._supervisor.service = self._service
         self._next_repair = self._started
         with (
             Receiver.bind(launcher_address(str(self._children.runtime_dir))) as inbox,
@@ -92,10 +95,10 @@ class Launcher:
             self._wake_write.send(b"\0")
 
     def _hang_up(self) -> None:
-        """SIGHUP: read key and certificate files again. Stop if there are none, or if the signal
-        came because the terminal was closed."""
+        """SIGHUP: read key and certificate files again. Stop if the signal came because the
+        terminal was closed; also if there are no files, unless it came from systemd's reload."""
         is_closed = self._has_terminal and not can_open_terminal()
-        if self._config.can_reload and not is_closed:
+        if (self._config.can_reload or self._service.is_there) and not is_closed:
             self._is_reload_asked = True
         else:
             self.stop()
@@ -139,7 +142,7 @@ class Launcher:
         supervisor = self._supervisor
         if self._is_reload_asked:
             self._is_reload_asked = False
-            supervisor.tell("frontend", Reload())
+            supervisor.reload()
         if self._stop_requests == 0:
             return
         if self._stop_requests > 1 or supervisor.phase is Phase.STARTING:
@@ -162,6 +165,7 @@ class Launcher:
             f"{self._supervisor.capacity:,} tokens  started in {took_s:.1f} s\n"
         )
         write_aside(sys.stdout.fileno(), line)
+        self._service.ready(line.partition(": ")[2].strip())
         if self._on_ready is not None:
             self._on_ready(self, url)
 

@@ -25,12 +25,15 @@ from ...shared.messages import (
     PeerLost,
     Progress,
     Ready,
+    Reload,
+    Reloaded,
     Shutdown,
     WorkerFailed,
 )
 from .listen import HttpPort
 from .progress import StartDisplay
 from .restarts import ENGINE, Restarts
+from .service import ServiceManager
 from .supervise import Children, Process, start_error
 from .totals import Totals
 
@@ -40,6 +43,7 @@ TICK_S = 1.0
 _STOP_WAIT_S = 5.0  # processes that got a Shutdown are killed after this time
 _SETTLE_S = 0.3  # for the first request on a connection that was just made
 _DRAIN_GRACE_S = 3.0  # frontends end the streams that outlast the drain within this time
+_STOP_SLACK_S = 15.0  # more that systemd grants, for processes that die slowly
 # The scheduler's main loop never waits for a worker, so a slow step delays no heartbeat.
 HEARTBEAT_LIMIT_S = 10.0
 # A frontend also parses bodies and renders prompts. Killing it breaks its streams.
@@ -95,6 +99,11 @@ class Supervisor:
         self._totals = Totals()  # of frontends
         self._worker_losses = Totals()  # log lines
         self._last_tick = self._next_beat = clock()
+        self.service = ServiceManager()  # told how the server is; set before `start`
+        self._steps = -1  # of the last heartbeat
+        self._progress_at = clock()  # steps have advanced, or there was no work
+        self._reloading: set[int] = set()  # frontends that are reading files again
+        self._reload_problem = ""
 
     @property
     def has_ended(self) -> bool:
@@ -139,11 +148,14 @@ class Supervisor:
                 self._on_peer_ready(message)
             case Heartbeat(stall=stall):
                 self._hear("scheduler", 0, _RUNNING)
+                self._note_progress(message)
                 if stall and not self._stalled:
                     self._num_stalls += 1
                     logger.warning("%s", stall)
                     self._children.log_stacks("a step does not end")
                 self._stalled = bool(stall)
+            case Reloaded(index, problem):
+                self._end_reload(index, problem)
             case Counts(role="worker"):
                 self._worker_losses.add(message)
             case Counts(index=index):
@@ -170,7 +182,32 @@ class Supervisor:
             process.stage = stage
             if self.phase is Phase.STARTING:
                 self._display.update(process.name, stage, done, total)
+                patience = self._config.start_timeout_s
+                self.service.loading(process.name, stage, done, total, patience)
         return process
+
+    def _note_progress(self, heartbeat: Heartbeat) -> None:
+        busy = heartbeat.num_running + heartbeat.num_waiting + heartbeat.num_paused > 0
+        if heartbeat.steps != self._steps or not (busy and heartbeat.worker_ready):
+            self._steps, self._progress_at = heartbeat.steps, self._clock()
+
+    def reload(self) -> None:
+        """Let all frontends read the files of keys and certificates again."""
+        self._reload_problem = ""
+        self.service.reloading()
+        if self._config.can_reload:
+            self._reloading = {p.index for p in self._children.of("frontend") if p.ready}
+            self.tell("frontend", Reload())
+        if not self._reloading:
+            self.service.ready()
+
+    def _end_reload(self, index: int, problem: str = "") -> None:
+        """A frontend has read its files, or has ended: its successor reads them as they are."""
+        self._reload_problem = problem or self._reload_problem
+        if index in self._reloading:
+            self._reloading.discard(index)
+            if not self._reloading and self.phase is Phase.SERVING:
+                self.service.ready(self._reload_problem)
 
     def _check_hello(self, role: str, index: int, config_hash: str, protocol: int) -> None:
         if protocol == PROTOCOL_VERSION and config_hash == self._config.config_hash():
@@ -196,7 +233,7 @@ class Supervisor:
             self._restarts.helped(process)
         if ready.role == "scheduler":
             self.capacity = ready.num_pages * self._config.page_size
-            self._engine_ready_at = self._clock()
+            self._engine_ready_at = self._progress_at = self._clock()
             if self.phase is Phase.SERVING:
                 logger.info("the engine is ready again (epoch %d)", ready.epoch)
         frontends = self._children.of("frontend")
@@ -225,6 +262,7 @@ class Supervisor:
         logger.error("lost %s (pid %d): %s", process.name, process.pid, reason)
         if process.role == "frontend":
             self.tell("scheduler", PeerLost("frontend", process.index, reason))
+            self._end_reload(process.index)
             if self.phase is Phase.SERVING:
                 self._restart(process, reason, [("frontend", process.index)])
         elif process.role == "scheduler" or process.epoch == self._epoch:
@@ -309,6 +347,8 @@ class Supervisor:
         if now < self._next_beat:
             return
         self._next_beat = now + TICK_S
+        if self.phase is not Phase.STARTING and self._advances(now):
+            self.service.alive()
         for process in self._children.of("frontend"):
             process.sender.send(self._launcher_beat(process.index))
 
@@ -350,6 +390,14 @@ class Supervisor:
                 return process
         return None
 
+    def _advances(self, now: float) -> bool:
+        """Whether systemd's watchdog may be fed. Processes that are silent and steps that hang are
+        ended here. If one stays for much longer than allowed, the launcher itself is at fault."""
+        grace = self.service.watchdog_s / 2
+        limit = self._progress_at + self._config.step_timeout_s + grace
+        has_steps = self._engine_ready_at == math.inf or now <= limit
+        return has_steps and self._stuck(now - grace) is None
+
     def leave(self) -> None:
         """Send new clients elsewhere: /readiness fails, and replies close their connections. Before
         the drain begins, no connection is made for a moment, so that each that was made has sent
@@ -359,6 +407,9 @@ class Supervisor:
         delay = self._config.drain_delay_s
         self._is_leaving = True
         self._next_beat = self._clock()
+        seconds = delay + self._config.drain_timeout_s
+        patience = seconds + _SETTLE_S + _DRAIN_GRACE_S + _STOP_WAIT_S + _STOP_SLACK_S
+        self.service.stopping(f"draining for up to {seconds:.0f} s", patience)
         self._settle_at = self._drain_at = self._next_beat + delay
         if delay:
             logger.info("stopping: new requests are accepted for %.0f s", delay)
@@ -379,6 +430,7 @@ class Supervisor:
             return
         # A process that is still loading does not read its inbox, and killing it loses nothing.
         patience = 0.0 if self.phase is Phase.STARTING else _STOP_WAIT_S
+        self.service.stopping("stopping", patience + _STOP_SLACK_S)
         self.phase = Phase.STOPPING
         self.exit_code = exit_code
         self._deadline = self._clock() + patience

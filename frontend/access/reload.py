@@ -28,20 +28,22 @@ class Reloader:
         self._loaded = self._latest = self._look()
         load()
 
-    def check(self, at_once: bool = False) -> None:
+    def check(self, at_once: bool = False) -> str:
         """Load again if the files have changed since the last time, and not since the last check;
-        in any case if `at_once`."""
+        in any case if `at_once`. Returns why the old contents stay in use; "" if they do not."""
         before, self._latest = self._latest, self._look()
         is_at_rest = self._latest == before and self._latest != self._loaded
         if not at_once and not is_at_rest:
-            return
+            return ""
         self._loaded = self._latest
         try:
             self._load()
         except ConfigError as error:
-            logger.error("the old %s stay in use: %s", self._name, error)
-        else:
-            logger.info("read the %s again", self._name)
+            problem = f"the old {self._name} stay in use: {error}"
+            logger.error("%s", problem)
+            return problem
+        logger.info("read the %s again", self._name)
+        return ""
 
     def _look(self) -> Look:
         """Time, size and number of each file; None for one that cannot be seen."""
@@ -56,14 +58,17 @@ def _look(path: str) -> tuple[int, int, int] | None:
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
-async def keep_current(reloaders: Iterable[Reloader], asked: asyncio.Event) -> None:
-    """Check until cancelled: regularly, and at once when `asked` is set. A disk that hangs blocks
-    a thread and nothing else."""
+async def keep_current(
+    reloaders: Iterable[Reloader], asked: asyncio.Event, answer: Callable[[str], None]
+) -> None:
+    """Check until cancelled: regularly, and at once when `asked` is set. `answer` is then called
+    with the problems. A disk that hangs blocks a thread and nothing else."""
     reloaders = list(reloaders)
     while True:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asked.wait(), _PERIOD_S)
         at_once = asked.is_set()
         asked.clear()
-        for reloader in reloaders:
-            await asyncio.to_thread(reloader.check, at_once)
+        problems = [await asyncio.to_thread(reloader.check, at_once) for reloader in reloaders]
+        if at_once:
+            answer("; ".join(filter(None, problems)))

@@ -1,6 +1,7 @@
 """A whole server with API keys: users share nothing, get equal shares, and keys leave no trace."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,14 @@ import aiohttp
 import psutil
 import pytest
 from glimmer.shared.secrets import key_digest
-from server import RunningServer, free_port, running_server, wait_until
+from server import (
+    RunningServer,
+    ServiceListener,
+    free_port,
+    running_server,
+    under_systemd,
+    wait_until,
+)
 
 KEYS = {"alice": "sk-alice", "bob": "sk-bob", "ops": "sk-ops"}
 ROWS = 2
@@ -30,15 +38,35 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceListener]:
+    """What the server tells systemd."""
+    with contextlib.closing(ServiceListener(str(tmp_path_factory.mktemp("n") / "n"))) as listener:
+        yield listener
+
+
+@pytest.fixture(scope="module")
 def server(
-    tiny_model: Path, key_file: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path,
+    key_file: Path,
+    service: ServiceListener,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[RunningServer]:
     """One with a key file, a key on its command line, and two rows."""
     key_file.write_text(key_lines("alice", "bob", "ops"))
     flags = ["--api_key_file", str(key_file), "--api_key", "sk-visible", "--data_type", "float32"]
     flags += ["--running_max_req_size", str(ROWS), "--metrics_port", str(free_port())]
-    with running_server(tiny_model, tmp_path_factory.mktemp("r"), *flags) as running:
+    wrapper = under_systemd(service.address)
+    directory = tmp_path_factory.mktemp("r")
+    with running_server(tiny_model, directory, *flags, wrapper=wrapper) as running:
         yield running
+
+
+def test_systemd_hears_of_the_start(server: RunningServer, service: ServiceListener) -> None:
+    ready = service.wait_for(READY="1")
+    stages = " ".join(message.get("STATUS", "") for message in service.heard[:ready])
+    assert "worker 0: loading weights" in stages
+    assert server.url in service.heard[ready]["STATUS"]
+    assert service.wait_for(WATCHDOG="1") > ready
 
 
 async def post(server: RunningServer, key: str, body: Any, path: str = "/generate") -> Any:
@@ -105,7 +133,10 @@ def test_no_key_is_in_a_command_line_an_environment_a_file_or_the_log(
     assert "sk-" not in server.log.read_text()
 
 
-async def test_keys_change_while_a_stream_runs(server: RunningServer, key_file: Path) -> None:
+async def test_keys_change_while_a_stream_runs(
+    server: RunningServer, key_file: Path, service: ServiceListener
+) -> None:
+    service.forget()
     tokens = 300
     body = {"inputs": [1], "parameters": {"max_new_tokens": tokens, "ignore_eos": True}}
     headers = {"x-api-key": KEYS["bob"]}
@@ -120,6 +151,7 @@ async def test_keys_change_while_a_stream_runs(server: RunningServer, key_file: 
         async with asyncio.timeout(20):
             while (await post(server, KEYS["bob"], probe))[0] != 401:
                 await asyncio.sleep(0.02)
+        assert service.wait_for(READY="1") > service.wait_for(RELOADING="1")
         rest = (await reply.read()).decode()
     assert rest.count('"finished":false') >= tokens - 20
     assert json.loads(rest.strip().rsplit("data:", 1)[1])["finished"]

@@ -106,6 +106,7 @@ The frontend writes the reply: one JSON body, or the last events of a stream.
 | `WorkerFailed` | worker or scheduler to launcher | a rank cannot continue, or does not answer |
 | `PeerLost` | launcher to the others | a process died |
 | `Reload` | launcher to frontends | SIGHUP: read key and certificate files again |
+| `Reloaded` | frontend to launcher | files were read again, or the reason why old contents stay |
 | `Shutdown` | launcher to all | drain, or stop now |
 """
 

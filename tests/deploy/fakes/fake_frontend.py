@@ -5,7 +5,7 @@ import sys
 import threading
 
 from glimmer.shared.lifecycle import run_child, start_child
-from glimmer.shared.messages import PeerLost, Progress, Ready, Reload, Shutdown
+from glimmer.shared.messages import PeerLost, Progress, Ready, Reload, Reloaded, Shutdown
 from glimmer.shared.transport import Receiver, Sender, frontend_address, scheduler_address
 
 STREAM = (
@@ -50,6 +50,8 @@ def main() -> int:
                         child.launcher.send(Ready("frontend", child.index))
                     case PeerLost() | Reload():
                         print(f"frontend told: {message}", file=sys.stderr, flush=True)
+                        if isinstance(message, Reload):
+                            child.launcher.send(Reloaded(child.index))
                     case Shutdown(drain_s):
                         print(f"frontend told: {message}", file=sys.stderr, flush=True)
                         if drain_s == 0 or child.config.model_owner != "slow-streams":

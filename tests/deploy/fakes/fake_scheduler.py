@@ -8,6 +8,7 @@ from glimmer.shared.messages import Heartbeat, Hello, PeerLost, Ready, Shutdown
 from glimmer.shared.transport import Receiver, Sender, frontend_address, scheduler_address
 
 HEARTBEAT = Heartbeat(0, 0, 0, 0, 8, 8, 0, True, 0, 0, 0, 0, 0)
+STUCK = Heartbeat(0, 1, 0, 0, 8, 8, 0, True, 0, 0, 0, 0, 0)  # a request runs, and no step ends
 
 
 def main() -> int:
@@ -41,7 +42,8 @@ def main() -> int:
                             return 0
             if time.monotonic() - beat > 0.5 and child.config.model_owner != "mute-scheduler":
                 beat = time.monotonic()
-                child.launcher.send(HEARTBEAT)
+                is_stuck = child.config.model_owner == "stuck-steps"
+                child.launcher.send(STUCK if is_stuck else HEARTBEAT)
 
 
 if __name__ == "__main__":

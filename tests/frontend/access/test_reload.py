@@ -32,9 +32,13 @@ def file(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def watching(server: Any) -> Iterator[asyncio.Event]:
+def watching(server: Any, answers: list[str] | None = None) -> Iterator[asyncio.Event]:
+    """`answers`: those to requests to read the file at once."""
+    answers = [] if answers is None else answers
     asked = server.frontend.client.state.reload
-    task = asyncio.create_task(keep_current([server.frontend.access.reloader], asked))
+    task = asyncio.create_task(
+        keep_current([server.frontend.access.reloader], asked, answers.append)
+    )
     yield asked
     task.cancel()
 
@@ -138,3 +142,19 @@ def test_a_process_that_starts_while_the_file_is_broken_has_the_last_good_keys(
     (runtime / "api-keys").unlink()
     with pytest.raises(ConfigError, match="line 1"):
         Access(config)
+
+
+async def test_who_asks_for_new_files_hears_when_they_are_read_and_what_is_wrong(
+    start: Any, file: Path
+) -> None:
+    server = await start(api_key_file=str(file))
+    answers: list[str] = []
+    with watching(server, answers) as asked:
+        for text in (f"b:{B}\n", "what is this"):
+            file.write_text(text)
+            asked.set()
+            await server.settle(lambda: not asked.is_set())
+        await server.settle(lambda: len(answers) == 2)
+        assert await ask(server, "sk-b") == 200
+    assert answers[0] == ""
+    assert answers[1].startswith("the old API keys stay in use: ")

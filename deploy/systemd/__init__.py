@@ -1,0 +1,1 @@
+"""systemd units for a node, and `glimmer systemd`, which writes them."""
