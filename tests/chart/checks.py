@@ -15,7 +15,7 @@ import jsonschema_rs
 import pytest
 import yaml
 from chart.render import Object, one, pods, server
-from glimmer.deploy.launcher import launcher
+from glimmer.deploy.launcher import supervisor
 from glimmer.frontend.access.guard import PUBLIC_PATHS
 from glimmer.shared.config import ServeConfig
 from glimmer.shared.errors import StartError
@@ -134,7 +134,7 @@ def times(objects: list[Object]) -> list[str]:
     if startup < config.start_timeout_s:
         problems.append(f"startupProbe ends loading after {startup} s")
     liveness = _patience_s(container.get("livenessProbe", {}))
-    if liveness <= launcher.FRONTEND_LIMIT_S + launcher.HEARTBEAT_LIMIT_S:
+    if liveness <= supervisor.FRONTEND_LIMIT_S + supervisor.HEARTBEAT_LIMIT_S:
         problems.append(f"livenessProbe acts after {liveness} s, before the launcher")
     return problems
 
