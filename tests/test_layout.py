@@ -46,6 +46,7 @@ LONG_FILES: dict[str, str] = {
 # No test imports these, nor a module that imports them.
 EXERCISED_OTHERWISE: dict[str, str] = {
     "deploy/bench/fake_server.py": "tests/deploy/bench/test_overhead.py starts it",
+    "deploy/launcher/signals.py": "tests/deploy/launcher/test_service.py sends signals to servers",
     "deploy/lightllm/server/api_server.py": "tests/deploy/test_cli.py runs it by its other name",
 }
 NOT_IN_THE_WHEEL = (
