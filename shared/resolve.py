@@ -18,6 +18,8 @@ _TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _DEFAULT_NAME = "default_model_name"
 _CPU_BATCH_TOKENS = 2048  # a step of 8k tokens would take a minute
 _CHUNK_TOKENS = 8192
+# With drafts, 4 tokens per page made an illegal memory access on an H200; 16 and 64 did not.
+_LEAST_PAGE_WITH_DRAFTS = 16
 _PERSONAL = {
     "running_max_req_size": 6,
     "batch_max_tokens": 2048,
@@ -220,6 +222,11 @@ def _size_problems(config: ServeConfig, spec: ModelSpec) -> list[str]:
         )
     if capacity is not None and capacity < config.page_size:
         problems.append(f"--max_total_token_num {capacity} is below --page_size {config.page_size}")
+    if config.device == "cuda" and config.mtp_mode and config.page_size < _LEAST_PAGE_WITH_DRAFTS:
+        problems.append(
+            f"--page_size {config.page_size} with --mtp_mode: on a GPU at least "
+            f"{_LEAST_PAGE_WITH_DRAFTS}"
+        )
     return problems
 
 

@@ -57,6 +57,13 @@ def test_defaults_come_from_model_and_machine() -> None:
     assert asked.llm_prefill_att_backend == ("fa3",)
 
 
+def test_small_pages_are_refused_where_drafts_cannot_have_them() -> None:
+    assert "--page_size 4 with --mtp_mode" in problems(f"--page_size 4 {EAGLE}", FOUR_GPUS)
+    settle(f"--page_size 16 {EAGLE}", FOUR_GPUS)
+    settle("--page_size 4", FOUR_GPUS)
+    settle(f"--page_size 4 {EAGLE}")
+
+
 def test_what_the_user_said_stays() -> None:
     line = "--device cpu --data_type fp32 --eos_id 3 --max_req_total_len 100 --model_name me"
     line += " --batch_max_tokens 64 --chunked_prefill_size 32 --running_max_req_size 7"

@@ -132,7 +132,7 @@ def test_a_budget_in_the_middle_of_wrong_drafts(
 @pytest.mark.parametrize("num_rows", [2, 6])
 def test_on_a_card_where_steps_overlap(engine_of: Callable[..., Engine], num_rows: int) -> None:
     """With 2 rows they are taken over while their last steps run."""
-    flags = {"device": "cuda", "running_max_req_size": num_rows}
+    flags = {"device": "cuda", "running_max_req_size": num_rows, "page_size": 64}
     plain = engine_of(**flags).run(submits())
     for number, budget in enumerate(BUDGETS):
         assert THINK_END in plain[number][: budget + 1] or not 0 <= budget < 40
