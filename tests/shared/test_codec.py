@@ -34,6 +34,8 @@ def example(kind: type[Message]) -> Message:
         bool: True,
         SamplingParams: SAMPLING,
         list[int]: [0, 2**40],
+        list[float]: [0.5, 2.0**40],
+        list[messages.GpuState]: [messages.GpuState("GPU-1", False, 2)],
         messages.StepTimes: messages.StepTimes([1, 2], 0.5),
     }
     by_name = {
@@ -52,7 +54,7 @@ def example(kind: type[Message]) -> Message:
 
 
 def test_the_list_of_types_is_complete() -> None:
-    assert len(MESSAGE_TYPES) == 17
+    assert len(MESSAGE_TYPES) == 19
     assert set(MESSAGE_TYPES) == set(messages.AnyMessage.__args__)
 
 

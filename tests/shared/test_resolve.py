@@ -33,7 +33,7 @@ def test_nothing_is_left_open() -> None:
     open_by_design = {"model_owner", "chat_template", "max_total_token_num", "performance_mode"}
     open_by_design |= {"mtp_mode", "mtp_draft_model_dir", "reasoning_parser", "runtime_dir"}
     open_by_design |= {"metric_gateway", "metrics_port", "api_key_file", "key_max_requests"}
-    open_by_design |= {"ssl_certfile", "ssl_keyfile"}
+    open_by_design |= {"ssl_certfile", "ssl_keyfile", "otlp_traces_endpoint"}
     open_by_design |= {"key_max_queued_tokens", "key_tokens_per_minute"}
     values = dataclasses.asdict(config)
     assert {name for name, value in values.items() if value is None} == open_by_design
