@@ -168,6 +168,7 @@ def test_probes_on_their_own_port_do_not_wait_for_the_work(server: RunningServer
     url = log_of(server).partition("probes and metrics: ")[2].split()[0]
     times: list[float] = []
     wait_until(lambda: server.get("/health")[0] == 200, 30, "healthy after the tests before")
+    wait_until(server.is_ready, 30, "ready after the tests before")
 
     async def probe() -> None:
         async with aiohttp.ClientSession() as session:

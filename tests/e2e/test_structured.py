@@ -104,19 +104,12 @@ def test_replies_are_valid_under_two_hundred_random_schemas(server: RunningServe
 
 def bombs() -> dict[str, dict[str, Any]]:
     """Fields of hostile requests; each name begins with the parameter that must be blamed."""
-    nested: Any = {"type": "null"}
-    for _ in range(230):
-        nested = {"properties": {"a": nested}, "required": ["a"]}
     refs = {f"d{n}": {"items": {"$ref": f"#/$defs/d{n + 1}"}} for n in range(3000)}
-    twins = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
-    twins["d40"] = {"minLength": 1}
-    doubling = {"$defs": twins, "properties": {"a": {"$ref": "#/$defs/d0"}}}
     ors = [{"anyOf": [{"required": [f"p{n}{k}"]} for k in range(4)]} for n in range(20)]
     rules = "".join(f"r{n}: r{n + 1}\n" for n in range(3000))
     terminals = "".join(f"R{n}: R{n + 1} R{n + 1}\n" for n in range(60))
     endless = {"$defs": {"n": {"properties": {"n": {"$ref": "#/$defs/n"}}, "required": ["n"]}}}
     return {
-        "guided_json nested too deeply": {"guided_json": nested},
         "guided_json 300 kB": {"guided_json": {"description": "x" * 300_000}},
         "guided_json a chain of references": {
             "guided_json": {"$ref": "#/$defs/d0", "$defs": {**refs, "d3000": {}}}
@@ -144,8 +137,13 @@ def bombs() -> dict[str, dict[str, Any]]:
                 "json_schema": {"name": "n", "schema": {"uniqueItems": True}},
             }
         },
-        "tools[0].function.parameters doubling": {
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": doubling}}],
+        "tools[0].function.parameters combinations": {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "f", "parameters": {"allOf": ors}, "strict": True},
+                }
+            ],
             "tool_choice": "required",
         },
     }
@@ -154,11 +152,19 @@ def bombs() -> dict[str, dict[str, Any]]:
 def harmless() -> list[dict[str, Any]]:
     """Fields that look like bombs. The library follows them as far as the output goes."""
     arrays = {"type": "array", "minItems": 1000, "items": {"maxItems": 1000, "type": "array"}}
+    twins = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    twins["d40"] = {"minLength": 1}
+    doubling = {"$defs": twins, "properties": {"a": {"$ref": "#/$defs/d0"}}}
+    nested: Any = {"type": "null"}
+    for _ in range(230):
+        nested = {"properties": {"a": nested}, "required": ["a"]}
     return [
         {"guided_json": {"type": "string", "maxLength": 10**9}},
         {"guided_json": {"type": "string", "pattern": "(a{900}){900}"}},
         {"guided_json": {"enum": [f"{n} value" for n in range(15_000)]}},
         {"guided_json": arrays},
+        {"guided_json": nested},
+        {"guided_json": doubling},
         {"guided_regex": "[^x]{1,100000}"},
     ]
 
@@ -193,7 +199,8 @@ def test_bombs_are_refused_while_a_stream_goes_on(server: RunningServer) -> None
         assert reply["error"]["param"] == name.split()[0], (name, reply)
     for fields in harmless():
         status, reply = drop(fields)
-        assert (status, reply["choices"][0]["finish_reason"]) == (200, "length"), fields
+        assert status == 200, (fields, reply)
+        assert reply["choices"][0]["finish_reason"] in ("length", "stop")
     stream.join(200)
     assert sum(line.startswith(b"data:") for line in lines) == 900
     assert ask(server, {"const": 1}, 1) == ("stop", "1")  # the checker is well

@@ -13,7 +13,7 @@ CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_schema_conformance,response_headers_conformance,unsupported_method"
 )
-NUM_OPERATIONS = 37
+NUM_OPERATIONS = 38
 
 
 async def beat(engine: Any) -> None:

@@ -380,6 +380,13 @@ class Group:
         assert isinstance(result, StepResult)
         return result
 
+    def launch(self, plan: StepPlan) -> StepResult:
+        """The same: this and `finish` are the runner's."""
+        return self.run(plan)
+
+    def finish(self, result: StepResult) -> StepResult:
+        return result
+
     def exit_codes(self) -> list[int]:
         """Wait for the end of all processes."""
         return [process.wait(60) for process in self.processes]
