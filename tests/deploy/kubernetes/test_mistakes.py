@@ -135,7 +135,7 @@ def plant(name: str, folder: Path) -> Path:
 
 
 def problems(name: str, chart: Path) -> list[str]:
-    """What the check that is named for the mistake finds."""
+    """Findings of the check that must catch the mistake."""
     check = MISTAKES[name][3]
     if check == "helm":
         with pytest.raises(ChartError) as refusal:
